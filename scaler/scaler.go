@@ -1,0 +1,207 @@
+package scaler
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// A Backend describes what runs the instances of one revision of a service.
+// It is the provisioned form of a configuration: making, checking and
+// comparing one has no side effects, so a configuration can be loaded,
+// validated and thrown away without touching a platform.
+//
+// Backends are guest modules of Caddy in the namespace usher.backends.
+type Backend interface {
+	// Open makes the thing that runs. It is called once for a revision and
+	// returns quickly, without waiting for the platform: what goes wrong
+	// later is told through Env.Report and the errors of Scale. An error of
+	// Open itself is a failure for good.
+	Open(Env) (Scaler, error)
+
+	// Fingerprint identifies everything that shapes an instance, with
+	// placeholders resolved. Two backends of the same type with equal
+	// fingerprints make the same instances: a reload that changes nothing
+	// else keeps what runs. It may be derived from secrets and is never shown.
+	Fingerprint() string
+
+	// Redacted returns the configuration in a form that encodes to JSON and
+	// can be shown to operators: secrets are replaced by "***".
+	Redacted() any
+}
+
+// A Scaler is the adapter to one platform for one revision of one service.
+// It reports what runs, and carries out orders. Everything it learns goes
+// through Env.Report, and the control loop calls its methods without holding
+// a lock. Its methods are safe for concurrent use; at most one Scale is in
+// flight at a time.
+type Scaler interface {
+	// Scale gives an absolute order: be so many, and if that is fewer, stop
+	// these. Giving the same order again changes nothing. Scale returns when
+	// the platform has accepted or refused the order; a report that reflects
+	// an accepted order (its Desired, and for local platforms its instances)
+	// has been delivered before it returns. The error is a *Failure, or is
+	// treated as one with ReasonPlatform.
+	//
+	// An order that could be carried out in part is carried out in part, and
+	// the report says what there is.
+	Scale(ctx context.Context, order Order) error
+
+	// Close ends the adapter and everything it keeps running for itself.
+	// What becomes of the instances is the platform's custom: those of a
+	// local platform end with it (with order.StopTimeout between the stop
+	// signal and the kill), unless they were started to outlive it; those of
+	// a remote platform are left as they are. Close returns when no report
+	// will follow, at the latest when ctx ends.
+	Close(ctx context.Context, stopTimeout time.Duration) error
+}
+
+// Traits tell the control loop about the nature of a platform.
+type Traits struct {
+	// Local is true where instances are processes of this machine that
+	// belong to this Caddy: a start holds its place of start_limit until the
+	// instance is ready or failed, not only until it is accepted, and a
+	// service that is removed from the configuration has its instances
+	// drained and stopped.
+	Local bool
+}
+
+// Traiter is implemented by a Scaler whose Traits are not all zero.
+type Traiter interface {
+	Traits() Traits
+}
+
+// Confirmer is implemented by a Scaler that knows more about readiness than
+// a probe can tell: whether a connection that succeeded was really answered
+// by this instance.
+type Confirmer interface {
+	// Confirm is called after a probe of the instance has passed; the
+	// connection of a tcp probe is still open. It returns nil if the probe
+	// reached the instance, ErrNotYet if it may be asked again about the
+	// same probe in a moment, and any other error if the probe proved
+	// nothing and is to be repeated.
+	Confirm(ctx context.Context, instanceID string) error
+}
+
+// Recoverer is implemented by backend modules whose instances can outlive a
+// Caddy that was killed.
+type Recoverer interface {
+	// Recover finds and ends what an earlier Caddy with the same data
+	// directory left behind. It is called on an unprovisioned value, once in
+	// the life of a Caddy, in the background, and must not touch what
+	// belongs to a Caddy that still runs.
+	Recover(ctx context.Context, dataDir string, logger *zap.Logger)
+}
+
+// Env is what a running Scaler gets from its surroundings.
+type Env struct {
+	// Service is the name of the service.
+	Service string
+
+	// Revision names the revision; it is unique among all revisions of the
+	// service in the life of this Caddy, short, and URL-safe.
+	Revision string
+
+	// Logger belongs to the service. It always writes through the logging of
+	// the configuration that is in force.
+	Logger *zap.Logger
+
+	// DataDir is a directory below Caddy's data directory that the backends
+	// share. It may not exist yet.
+	DataDir string
+
+	// Local returns the options for local instances that are in force now.
+	Local func() LocalOptions
+
+	// Report delivers what the platform says. It returns quickly and never
+	// calls back into the Scaler. Reports must be delivered one at a time
+	// and in order; it may be called with the Scaler's own lock held. The
+	// first report is expected at once after Open where the platform can
+	// answer without delay.
+	Report func(Report)
+}
+
+// LocalOptions are the options of this machine for instances that run on it.
+type LocalOptions struct {
+	// PortFrom and PortTo bound the ports for instances, both included.
+	PortFrom, PortTo int
+
+	// Keep lets instances that are started from now on live on when Caddy
+	// exits for good.
+	Keep bool
+}
+
+// An Order tells a Scaler what to be.
+type Order struct {
+	// Instances is how many instances of the revision shall exist, those
+	// that are told to stop not counted.
+	Instances int
+
+	// Stop lists the ids of the instances to stop. They have been drained,
+	// or their time to drain is over. An id that does not exist (any more)
+	// is no error. If stopping them leaves more than Instances, the platform
+	// may choose further ones to stop; if fewer, it starts the difference.
+	Stop []string
+
+	// StopTimeout is the time from asking an instance to stop to killing it,
+	// where that is up to the backend.
+	StopTimeout time.Duration
+}
+
+// A Report is everything the platform says about a revision at one moment.
+// Reports are level-triggered: each replaces the one before.
+type Report struct {
+	// Instances lists every instance that exists. One that ended is listed
+	// once more, with PhaseEnded, and then no longer; one that is missing
+	// from the list without that is taken as ended without a word.
+	Instances []Instance
+
+	// Desired is the number of instances that the platform itself works
+	// towards. Where nothing replaces an instance that ends (local
+	// processes), it is the number of instances that are not stopping.
+	Desired int
+
+	// Trouble is a failure that concerns no single instance: the platform
+	// cannot be asked (ReasonPlatform: the list is then the last known
+	// truth), a quota that keeps instances from being made, a resource that
+	// is missing. Nil if all is well.
+	Trouble *Failure
+}
+
+// An Instance is one running copy of the service, as the platform sees it.
+type Instance struct {
+	// ID is unique among all instances of the service, for ever, and
+	// URL-safe. A container that restarts at the same address gets a new one.
+	ID string
+
+	// Network ("tcp" or "unix") and Address (host:port, or a path) are where
+	// the instance can be reached; both are empty until that is known. From
+	// then on it is probed.
+	Network, Address string
+
+	// Phase is where the instance is in its life.
+	Phase Phase
+
+	// Since is when the instance began to exist.
+	Since time.Time
+
+	// Failure says why an instance ended unasked, or what keeps one from
+	// starting; nil otherwise.
+	Failure *Failure
+}
+
+// Phase is where an instance is in its life, by the platform's word.
+type Phase uint8
+
+const (
+	// PhaseStarting: it exists. Whether it is ready is found out by probing.
+	PhaseStarting Phase = iota
+	// PhaseReady: it exists, and the platform's own check has passed. Only
+	// services with `ready platform` make use of the difference.
+	PhaseReady
+	// PhaseStopping: it was asked to stop, by whomever. It gets no request.
+	PhaseStopping
+	// PhaseEnded: it is gone.
+	PhaseEnded
+)

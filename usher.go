@@ -1,0 +1,3 @@
+// Package usher is a scale-to-zero load balancer for Caddy. Importing it
+// registers all of Usher's modules; it has no API of its own.
+package usher
