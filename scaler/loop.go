@@ -1,0 +1,378 @@
+package scaler
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/reserver"
+)
+
+// Loop is the control loop of one service: it decides how many instances
+// there should be, orders them, watches them become ready, and gives them to
+// the reserver. Its goroutine exists only while there is something to decide.
+//
+// All methods are safe for concurrent use.
+type Loop struct {
+	service  string
+	reserver *reserver.Service
+	budget   *Budget
+	observer Observer
+	log      *zap.Logger
+	env      Env
+
+	// places are the places of the start budget that the loop holds.
+	places atomic.Int64
+
+	// run guards the life of the goroutine. It is a leaf: nothing is locked
+	// under it, so anybody may call Poke.
+	run struct {
+		sync.Mutex
+		active bool
+		poked  chan struct{} // size 1
+		closed bool
+		wg     sync.WaitGroup // the goroutine, orders, probes, closings
+	}
+
+	mu        sync.Mutex
+	settings  Settings
+	revisions []*revision // oldest first; the last is the current one
+	made      int         // revisions ever made
+	history   []Sample
+	target    int
+	state     State
+	decisions []Decision
+	coldFrom  time.Time // when the cold start in progress began
+	coldCount int
+	coldLast  time.Duration
+	startMean time.Duration // moving average of cold starts
+
+	nudged    bool     // a start is wanted although nobody waits
+	asleep    bool     // put to sleep by an operator, until the next request
+	suspended *Refusal // turned off by an operator
+	exiting   *Refusal // Caddy exits
+	retired   bool     // no configuration has the service any more
+	onRetired func()
+	refusal   *Refusal // what the reserver was told last
+
+	failures     int  // failed starts in a row
+	hopeless     bool // one of them failed for good
+	lastFailure  *Failure
+	backoffUntil time.Time
+
+	ctx    context.Context // of everything in the background; ends with Close
+	cancel context.CancelFunc
+}
+
+// interruptAfter is how long requests inside an instance that is gone may
+// still end by themselves: an answer may be in the buffers of the connection.
+const interruptAfter = time.Second
+
+// ErrGone is the cause with which requests are interrupted whose instance is
+// gone.
+var ErrGone = fmt.Errorf("the instance is gone")
+
+// NewLoop returns the control loop of a service that has no instances and no
+// backend yet. The env is what its scalers get; Revision and Report are filled
+// in by the loop.
+func NewLoop(env Env, settings Settings, budget *Budget, observer Observer) *Loop {
+	l := &Loop{
+		service: env.Service, budget: budget, observer: observer, log: env.Logger, env: env,
+		settings: settings, state: Asleep,
+	}
+	l.run.poked = make(chan struct{}, 1)
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	return l
+}
+
+// Attach gives the loop the service's slots and line. It is called once,
+// before anything else.
+func (l *Loop) Attach(s *reserver.Service) { l.reserver = s }
+
+// Hooks returns what the reserver of the service has to call.
+func (l *Loop) Hooks() reserver.Hooks {
+	return reserver.Hooks{
+		Demand:  l.Poke,
+		Ejected: func(*reserver.Instance) { l.Poke() },
+		Drained: func(*reserver.Instance) { l.Poke() },
+	}
+}
+
+// Poke makes the loop decide anew. It never blocks.
+func (l *Loop) Poke() {
+	l.run.Lock()
+	defer l.run.Unlock()
+	if l.run.closed {
+		return
+	}
+	if !l.run.active {
+		l.run.active = true
+		l.run.wg.Add(1)
+		go l.decideUntilQuiet()
+		return
+	}
+	select {
+	case l.run.poked <- struct{}{}:
+	default:
+	}
+}
+
+// background runs f in a goroutine that Close waits for.
+func (l *Loop) background(f func()) {
+	l.run.Lock()
+	defer l.run.Unlock()
+	if l.run.closed {
+		return
+	}
+	l.run.wg.Add(1)
+	go func() {
+		defer l.run.wg.Done()
+		f()
+	}()
+}
+
+// decideUntilQuiet is the goroutine: it decides, sleeps until the next event
+// or the time at which the decision may change, and ends when no time is left
+// to wait for.
+func (l *Loop) decideUntilQuiet() {
+	defer l.run.wg.Done()
+	var timer *time.Timer
+	for {
+		next := l.decide(time.Now())
+		if next.IsZero() {
+			l.run.Lock()
+			select {
+			case <-l.run.poked:
+				l.run.Unlock()
+				continue
+			default:
+			}
+			l.run.active = false
+			l.run.Unlock()
+			if timer != nil {
+				timer.Stop()
+			}
+			return
+		}
+		wait := max(time.Until(next), 0)
+		if timer == nil {
+			timer = time.NewTimer(wait)
+		} else {
+			timer.Reset(wait)
+		}
+		select {
+		case <-l.run.poked:
+		case <-timer.C:
+		case <-l.ctx.Done():
+			timer.Stop()
+			l.run.Lock()
+			l.run.active = false
+			l.run.Unlock()
+			return
+		}
+	}
+}
+
+// Apply changes the settings: they take effect on what runs and waits.
+func (l *Loop) Apply(s Settings) {
+	l.mu.Lock()
+	check := !reflect.DeepEqual(l.settings.Check, s.Check)
+	l.settings = s
+	for _, r := range l.revisions {
+		for _, i := range r.instances {
+			if i.slots != nil {
+				i.slots.SetSlots(s.Concurrency)
+			}
+			if check && !i.stopping && !i.draining && i.Address != "" && (i.slots == nil || i.probe != nil) {
+				l.startProbe(i, 0)
+			}
+		}
+	}
+	l.mu.Unlock()
+	l.Poke()
+}
+
+// Adopt makes the backend the one of which new instances are made. It opens a
+// new revision; the instances of earlier ones serve until new ones are ready,
+// and are then drained and stopped.
+func (l *Loop) Adopt(b Backend) error {
+	l.mu.Lock()
+	l.made++
+	r := &revision{loop: l, id: fmt.Sprintf("r%d", l.made), backend: b, instances: make(map[string]*instance)}
+	l.mu.Unlock()
+
+	env := l.env
+	env.Revision = r.id
+	env.Report = func(rep Report) { l.reported(r, rep) }
+	s, err := b.Open(env)
+	if err != nil {
+		return err
+	}
+
+	l.mu.Lock()
+	r.scaler = s
+	if t, ok := s.(Traiter); ok {
+		r.traits = t.Traits()
+	}
+	r.confirmer, _ = s.(Confirmer)
+	l.revisions = append(l.revisions, r)
+	// What is said of the old revision's starts is not said of this one's.
+	l.failures, l.hopeless, l.lastFailure, l.backoffUntil = 0, false, nil, time.Time{}
+	l.refuse()
+	if r.early != nil {
+		l.take(r, *r.early)
+		r.early = nil
+	}
+	l.mu.Unlock()
+	l.Poke()
+	return nil
+}
+
+// Restart makes a new revision of the same: all instances are replaced, one
+// after the other, while they serve.
+func (l *Loop) Restart() error {
+	l.mu.Lock()
+	r := l.current()
+	l.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	return l.Adopt(r.backend)
+}
+
+// Wake starts an instance as a request would. A pause after failed starts is
+// cut short: somebody who asks by hand may have mended the cause.
+func (l *Loop) Wake() {
+	l.mu.Lock()
+	l.asleep = false
+	l.nudged = true
+	l.backoffUntil = time.Time{}
+	l.refuse()
+	l.mu.Unlock()
+	l.reserver.Touch()
+	l.Poke()
+}
+
+// Sleep drains and stops all instances until the next request. Who waits
+// counts as such a request.
+func (l *Loop) Sleep() {
+	l.mu.Lock()
+	l.asleep = true
+	l.nudged = false
+	l.reserver.Knocked()
+	// From here on who is inside no longer counts as demand.
+	for _, r := range l.revisions {
+		for _, i := range r.instances {
+			l.drain(i, time.Now())
+		}
+	}
+	l.mu.Unlock()
+	l.Poke()
+}
+
+// Suspend turns the service off: who waits is told the reason at once, who is
+// inside may finish, and everything is stopped, until Resume.
+func (l *Loop) Suspend(reason string) {
+	l.mu.Lock()
+	l.suspended = &Refusal{Kind: RefusedSuspended, Short: reason}
+	l.refuse()
+	l.mu.Unlock()
+	l.Poke()
+}
+
+// Resume ends a suspension.
+func (l *Loop) Resume() {
+	l.mu.Lock()
+	l.suspended, l.asleep = nil, false
+	l.refuse()
+	l.mu.Unlock()
+	l.Poke()
+}
+
+// Exit tells everybody who waits that Caddy exits. Ready instances go on
+// serving.
+func (l *Loop) Exit() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.exiting = &Refusal{Kind: RefusedExiting, Short: "the server is shutting down"}
+	l.refuse()
+}
+
+// Retire lets the service finish what it has. Then its local instances are
+// stopped, what runs on a remote platform is left as it is, and done is
+// called, once, in a goroutine of its own; the loop is closed by then.
+func (l *Loop) Retire(done func()) {
+	l.mu.Lock()
+	l.retired, l.onRetired = true, done
+	l.mu.Unlock()
+	l.Poke()
+}
+
+// Unretire takes Retire back. It returns false if it is too late.
+func (l *Loop) Unretire() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.retired && l.onRetired == nil {
+		return false
+	}
+	l.retired, l.onRetired = false, nil
+	return true
+}
+
+// StopInstance drains and stops one instance. It returns false if there is no
+// such instance.
+func (l *Loop) StopInstance(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.revisions {
+		if i, ok := r.instances[id]; ok {
+			i.doomed = true
+			l.drain(i, time.Now())
+			l.Poke()
+			return true
+		}
+	}
+	return false
+}
+
+// Close ends the loop and closes its scalers, which stop their local
+// instances. It waits for everything that the loop has started, but not
+// longer than ctx.
+func (l *Loop) Close(ctx context.Context) error {
+	l.run.Lock()
+	l.run.closed = true
+	l.run.Unlock()
+	l.cancel()
+
+	l.mu.Lock()
+	revisions := l.revisions
+	stop := l.settings.StopTimeout
+	l.mu.Unlock()
+	var wg sync.WaitGroup
+	errs := make([]error, len(revisions))
+	for k, r := range revisions {
+		wg.Go(func() { errs[k] = r.scaler.Close(ctx, stop) })
+	}
+	wg.Wait()
+	l.run.wg.Wait()
+	l.budget.claim(l, 0, false, time.Time{})
+	l.budget.giveBack(int(l.places.Swap(0)))
+	for _, err := range errs {
+		if err != nil {
+			return fmt.Errorf("service %s: closing its backend: %w", l.service, err)
+		}
+	}
+	return nil
+}
+
+func (l *Loop) current() *revision {
+	if len(l.revisions) == 0 {
+		return nil
+	}
+	return l.revisions[len(l.revisions)-1]
+}

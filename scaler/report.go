@@ -1,0 +1,409 @@
+package scaler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/reserver"
+)
+
+// revision is what one backend runs. Guarded by the loop's lock.
+type revision struct {
+	loop      *Loop
+	id        string
+	backend   Backend
+	scaler    Scaler
+	traits    Traits
+	confirmer Confirmer
+
+	instances map[string]*instance
+	early     *Report // said before Open had returned
+	desired   int     // what the platform works towards
+	ordered   int     // the last number that was ordered or adopted
+	trouble   *Failure
+	missing   time.Time // since when fewer instances exist than desired
+
+	ordering bool // an order is on its way
+	retryAt  time.Time
+	retries  int
+	closing  bool
+}
+
+// instance is one instance of a revision. Guarded by the loop's lock.
+type instance struct {
+	Instance
+	revision *revision
+
+	slots       *reserver.Instance // nil until it is ready for the first time
+	readySince  time.Time
+	unreadyFrom time.Time // when it began to start, or was ejected
+	withdrawn   bool      // the platform took its readiness back
+	doomed      bool      // it will be stopped, whatever demand says
+	draining    bool      // cordoned, until drainUntil
+	drainUntil  time.Time
+	stopping    bool     // told to stop, by us or by somebody else
+	told        bool     // by us
+	blamed      *Failure // the failure that was counted for it while it starts
+	probe       context.CancelFunc
+	lastProbe   error
+}
+
+func (i *instance) state() InstanceState {
+	switch {
+	case i.Phase == PhaseEnded:
+		return InstanceEnded
+	case i.stopping:
+		return InstanceStopping
+	case i.draining:
+		return InstanceDraining
+	case i.slots == nil:
+		return InstanceStarting
+	case i.withdrawn || i.slots.Stats().Ejected:
+		return InstanceEjected
+	}
+	return InstanceReady
+}
+
+// status describes i.
+func (i *instance) status() InstanceStatus {
+	st := InstanceStatus{
+		ID: i.ID, Revision: i.revision.id, Network: i.Network, Address: i.Address,
+		State: i.state(), Since: i.Since,
+	}
+	if i.slots != nil {
+		s := i.slots.Stats()
+		st.Slots, st.InUse = s.Slots, s.InUse
+	}
+	return st
+}
+
+// changed tells the observer about i.
+func (l *Loop) changed(i *instance) { l.observer.InstanceChanged(i.status()) }
+
+// reported takes a report in. It is what Env.Report calls.
+func (l *Loop) reported(r *revision, rep Report) {
+	l.mu.Lock()
+	if r.scaler == nil {
+		// Open is still at work: what it says first is taken in when it is
+		// known who says it. Only the latest counts.
+		r.early = &rep
+		l.mu.Unlock()
+		return
+	}
+	l.take(r, rep)
+	l.mu.Unlock()
+	l.Poke()
+}
+
+// take merges a report with what is known. The lock is held.
+func (l *Loop) take(r *revision, rep Report) {
+	now := time.Now()
+	seen := make(map[string]bool, len(rep.Instances))
+	for _, ri := range rep.Instances {
+		seen[ri.ID] = true
+		i := r.instances[ri.ID]
+		if i == nil {
+			if ri.Phase == PhaseEnded && ri.Failure == nil {
+				continue
+			}
+			i = &instance{Instance: ri, revision: r, unreadyFrom: now}
+			r.instances[ri.ID] = i
+			if ri.Phase != PhaseEnded {
+				l.log.Debug("instance exists", zap.String("instance", i.ID), zap.String("address", i.Address))
+				l.changed(i)
+			}
+		}
+		l.update(i, ri, now)
+	}
+	for id, i := range r.instances {
+		if !seen[id] {
+			i.Phase = PhaseEnded
+			l.ended(i, nil, now)
+		}
+	}
+	l.adoptNumber(r, rep, now)
+	l.trouble(r, rep.Trouble)
+}
+
+// update takes in what a report says about one instance.
+func (l *Loop) update(i *instance, ri Instance, now time.Time) {
+	i.Instance = ri
+	switch ri.Phase {
+	case PhaseEnded:
+		l.ended(i, ri.Failure, now)
+		return
+	case PhaseStopping:
+		if !i.stopping {
+			i.stopping = true
+			i.stopProbe()
+			if i.slots != nil {
+				i.slots.Cordon()
+			}
+			l.changed(i)
+		}
+		return
+	}
+	if i.stopping {
+		return
+	}
+	switch platform := l.settings.Check.Kind == CheckPlatform; {
+	case platform && ri.Phase == PhaseReady && ri.Address != "":
+		l.ready(i)
+	case platform && i.slots != nil && !i.withdrawn:
+		// Ready no longer: no new request until it is again.
+		i.withdrawn, i.unreadyFrom = true, now
+		i.slots.Cordon()
+		l.changed(i)
+	case !platform && ri.Address != "" && i.probe == nil && i.slots == nil && !i.draining:
+		l.startProbe(i, 0)
+	}
+	if f := ri.Failure; f != nil && i.slots == nil && (i.blamed == nil || i.blamed.Reason != f.Reason || i.blamed.Short != f.Short) {
+		i.blamed = f
+		l.startFailed(f, now)
+	}
+}
+
+// adoptNumber takes note of numbers that are not of our making: more is
+// capacity, which goes down by policy; fewer is put right by the next
+// decision.
+func (l *Loop) adoptNumber(r *revision, rep Report, now time.Time) {
+	r.desired = rep.Desired
+	if r != l.current() || r.ordering {
+		return
+	}
+	if r.desired > r.ordered {
+		l.log.Info("somebody else asked for more instances", zap.Int("instances", r.desired), zap.Int("ordered", r.ordered))
+		l.history = append(l.history, Sample{At: now, Instances: r.desired})
+		l.reserver.Touch()
+	}
+	r.ordered = r.desired
+}
+
+// trouble takes note of what the platform says about itself.
+func (l *Loop) trouble(r *revision, f *Failure) {
+	before := r.trouble
+	r.trouble = f
+	switch {
+	case f != nil && (before == nil || before.Reason != f.Reason || before.Short != f.Short):
+		l.log.Warn("the platform reports trouble", zap.String("reason", string(f.Reason)), zap.Error(f))
+		l.observer.PlatformUp(f.Reason != ReasonPlatform, f)
+		if l.target > 0 && r == l.current() {
+			l.startFailed(f, time.Now())
+		}
+	case f == nil && before != nil:
+		l.log.Info("the platform's trouble is over", zap.String("reason", string(before.Reason)))
+		l.observer.PlatformUp(true, nil)
+	}
+}
+
+// startProbe probes i until it is ready, beginning after a pause.
+func (l *Loop) startProbe(i *instance, pause time.Duration) {
+	i.stopProbe()
+	check, network, address := l.settings.Check, i.Network, i.Address
+	if check.Kind == CheckPlatform {
+		return
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	i.probe = cancel
+	var confirm func(context.Context) error
+	if c := i.revision.confirmer; c != nil {
+		id := i.ID
+		confirm = func(ctx context.Context) error { return c.Confirm(ctx, id) }
+	}
+	l.background(func() {
+		if pause > 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+			}
+		}
+		err := check.untilReady(ctx, network, address, confirm, func(err error) {
+			l.mu.Lock()
+			i.lastProbe = err
+			l.mu.Unlock()
+		})
+		if err != nil {
+			return
+		}
+		l.mu.Lock()
+		if ctx.Err() == nil {
+			l.ready(i)
+		}
+		l.mu.Unlock()
+		l.Poke()
+	})
+}
+
+func (i *instance) stopProbe() {
+	if i.probe != nil {
+		i.probe()
+		i.probe = nil
+	}
+}
+
+// ready gives the slots of i to the line: in this moment, not at the next
+// decision.
+func (l *Loop) ready(i *instance) {
+	i.stopProbe()
+	now := time.Now()
+	switch {
+	case i.stopping || i.doomed || i.slots == nil && i.draining:
+		// It is on its way out.
+		return
+	case i.slots == nil:
+		i.readySince = now
+		i.slots = l.reserver.Add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
+		l.log.Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
+			zap.Duration("after", now.Sub(i.unreadyFrom)))
+		if !l.coldFrom.IsZero() {
+			l.coldStarted(now.Sub(l.coldFrom))
+		}
+	case i.withdrawn:
+		i.withdrawn = false
+		if !i.draining {
+			i.slots.Uncordon()
+		}
+	case i.slots.Stats().Ejected:
+		l.log.Info("ejected instance is ready again", zap.String("instance", i.ID))
+		i.slots.Restore()
+	default:
+		return
+	}
+	i.unreadyFrom, i.lastProbe = time.Time{}, nil
+	if i.revision == l.current() {
+		// Whether the start has really succeeded shows in a while; until then
+		// failures stay counted, but nothing waits for them.
+		l.hopeless, l.backoffUntil = false, time.Time{}
+		l.refuse()
+	}
+	l.changed(i)
+}
+
+func (l *Loop) coldStarted(took time.Duration) {
+	l.coldFrom = time.Time{}
+	l.coldCount++
+	l.coldLast = took
+	if l.startMean == 0 {
+		l.startMean = took
+	} else {
+		l.startMean = (3*l.startMean + took) / 4
+	}
+	l.observer.ColdStarted(took)
+}
+
+// ended forgets an instance that is gone, and judges how it went.
+func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
+	delete(i.revision.instances, i.ID)
+	i.stopProbe()
+	if i.slots != nil {
+		l.removeSlots(i)
+	}
+	i.Phase = PhaseEnded
+	l.changed(i)
+	if i.stopping && f == nil || i.told {
+		l.log.Info("instance stopped", zap.String("instance", i.ID))
+		return
+	}
+	if f == nil {
+		f = &Failure{Reason: ReasonExit, Short: "the instance is gone"}
+	}
+	switch {
+	case i.slots == nil:
+		l.startFailed(f, now)
+	case now.Sub(i.readySince) < provenAfter:
+		l.startFailed(&Failure{
+			Reason: f.Reason, Short: f.Short + " shortly after it was ready", Detail: f.Detail, Err: f.Err,
+		}, now)
+	default:
+		l.lastFailure = f
+		l.log.Warn("instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
+	}
+}
+
+// removeSlots takes the slots of i away at once, and ends what hangs in it a
+// moment later.
+func (l *Loop) removeSlots(i *instance) {
+	s := i.slots
+	s.Remove()
+	if s.Stats().InUse == 0 {
+		return
+	}
+	l.background(func() {
+		select {
+		case <-l.ctx.Done():
+		case <-time.After(interruptAfter):
+		}
+		if n := s.Interrupt(ErrGone); n > 0 {
+			l.log.Info("interrupted requests inside an instance that is gone", zap.String("instance", s.ID), zap.Int("requests", n))
+		}
+	})
+}
+
+// drain cordons i, to be stopped once it is empty or its time is over.
+func (l *Loop) drain(i *instance, now time.Time) {
+	if i.draining || i.stopping {
+		return
+	}
+	i.draining = true
+	i.drainUntil = now.Add(l.settings.DrainTimeout)
+	if i.slots != nil {
+		i.slots.Cordon()
+	} else {
+		i.stopProbe()
+	}
+	l.changed(i)
+}
+
+// startFailed counts a failed start, and begins the pause before the next.
+func (l *Loop) startFailed(f *Failure, now time.Time) {
+	l.lastFailure = f
+	l.observer.StartFailed(f)
+	if now.Before(l.backoffUntil) && !f.ForGood {
+		// Starts that were made together fail together: that is one failure.
+		return
+	}
+	l.failures++
+	pause := backoff(l.failures)
+	l.backoffUntil = now.Add(pause)
+	l.nudged = false
+	l.log.Warn("start failed", zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
+		zap.Int("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
+	l.hopeless = l.hopeless || f.ForGood
+	l.refuse()
+}
+
+// failing says whether starts fail and none is ready.
+func (l *Loop) failing() bool {
+	return (l.hopeless || l.failures >= startsToFail) && l.reserver.Stats().Open == 0
+}
+
+// refuse tells the reserver who may wait now. What weighs most is said: a
+// suspension, then the exit, then failure.
+func (l *Loop) refuse() {
+	var r *Refusal
+	switch now := time.Now(); {
+	case l.suspended != nil:
+		r = l.suspended
+	case l.exiting != nil:
+		r = l.exiting
+	case now.Before(l.backoffUntil) && l.failing():
+		f := l.lastFailure
+		r = &Refusal{Kind: RefusedFailing, Short: f.Short, Detail: fmt.Sprintf("%v", f), Until: l.backoffUntil}
+		if f.Reason == ReasonPlatform {
+			r.Kind = RefusedPlatform
+		}
+	}
+	if r == l.refusal || r != nil && l.refusal != nil && *r == *l.refusal {
+		return
+	}
+	l.refusal = r
+	if r == nil {
+		l.reserver.Refuse(nil)
+	} else {
+		l.reserver.Refuse(r)
+	}
+}

@@ -1,0 +1,87 @@
+package scaler
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// Status describes the service now.
+func (l *Loop) Status() Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	st := Status{
+		State: l.stateNow(), Target: l.target, LastError: l.lastFailure,
+		ColdStart: l.coldLast, ColdStarts: l.coldCount,
+	}
+	for _, r := range l.revisions {
+		for _, i := range r.instances {
+			switch i.state() {
+			case InstanceStarting:
+				st.Starting++
+			case InstanceReady:
+				st.Ready++
+			case InstanceEjected:
+				st.Ejected++
+			default:
+				st.Draining++
+			}
+		}
+	}
+	if r := l.current(); r != nil {
+		st.Trouble = r.trouble
+	}
+	if st.LastError == nil {
+		st.LastError = st.Trouble
+	}
+	return st
+}
+
+// Instances describes the instances of the service, oldest first.
+func (l *Loop) Instances() []InstanceStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := []InstanceStatus{}
+	for _, r := range l.revisions {
+		for _, i := range r.instances {
+			all = append(all, i.status())
+		}
+	}
+	slices.SortFunc(all, func(a, b InstanceStatus) int {
+		if c := a.Since.Compare(b.Since); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return all
+}
+
+// Decisions returns the latest decisions, oldest first.
+func (l *Loop) Decisions() []Decision {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]Decision{}, l.decisions...)
+}
+
+// ReadyIn forecasts when an instance is ready: 0 if one is, else what is left
+// of the usual time of a start (1 s if none was measured yet), and not before
+// the next start may be made.
+func (l *Loop) ReadyIn() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reserver.Stats().Open > 0 {
+		return 0
+	}
+	now := time.Now()
+	usual := l.startMean
+	if usual == 0 {
+		usual = time.Second
+	}
+	if d := l.backoffUntil.Sub(now); d > 0 {
+		return d + usual
+	}
+	if l.coldFrom.IsZero() {
+		return usual
+	}
+	return max(0, usual-now.Sub(l.coldFrom))
+}
