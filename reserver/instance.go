@@ -104,6 +104,12 @@ func (i *Instance) weight() int {
 // judge takes note of a request's fate and reports whether the instance is
 // to be ejected for it. The lock is held.
 func (i *Instance) judge(fate Fate) (eject bool) {
+	// What was inside when it was ejected tells nothing about it later:
+	// strikes counted now would eject it on its first failure once restored,
+	// and an answer now would start its pauses anew.
+	if i.ejected {
+		return false
+	}
 	var pause time.Duration
 	switch fate {
 	case Answered:
@@ -118,9 +124,6 @@ func (i *Instance) judge(fate Fate) (eject bool) {
 		}
 		pause = pauseFailed
 	default:
-		return false
-	}
-	if i.ejected {
 		return false
 	}
 	i.strikes = 0
