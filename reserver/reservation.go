@@ -145,10 +145,13 @@ func (r *Reservation) Release(fate Fate) {
 	s, i := r.service, r.instance
 	s.mu.Lock()
 	ejected, drained := s.release(r, fate)
+	s.dispatch()
 	s.mu.Unlock()
 	s.after(i, ejected, drained)
 }
 
+// release takes r out of its instance. The caller hands on the freed slot,
+// under the same lock.
 func (s *Service) release(r *Reservation, fate Fate) (ejected, drained bool) {
 	i := r.instance
 	r.state, r.instance = idle, nil
@@ -174,7 +177,6 @@ func (s *Service) release(r *Reservation, fate Fate) (ejected, drained bool) {
 		i.ejected = true
 	} else if i.isOpen() {
 		s.pool.freed(i)
-		s.dispatch()
 	}
 	return ejected, i.cordoned && i.inUse == 0
 }
@@ -198,6 +200,11 @@ func (r *Reservation) Again(fate Fate) (bool, error) {
 	s.mu.Lock()
 	if i != nil {
 		ejected, drained = s.release(r, fate)
+		// The freed slot goes to those that were tried again before r; if
+		// there are none, r takes it before the rest of the line does.
+		if s.line.front.first != nil {
+			s.dispatch()
+		}
 	}
 	r.again = true
 	ok, due, err := s.reserve(r)
