@@ -192,8 +192,8 @@ func (s *Service) after(i *Instance, ejected, drained bool) {
 
 // Again gives the slot back and asks for another one, before everyone in the
 // line. It is for a request that goes to a second instance, because the first
-// cannot have seen it or because it may be repeated. The result is that of
-// Reserve. The limit of the line does not apply, unless it is 0.
+// cannot have seen it or because it may be repeated; it gets the first again
+// only if no other has a free slot. The result is that of Reserve. The limit of the line does not apply, unless it is 0.
 func (r *Reservation) Again(fate Fate) (bool, error) {
 	s, i := r.service, r.instance
 	var ejected, drained bool
@@ -207,7 +207,16 @@ func (r *Reservation) Again(fate Fate) (bool, error) {
 		}
 	}
 	r.again = true
+	// The first instance has just become less loaded, so it would be chosen
+	// once more; it is, only if there is no other.
+	aside := i != nil && i.place >= 0 && len(s.pool.items) > 1
+	if aside {
+		s.pool.remove(i)
+	}
 	ok, due, err := s.reserve(r)
+	if aside {
+		s.pool.freed(i)
+	}
 	s.mu.Unlock()
 	s.after(i, ejected, drained)
 	if due && s.hooks.Demand != nil {
