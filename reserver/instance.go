@@ -1,6 +1,10 @@
 package reserver
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"time"
+)
 
 // strikesToEject is how many requests in a row an instance may fail before it
 // is ejected.
@@ -104,6 +108,12 @@ func (i *Instance) weight() int {
 // judge takes note of a request's fate and reports whether the instance is
 // to be ejected for it. The lock is held.
 func (i *Instance) judge(fate Fate) (eject bool) {
+	// What was inside when it was ejected tells nothing about it later:
+	// strikes counted now would eject it on its first failure once restored,
+	// and an answer now would start its pauses anew.
+	if i.ejected {
+		return false
+	}
 	var pause time.Duration
 	switch fate {
 	case Answered:
@@ -118,9 +128,6 @@ func (i *Instance) judge(fate Fate) (eject bool) {
 		}
 		pause = pauseFailed
 	default:
-		return false
-	}
-	if i.ejected {
 		return false
 	}
 	i.strikes = 0
@@ -200,31 +207,37 @@ func (s *Service) CordonLeastLoaded(n int, among []*Instance, idleSince time.Tim
 	if !idleSince.IsZero() && (s.demand > 0 || !s.idleSince.Equal(idleSince)) {
 		return nil
 	}
+	if n <= 0 {
+		return nil
+	}
+	// Sorted once, for requests wait for the lock: cordoning one does not
+	// change the rank of another.
 	var chosen []*Instance
-	for len(chosen) < n {
-		var best *Instance
-		for _, i := range among {
-			if !i.cordoned && !i.removed && (best == nil || i.goesBefore(best)) {
-				best = i
-			}
+	for _, i := range among {
+		if !i.cordoned && !i.removed {
+			chosen = append(chosen, i)
 		}
-		if best == nil {
-			break
-		}
-		s.cordon(best)
-		chosen = append(chosen, best)
+	}
+	slices.SortFunc(chosen, rank)
+	chosen = slices.Compact(chosen)
+	chosen = chosen[:min(n, len(chosen))]
+	for _, i := range chosen {
+		s.cordon(i)
 	}
 	return chosen
 }
 
-func (i *Instance) goesBefore(j *Instance) bool {
+// rank orders instances by how soon they are to go.
+func rank(i, j *Instance) int {
 	switch {
-	case i.ejected != j.ejected:
-		return i.ejected
+	case i.ejected && !j.ejected:
+		return -1
+	case j.ejected && !i.ejected:
+		return 1
 	case i.inUse != j.inUse:
-		return i.inUse < j.inUse
+		return cmp.Compare(i.inUse, j.inUse)
 	}
-	return i.seq > j.seq
+	return cmp.Compare(j.seq, i.seq)
 }
 
 // Remove forgets the instance: it is gone. Its slots are free at once; the

@@ -145,10 +145,13 @@ func (r *Reservation) Release(fate Fate) {
 	s, i := r.service, r.instance
 	s.mu.Lock()
 	ejected, drained := s.release(r, fate)
+	s.dispatch()
 	s.mu.Unlock()
 	s.after(i, ejected, drained)
 }
 
+// release takes r out of its instance. The caller hands on the freed slot,
+// under the same lock.
 func (s *Service) release(r *Reservation, fate Fate) (ejected, drained bool) {
 	i := r.instance
 	r.state, r.instance = idle, nil
@@ -174,7 +177,6 @@ func (s *Service) release(r *Reservation, fate Fate) (ejected, drained bool) {
 		i.ejected = true
 	} else if i.isOpen() {
 		s.pool.freed(i)
-		s.dispatch()
 	}
 	return ejected, i.cordoned && i.inUse == 0
 }
@@ -190,17 +192,31 @@ func (s *Service) after(i *Instance, ejected, drained bool) {
 
 // Again gives the slot back and asks for another one, before everyone in the
 // line. It is for a request that goes to a second instance, because the first
-// cannot have seen it or because it may be repeated. The result is that of
-// Reserve. The limit of the line does not apply, unless it is 0.
+// cannot have seen it or because it may be repeated; it gets the first again
+// only if no other has a free slot. The result is that of Reserve. The limit of the line does not apply, unless it is 0.
 func (r *Reservation) Again(fate Fate) (bool, error) {
 	s, i := r.service, r.instance
 	var ejected, drained bool
 	s.mu.Lock()
 	if i != nil {
 		ejected, drained = s.release(r, fate)
+		// The freed slot goes to those that were tried again before r; if
+		// there are none, r takes it before the rest of the line does.
+		if s.line.front.first != nil {
+			s.dispatch()
+		}
 	}
 	r.again = true
+	// The first instance has just become less loaded, so it would be chosen
+	// once more; it is, only if there is no other.
+	aside := i != nil && i.place >= 0 && len(s.pool.items) > 1
+	if aside {
+		s.pool.remove(i)
+	}
 	ok, due, err := s.reserve(r)
+	if aside {
+		s.pool.freed(i)
+	}
 	s.mu.Unlock()
 	s.after(i, ejected, drained)
 	if due && s.hooks.Demand != nil {

@@ -71,11 +71,21 @@ func (l *Limit) take(force bool) bool {
 	if l == nil {
 		return true
 	}
-	if n := l.used.Add(1); force || n <= l.max.Load() {
+	if force {
+		l.used.Add(1)
 		return true
 	}
-	l.used.Add(-1)
-	return false
+	// Not by adding and taking back: while many are being refused that would
+	// also refuse one for whom there is a place.
+	for {
+		n := l.used.Load()
+		if n >= l.max.Load() {
+			return false
+		}
+		if l.used.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
 }
 
 func (l *Limit) give(n int) {
