@@ -1,3 +1,8 @@
 // Package usher is a scale-to-zero load balancer for Caddy. Importing it
 // registers all of Usher's modules; it has no API of its own.
 package usher
+
+import (
+	_ "github.com/caddy-usher/usher/backends/process"
+	_ "github.com/caddy-usher/usher/caddymodule"
+)

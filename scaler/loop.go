@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -197,10 +198,35 @@ func (l *Loop) Apply(s Settings) {
 	l.Poke()
 }
 
-// Adopt makes the backend the one of which new instances are made. It opens a
-// new revision; the instances of earlier ones serve until new ones are ready,
-// and are then drained and stopped.
+// Adopt makes the backend the one of which new instances are made. The
+// instances of earlier revisions serve until new ones are ready, and are then
+// drained and stopped. If an earlier revision of the same description still
+// runs (a configuration was taken back), it becomes the current one again;
+// otherwise a new one is opened.
 func (l *Loop) Adopt(b Backend) error {
+	l.mu.Lock()
+	for k, r := range l.revisions {
+		if reflect.TypeOf(r.backend) == reflect.TypeOf(b) && r.backend.Fingerprint() == b.Fingerprint() {
+			l.revisions = append(slices.Delete(l.revisions, k, k+1), r)
+			l.fresh()
+			l.mu.Unlock()
+			l.Poke()
+			return nil
+		}
+	}
+	l.mu.Unlock()
+	return l.open(b)
+}
+
+// fresh forgets failures: what is said of the starts of one revision is not
+// said of those of another. The lock is held.
+func (l *Loop) fresh() {
+	l.failures, l.hopeless, l.lastFailure, l.backoffUntil = 0, false, nil, time.Time{}
+	l.refuse()
+}
+
+// open makes a new revision, the current one.
+func (l *Loop) open(b Backend) error {
 	l.mu.Lock()
 	l.made++
 	r := &revision{loop: l, id: fmt.Sprintf("r%d", l.made), backend: b, instances: make(map[string]*instance)}
@@ -221,9 +247,7 @@ func (l *Loop) Adopt(b Backend) error {
 	}
 	r.confirmer, _ = s.(Confirmer)
 	l.revisions = append(l.revisions, r)
-	// What is said of the old revision's starts is not said of this one's.
-	l.failures, l.hopeless, l.lastFailure, l.backoffUntil = 0, false, nil, time.Time{}
-	l.refuse()
+	l.fresh()
 	if r.early != nil {
 		l.take(r, *r.early)
 		r.early = nil
@@ -242,7 +266,7 @@ func (l *Loop) Restart() error {
 	if r == nil {
 		return nil
 	}
-	return l.Adopt(r.backend)
+	return l.open(r.backend)
 }
 
 // Wake starts an instance as a request would. A pause after failed starts is

@@ -1,0 +1,265 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/munnerz/goautoneg"
+	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/reserver"
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// The codes of the answers that Usher gives itself, which are also values of
+// the label `outcome`.
+const (
+	codeQueueFull           = "queue_full"
+	codeWaitTimeout         = "wait_timeout"
+	codeStartFailed         = "start_failed"
+	codeAsleep              = "asleep"
+	codeSuspended           = "suspended"
+	codePlatformUnavailable = "platform_unavailable"
+	codeShuttingDown        = "shutting_down"
+
+	outcomeGranted    = "granted"
+	outcomeClientGone = "client_gone"
+)
+
+// headerError carries the code.
+const headerError = "Usher-Error"
+
+var titles = map[string]string{
+	codeQueueFull:           "Too many requests are waiting for the service",
+	codeWaitTimeout:         "The service was not free in time",
+	codeStartFailed:         "The service cannot be started",
+	codeAsleep:              "The service is asleep",
+	codeSuspended:           "The service is suspended",
+	codePlatformUnavailable: "The platform that runs the service cannot be reached",
+	codeShuttingDown:        "The server is shutting down",
+}
+
+var refusalCodes = map[scaler.RefusalKind]string{
+	scaler.RefusedFailing:   codeStartFailed,
+	scaler.RefusedPlatform:  codePlatformUnavailable,
+	scaler.RefusedSuspended: codeSuspended,
+	scaler.RefusedExiting:   codeShuttingDown,
+}
+
+// explain finds the code and the words for the reason of a refusal, and when
+// it may be worth to ask again.
+func (q *request) explain(reason error) {
+	q.retryAfter = 1
+	var wait time.Duration
+	if r, ok := errors.AsType[*scaler.Refusal](reason); ok {
+		q.code = refusalCodes[r.Kind]
+		q.detail, q.fullDetail = r.Short, r.Detail
+		wait = time.Until(r.Until)
+		if q.quiet && (r.Kind == scaler.RefusedFailing || r.Kind == scaler.RefusedPlatform) {
+			// Whether it could be woken is no matter of this request.
+			reason = reserver.ErrAsleep
+		}
+	}
+	switch {
+	case errors.Is(reason, reserver.ErrQueueFull):
+		q.code, q.detail = codeQueueFull, "the waiting line is full"
+		wait = q.service.forecast()
+	case errors.Is(reason, errWaitTimeout):
+		q.code, q.detail = codeWaitTimeout, "held for "+q.waited.Round(time.Millisecond).String()
+		wait = q.service.forecast()
+	case errors.Is(reason, reserver.ErrAsleep):
+		q.code, q.detail, q.fullDetail = codeAsleep, "no instance is ready, and this request does not wake the service", ""
+	}
+	if q.fullDetail == "" {
+		q.fullDetail = q.detail
+	}
+	// Rounded up: who comes a moment too early is refused once more.
+	q.retryAfter = max(1, int((wait+time.Second-1)/time.Second))
+}
+
+// refuse answers a request that no instance can have seen.
+func (q *request) refuse(reason error) error {
+	if errors.Is(reason, errClientGone) {
+		q.service.metrics.outcome(outcomeClientGone, q.waited)
+		return caddyhttp.Error(statusClientGone, fmt.Errorf("service %s: %w after %v in the line", q.service.name, reason, q.waited.Round(time.Millisecond)))
+	}
+	q.explain(reason)
+	q.service.metrics.outcome(q.code, q.waited)
+	if c := q.service.log.Check(zap.DebugLevel, "request refused"); c != nil {
+		c.Write(zap.String("code", q.code), zap.String("detail", q.fullDetail), zap.Duration("waited", q.waited))
+	}
+
+	w := q.writer.ResponseWriter
+	q.body.abandon(w)
+	h := w.Header()
+	h.Set("Retry-After", strconv.Itoa(q.retryAfter))
+	h.Set("Cache-Control", "no-store")
+	h.Set(headerError, q.code)
+	if q.code == codeShuttingDown && q.in.ProtoMajor == 1 {
+		h.Set("Connection", "close")
+	}
+	if q.handler.ServerTiming {
+		h.Add("Server-Timing", q.serverTiming())
+	}
+	// What error pages commonly show is for clients: the short words.
+	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.code, q.detail))
+	if q.handler.errors.answered(q.handler.server, w, q.in, err) {
+		return nil
+	}
+	q.answer(w)
+	return nil
+}
+
+// errorRoutes are the server's error routes, compiled when first needed.
+type errorRoutes struct {
+	once  sync.Once
+	chain caddyhttp.Handler
+}
+
+// answered offers an error to the server's error routes, and says whether one
+// of them has answered it. All sites of a listener have the same routes: one
+// that answers for another site, or for another status, answers nothing here.
+func (e *errorRoutes) answered(server *caddyhttp.Server, w http.ResponseWriter, r *http.Request, err caddyhttp.HandlerError) bool {
+	if server == nil || server.Errors == nil || len(server.Errors.Routes) == 0 {
+		return false
+	}
+	e.once.Do(func() {
+		nothing := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
+		e.chain = server.Errors.Routes.Compile(nothing)
+	})
+	// As the server does: the routes see the request as it came.
+	r = server.Errors.WithError(r, err)
+	if orig, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		u := *orig.URL
+		r.Method, r.RemoteAddr, r.RequestURI, r.URL = orig.Method, orig.RemoteAddr, orig.RequestURI, &u
+	}
+	held := &heldStatus{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+	if e.chain.ServeHTTP(held, r) != nil {
+		return held.passed
+	}
+	if !held.passed && held.status != 0 && held.status != err.StatusCode {
+		// A redirect, say: an answer without a body.
+		held.pass()
+	}
+	return held.passed
+}
+
+// heldStatus keeps a status back until a body follows.
+type heldStatus struct {
+	*caddyhttp.ResponseWriterWrapper
+	status int
+	passed bool
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (h *heldStatus) WriteHeader(status int) {
+	if h.passed || status < 200 {
+		h.ResponseWriter.WriteHeader(status)
+		return
+	}
+	if h.status == 0 {
+		h.status = status
+	}
+}
+
+// Write implements http.ResponseWriter.
+func (h *heldStatus) Write(b []byte) (int, error) {
+	if len(b) == 0 && !h.passed {
+		return 0, nil
+	}
+	h.pass()
+	return h.ResponseWriter.Write(b)
+}
+
+func (h *heldStatus) pass() {
+	if h.passed {
+		return
+	}
+	h.passed = true
+	if h.status == 0 {
+		h.status = http.StatusOK
+	}
+	h.ResponseWriter.WriteHeader(h.status)
+}
+
+// FlushError implements the flushing of http.ResponseController.
+func (h *heldStatus) FlushError() error {
+	if !h.passed {
+		return nil
+	}
+	return http.NewResponseController(h.ResponseWriter).Flush()
+}
+
+const (
+	typeProblem = "application/problem+json"
+	typeJSON    = "application/json"
+	typeHTML    = "text/html"
+	typePlain   = "text/plain"
+)
+
+// problem is the body for programs, by RFC 9457.
+type problem struct {
+	Title      string `json:"title"`
+	Status     int    `json:"status"`
+	Detail     string `json:"detail"`
+	Code       string `json:"code"`
+	Service    string `json:"service"`
+	RetryAfter int    `json:"retry_after"`
+	WaitedMS   int64  `json:"waited_ms"`
+}
+
+var page = template.Must(template.New("error").Parse(`<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{.Title}}</title>
+<style>:root{color-scheme:light dark}body{font:1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:20vh auto 0;padding:0 1rem}p{opacity:.8}</style>
+</head><body><h1>{{.Title}}</h1><p>{{.Detail}}</p><p>Try again in {{.RetryAfter}} s. <small>{{.Service}}: {{.Code}}</small></p></body></html>
+`))
+
+// answer writes Usher's own answer, in the form that the client prefers.
+func (q *request) answer(w http.ResponseWriter) {
+	p := problem{
+		Title: titles[q.code], Status: http.StatusServiceUnavailable, Detail: q.detail, Code: q.code,
+		Service: q.service.name, RetryAfter: q.retryAfter, WaitedMS: q.waited.Milliseconds(),
+	}
+	if q.service.live.Load().detailFull {
+		p.Detail = q.fullDetail
+	}
+	form := typeProblem
+	if accept := q.in.Header.Get("Accept"); accept != "" {
+		if n := goautoneg.Negotiate(accept, []string{typeProblem, typeJSON, typeHTML, typePlain}); n != "" {
+			form = n
+		}
+	}
+	h := w.Header()
+	h.Add("Vary", "Accept")
+	h.Set("X-Content-Type-Options", "nosniff")
+	var body []byte
+	switch form {
+	case typeHTML:
+		h.Set("Content-Type", "text/html; charset=utf-8")
+		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+	case typePlain:
+		h.Set("Content-Type", "text/plain; charset=utf-8")
+		body = fmt.Appendf(nil, "%s: %s (%s; try again in %d s)\n", p.Title, p.Detail, p.Code, p.RetryAfter)
+	default:
+		h.Set("Content-Type", form)
+		body, _ = json.Marshal(p)
+		body = append(body, '\n')
+	}
+	w.WriteHeader(p.Status)
+	if q.in.Method == http.MethodHead {
+		return
+	}
+	if form == typeHTML {
+		_ = page.Execute(w, p)
+		return
+	}
+	_, _ = w.Write(body)
+}

@@ -1,0 +1,225 @@
+package caddymodule
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// aheadMax is how much of a body is read while the request waits.
+	aheadMax = 64 << 10
+	// aheadFirst is the first step in which it is read.
+	aheadFirst = 4 << 10
+	// aheadMaxInAll bounds what is read over all services.
+	aheadMaxInAll = 64 << 20
+)
+
+// requestBody is the body of a request that may have to wait.
+//
+// net/http notices that an HTTP/1.1 client has gone only once the body was
+// read to its end. So while such a request waits, a goroutine reads its
+// beginning: if that is all of it, a gone client ends the wait. The body then
+// is what was read, followed by the rest; an error is passed on where it
+// occurred.
+type requestBody struct {
+	rest   io.ReadCloser // nil if there is no body
+	http1  bool
+	length int64
+	held   *atomic.Int64 // bytes read ahead over all services
+
+	mu      sync.Mutex
+	ahead   []byte // read ahead, not yet taken
+	taken   int
+	charged int64         // of held
+	reading chan struct{} // closed when the goroutine has ended; nil without one
+	stop    bool          // the goroutine shall end after the read it is in
+	err     error         // that ended the body, when everything ahead was taken
+	broken  bool          // a read failed other than by the end
+	ended   bool
+}
+
+func (b *requestBody) init(r *http.Request, held *atomic.Int64) {
+	b.rest, b.http1, b.length, b.held = r.Body, r.ProtoMajor == 1, r.ContentLength, held
+}
+
+// readAhead begins to read, where that is of use. The channel is closed if
+// the connection turns out to be broken.
+func (b *requestBody) readAhead() <-chan struct{} {
+	if b.rest == nil || !b.http1 || b.length > aheadMax {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reading != nil || b.err != nil || len(b.ahead) >= aheadMax {
+		return nil
+	}
+	if b.held.Load() >= aheadMaxInAll {
+		return nil
+	}
+	b.stop = false
+	gone := make(chan struct{})
+	b.reading = make(chan struct{})
+	go b.read(gone, b.reading)
+	return gone
+}
+
+// read is the goroutine. It ends at the end of the body, at the limit, or
+// after the read during which it was told to stop.
+func (b *requestBody) read(gone, done chan struct{}) {
+	defer close(done)
+	for {
+		b.mu.Lock()
+		size := aheadFirst
+		if n := len(b.ahead); n > 0 {
+			size = n // it doubles
+		} else if b.length > 0 {
+			size = int(b.length)
+		}
+		size = min(size, aheadMax-len(b.ahead))
+		if b.stop || size <= 0 || !b.charge(int64(size)) {
+			b.reading = nil
+			b.mu.Unlock()
+			return
+		}
+		b.mu.Unlock()
+
+		buf := make([]byte, size)
+		n, err := b.rest.Read(buf)
+
+		b.mu.Lock()
+		b.held.Add(int64(n - size))
+		b.charged += int64(n - size)
+		if b.ahead == nil {
+			b.ahead = buf[:n]
+		} else {
+			b.ahead = append(b.ahead, buf[:n]...)
+		}
+		if err != nil {
+			b.fail(err)
+		}
+		if b.err != nil || b.stop {
+			b.reading = nil
+			b.mu.Unlock()
+			if err != nil && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)) {
+				close(gone)
+			}
+			return
+		}
+		b.mu.Unlock()
+	}
+}
+
+func (b *requestBody) charge(n int64) bool {
+	if b.held.Add(n) > aheadMaxInAll {
+		b.held.Add(-n)
+		return false
+	}
+	b.charged += n
+	return true
+}
+
+func (b *requestBody) fail(err error) {
+	b.err = err
+	b.ended = true
+	b.broken = !errors.Is(err, io.EOF)
+}
+
+// stopReadingAhead lets the goroutine end after the read it is in. A grant
+// does not wait for that.
+func (b *requestBody) stopReadingAhead() {
+	if b.rest == nil {
+		return
+	}
+	b.mu.Lock()
+	b.stop = true
+	b.mu.Unlock()
+}
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	for {
+		b.mu.Lock()
+		if b.taken < len(b.ahead) {
+			n := copy(p, b.ahead[b.taken:])
+			b.taken += n
+			b.mu.Unlock()
+			return n, nil
+		}
+		if b.err != nil {
+			err := b.err
+			b.mu.Unlock()
+			return 0, err
+		}
+		reading := b.reading
+		b.mu.Unlock()
+		if reading == nil {
+			n, err := b.rest.Read(p)
+			if err != nil {
+				b.mu.Lock()
+				b.fail(err)
+				b.mu.Unlock()
+			}
+			return n, err
+		}
+		// The goroutine is in a read: what it gets comes first.
+		<-reading
+	}
+}
+
+// Close implements io.Closer.
+func (b *requestBody) Close() error {
+	return b.rest.Close()
+}
+
+// failed says whether reading the body failed: then an error of the proxy
+// tells nothing about the instance.
+func (b *requestBody) failed() bool {
+	if b.rest == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.broken
+}
+
+// abandon gives up a body that has not ended, before an answer is written
+// that does not depend on it: net/http would wait for the rest of an HTTP/1.1
+// body before it sends the answer.
+func (b *requestBody) abandon(w http.ResponseWriter) {
+	if b.rest == nil || !b.http1 {
+		return
+	}
+	b.mu.Lock()
+	ended := b.ended
+	b.stop = true
+	b.mu.Unlock()
+	if !ended {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// end waits for the goroutine and gives back what it was charged.
+func (b *requestBody) end(w http.ResponseWriter) {
+	if b.rest == nil {
+		return
+	}
+	b.mu.Lock()
+	reading := b.reading
+	b.stop = true
+	b.mu.Unlock()
+	if reading != nil {
+		// It hangs in a read of a client that sends nothing although it has
+		// its answer. The server would wait for that just the same.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
+		<-reading
+	}
+	if b.charged > 0 {
+		b.held.Add(-b.charged)
+		b.charged = 0
+	}
+}

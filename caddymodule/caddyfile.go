@@ -1,0 +1,330 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+func init() {
+	httpcaddyfile.RegisterDirective("usher", parseDirective)
+	httpcaddyfile.RegisterDirectiveOrder("usher", httpcaddyfile.Before, "reverse_proxy")
+}
+
+const (
+	// refusedTries is how many instances a request that none can have seen
+	// is tried on, after the first.
+	refusedTries = 32
+
+	// streamCloseDelay lets a reload cut no stream. Its timer ends with the
+	// last stream.
+	streamCloseDelay = caddy.Duration(24 * time.Hour)
+)
+
+// owned are the options of reverse_proxy that Usher sees to itself, with what
+// to use instead.
+var owned = map[string]string{
+	"to":                      "the instances come from the service's backend",
+	"dynamic":                 "the instances come from the service's backend",
+	"lb_policy":               "use balance",
+	"lb_try_duration":         "use wait_timeout",
+	"lb_try_interval":         "a request waits for the next free slot; use wait_timeout",
+	"health_uri":              "use ready http <path>",
+	"health_path":             "use ready http <path>",
+	"health_upstream":         "use ready",
+	"health_port":             "use ready",
+	"health_headers":          "use ready http { header }",
+	"health_method":           "use ready",
+	"health_request_body":     "use ready",
+	"health_interval":         "use ready { interval }",
+	"health_timeout":          "use ready { timeout }",
+	"health_status":           "use ready http { status }",
+	"health_body":             "use ready http { status }",
+	"health_follow_redirects": "use ready http with the path that is redirected to",
+	"health_passes":           "one probe that passes makes an instance ready",
+	"health_fails":            "an instance that fails three times in a row is ejected and probed again",
+	"fail_duration":           "an instance that fails is ejected and probed again with growing pauses",
+	"max_fails":               "an instance that fails three times in a row is ejected",
+	"unhealthy_status":        "an instance is judged by what happens to its connections",
+	"unhealthy_latency":       "use transport http { response_header_timeout }",
+	"unhealthy_request_count": "use concurrency",
+}
+
+// parseDirective reads the directive. Syntax:
+//
+//	usher [<matcher>] <service> {
+//		# of the service
+//		backend <type> <args...> { ... }
+//		instances <min> [<max>]
+//		concurrency <n>|unlimited
+//		idle_timeout <duration>|off
+//		start_timeout <duration>
+//		drain_timeout <duration>
+//		stop_timeout <duration>
+//		max_waiting <n>
+//		balance least_loaded|oldest|random
+//		ready tcp|http [<path>]|platform { ... }
+//		scale <policy> { ... }
+//		error_detail short|full
+//
+//		# of this place
+//		wait_timeout <duration>
+//		wake <matcher>
+//		server_timing
+//		<options of reverse_proxy>
+//	}
+//
+// It makes two handlers, usher and reverse_proxy, in one route.
+func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	if !h.Next() {
+		return nil, h.ArgErr()
+	}
+	matcher, err := h.ExtractMatcherSet()
+	if err != nil {
+		return nil, err
+	}
+	d := h.Dispenser
+	d.Next()
+	directive := d.Token()
+	if !d.NextArg() {
+		return nil, d.Errf("usher needs the name of a service")
+	}
+	p := &directiveParser{helper: h, handler: &Handler{Service: d.Val()}, seen: make(map[string]bool)}
+	name := d.Token()
+	if err := checkName(p.handler.Service); err != nil {
+		return nil, d.WrapErr(err)
+	}
+	if d.NextArg() {
+		return nil, d.Errf("unexpected argument '%s': the instances of service %s come from its backend, not from addresses", d.Val(), p.handler.Service)
+	}
+	for d.NextBlock(0) {
+		if err := p.option(d); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.definition(name); err != nil {
+		return nil, err
+	}
+	proxy, err := p.proxyHandler(directive)
+	if err != nil {
+		return nil, err
+	}
+
+	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{
+		caddyconfig.JSONModuleObject(p.handler, "handler", "usher", nil),
+		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil),
+	}}
+	if matcher != nil {
+		route.MatcherSetsRaw = []caddy.ModuleMap{matcher}
+	}
+	return []httpcaddyfile.ConfigValue{{Class: "route", Value: route}}, nil
+}
+
+// directiveParser collects what a block says.
+type directiveParser struct {
+	helper  httpcaddyfile.Helper
+	handler *Handler
+	service Service
+	seen    map[string]bool
+	first   *caddyfile.Token // the first option of the service
+	proxy   []caddyfile.Token
+}
+
+// option reads one option, whose name is the current token.
+func (p *directiveParser) option(d *caddyfile.Dispenser) error {
+	option := d.Val()
+	if _, ok := serviceOptions[option]; ok {
+		if p.first == nil {
+			t := d.Token()
+			p.first = &t
+		}
+		return p.service.parseOption(d, p.seen)
+	}
+	if instead, ok := owned[option]; ok {
+		return d.Errf("%s belongs to usher: %s", option, instead)
+	}
+	switch option {
+	case "wait_timeout", "wake", "server_timing":
+		if p.seen[option] {
+			return d.Errf("%s is given twice", option)
+		}
+		p.seen[option] = true
+	}
+	switch option {
+	case "wait_timeout":
+		v, err := positive(d)
+		p.handler.WaitTimeout = v
+		return err
+	case "wake":
+		return p.wake(d)
+	case "server_timing":
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+		p.handler.ServerTiming = true
+		return nil
+	}
+	p.proxy = append(p.proxy, d.NextSegment()...)
+	return nil
+}
+
+// wake reads the matcher of the requests that wake the service.
+func (p *directiveParser) wake(d *caddyfile.Dispenser) error {
+	set, ok, err := p.helper.WithDispenser(d).MatcherToken()
+	if err != nil {
+		return err
+	}
+	if !ok && d.Val() != "*" {
+		return d.Errf("wake needs a matcher: a named one (@name), a path, or *")
+	}
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	if set != nil {
+		p.handler.WakeRaw = caddyhttp.RawMatcherSets{set}
+	}
+	return nil
+}
+
+// definition decides whether the block defines the service, and if so
+// compares with what was said of it elsewhere.
+func (p *directiveParser) definition(name caddyfile.Token) error {
+	d := caddyfile.NewDispenser([]caddyfile.Token{name})
+	d.Next()
+	if !p.seen["backend"] {
+		if p.first != nil {
+			return atToken(*p.first).Errf("%s belongs where service %s is defined: to the block with its backend", p.first.Text, p.handler.Service)
+		}
+		return nil
+	}
+	p.handler.Define = &p.service
+	return defineOnce(p.helper.State, d, p.handler.Service, p.service, p.helper.Option("usher"))
+}
+
+// atToken returns a dispenser at t, for messages with its place.
+func atToken(t caddyfile.Token) *caddyfile.Dispenser {
+	d := caddyfile.NewDispenser([]caddyfile.Token{t})
+	d.Next()
+	return d
+}
+
+// stateKey is where the definitions of a Caddyfile are kept while it is read.
+const stateKey = "usher.definitions"
+
+// placedDefinition is a definition and where it stands.
+type placedDefinition struct {
+	fields map[string]string
+	place  string
+}
+
+// defineOnce refuses a second definition that is not equal to the first.
+func defineOnce(state map[string]any, d *caddyfile.Dispenser, name string, s Service, global any) error {
+	s = s.withDefaults()
+	if err := s.validate(); err != nil {
+		return d.Errf("service %s: %v", name, err)
+	}
+	fields, err := canonicalFields(s)
+	if err != nil {
+		return d.WrapErr(err)
+	}
+	defs, _ := state[stateKey].(map[string]placedDefinition)
+	if defs == nil {
+		defs = make(map[string]placedDefinition)
+		state[stateKey] = defs
+		if app, ok := global.(httpcaddyfile.App); ok {
+			if err := globalDefinitions(app, defs); err != nil {
+				return d.WrapErr(err)
+			}
+		}
+	}
+	here := placedDefinition{fields: fields, place: fmt.Sprintf("%s:%d", d.File(), d.Line())}
+	if other, ok := defs[name]; ok {
+		if diff := differences(fields, other.fields); diff != "" {
+			return d.Errf("service %s is defined twice, and not in the same way: %s and %s differ in %s", name, other.place, here.place, diff)
+		}
+		return nil
+	}
+	defs[name] = here
+	return nil
+}
+
+func globalDefinitions(app httpcaddyfile.App, defs map[string]placedDefinition) error {
+	var a App
+	if err := json.Unmarshal(app.Value, &a); err != nil {
+		return err
+	}
+	for name, s := range a.Services {
+		fields, err := canonicalFields(s.withDefaults())
+		if err != nil {
+			return err
+		}
+		defs[name] = placedDefinition{fields: fields, place: "the global options"}
+	}
+	return nil
+}
+
+// proxyHandler makes the reverse_proxy from the options that are not Usher's.
+func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy.Handler, error) {
+	tokens := []caddyfile.Token{directive}
+	tokens[0].Text = "reverse_proxy"
+	if len(p.proxy) > 0 {
+		open, end := directive, p.proxy[len(p.proxy)-1]
+		open.Text = "{"
+		end.Text = "}"
+		end.Line++
+		tokens = append(append(append(tokens, open), p.proxy...), end)
+	}
+	rp := &reverseproxy.Handler{DynamicUpstreamsRaw: json.RawMessage(`{"source":"usher"}`)}
+	d := caddyfile.NewDispenser(tokens)
+	if err := rp.UnmarshalCaddyfile(d); err != nil {
+		return nil, err
+	}
+	if err := rp.FinalizeUnmarshalCaddyfile(p.helper.WithDispenser(d)); err != nil {
+		return nil, err
+	}
+	if rp.StreamCloseDelay == 0 {
+		rp.StreamCloseDelay = streamCloseDelay
+	}
+	setRetries(rp)
+	return rp, nil
+}
+
+// setRetries lets the proxy try a request on other instances if the first
+// cannot have seen it, and otherwise as the user's lb_retries and
+// lb_retry_match say.
+func setRetries(rp *reverseproxy.Handler) {
+	var attempts int
+	var rules caddyhttp.RawMatcherSets
+	if lb := rp.LoadBalancing; lb != nil {
+		attempts, rules = lb.Retries, lb.RetryMatchRaw
+	}
+	retry := func(n int) json.RawMessage {
+		if n == 0 {
+			return json.RawMessage(`{}`)
+		}
+		return json.RawMessage(`{"attempts":` + strconv.Itoa(n) + `}`)
+	}
+	sets := caddyhttp.RawMatcherSets{{"usher_retry": retry(0)}}
+	if attempts > 0 {
+		if len(rules) == 0 {
+			// As reverse_proxy does where nothing else is said.
+			rules = caddyhttp.RawMatcherSets{{"method": json.RawMessage(`["GET"]`)}}
+		}
+		for _, rule := range rules {
+			set := caddy.ModuleMap{"usher_retry": retry(attempts)}
+			for k, v := range rule {
+				set[k] = v
+			}
+			sets = append(sets, set)
+		}
+	}
+	rp.LoadBalancing = &reverseproxy.LoadBalancing{Retries: refusedTries + attempts, RetryMatchRaw: sets}
+}

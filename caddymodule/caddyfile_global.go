@@ -1,0 +1,109 @@
+package caddymodule
+
+import (
+	"encoding/json"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+)
+
+func init() {
+	httpcaddyfile.RegisterGlobalOption("usher", parseGlobal)
+}
+
+// parseGlobal reads the global option. Syntax:
+//
+//	usher {
+//		service <name> { options of the service }
+//		ports <from>-<to>
+//		start_limit <n>
+//		max_waiting <n>
+//		on_exit stop|keep
+//	}
+//
+// It may stand several times; each option once.
+func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
+	app := &App{}
+	if before, ok := existing.(httpcaddyfile.App); ok {
+		if err := json.Unmarshal(before.Value, app); err != nil {
+			return nil, d.WrapErr(err)
+		}
+	}
+	d.Next()
+	if d.NextArg() {
+		return nil, d.ArgErr()
+	}
+	for d.NextBlock(0) {
+		if err := app.parseOption(d); err != nil {
+			return nil, err
+		}
+	}
+	return httpcaddyfile.App{Name: "usher", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
+	option := d.Val()
+	if map[string]bool{"ports": a.Ports != "", "start_limit": a.StartLimit != 0, "max_waiting": a.MaxWaiting != nil, "on_exit": a.OnExit != ""}[option] {
+		return d.Errf("%s is given twice", option)
+	}
+	switch option {
+	case "service":
+		return a.parseService(d)
+	case "ports":
+		if !d.AllArgs(&a.Ports) {
+			return d.ArgErr()
+		}
+		if _, _, err = parsePorts(a.Ports); err != nil {
+			return d.WrapErr(err)
+		}
+	case "start_limit":
+		a.StartLimit, err = countArg(d, 1)
+	case "max_waiting":
+		var n int
+		n, err = countArg(d, 0)
+		a.MaxWaiting = &n
+	case "on_exit":
+		if !d.AllArgs(&a.OnExit) {
+			return d.ArgErr()
+		}
+		if a.OnExit != onExitStop && a.OnExit != onExitKeep {
+			return d.Errf("on_exit '%s' is unknown: use stop or keep", a.OnExit)
+		}
+	default:
+		return d.Errf("unknown option '%s' of usher: use service, ports, start_limit, max_waiting or on_exit", option)
+	}
+	return err
+}
+
+func (a *App) parseService(d *caddyfile.Dispenser) error {
+	var name string
+	if !d.AllArgs(&name) {
+		return d.ArgErr()
+	}
+	if err := checkName(name); err != nil {
+		return d.WrapErr(err)
+	}
+	if a.Services[name] != nil {
+		return d.Errf("service %s is defined twice in the global options", name)
+	}
+	place := d.Token()
+	var s Service
+	seen := make(map[string]bool)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if _, ok := serviceOptions[d.Val()]; !ok {
+			return d.Errf("unknown option '%s' of service %s; options of a place, such as wait_timeout and those of reverse_proxy, belong to the directive", d.Val(), name)
+		}
+		if err := s.parseOption(d, seen); err != nil {
+			return err
+		}
+	}
+	if err := s.withDefaults().validate(); err != nil {
+		return atToken(place).Errf("service %s: %v", name, err)
+	}
+	if a.Services == nil {
+		a.Services = make(map[string]*Service)
+	}
+	a.Services[name] = &s
+	return nil
+}

@@ -1,0 +1,355 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-usher/usher/reserver"
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// Service is the definition of a service: a named workload that runs as any
+// number of instances on one backend.
+type Service struct {
+	// What runs the instances. All that stands here shapes an instance: a
+	// reload that changes it makes a new revision, whose instances replace
+	// those of the old one while they serve.
+	BackendRaw json.RawMessage `json:"backend,omitempty" caddy:"namespace=usher.backends inline_key=type"`
+
+	// The bounds for the number of instances of one revision.
+	Instances *InstanceBounds `json:"instances,omitempty"`
+
+	// How many requests one instance may have inside at a time, streams and
+	// websockets included: a number, or "unlimited". It is a hard limit.
+	// Default: 100.
+	Concurrency *Concurrency `json:"concurrency,omitempty"`
+
+	// After how long without a request inside or waiting the service goes to
+	// its minimum: a duration, or "off". Default: 5m.
+	IdleTimeout *IdleTimeout `json:"idle_timeout,omitempty"`
+
+	// How long one instance may take to become ready. Default: 2m.
+	StartTimeout caddy.Duration `json:"start_timeout,omitempty"`
+
+	// How long an instance that takes no new requests may finish those
+	// inside before it is stopped. 0 stops it at once. Default: 30s.
+	DrainTimeout *caddy.Duration `json:"drain_timeout,omitempty"`
+
+	// The time from the stop signal to the kill, where that is up to the
+	// backend. Default: 10s.
+	StopTimeout *caddy.Duration `json:"stop_timeout,omitempty"`
+
+	// How many requests may wait in the line. With 0 no request is held.
+	// Default: 1000.
+	MaxWaiting *int `json:"max_waiting,omitempty"`
+
+	// How an instance is chosen for a request: `least_loaded`; `oldest`,
+	// which packs, so that the younger ones become idle; or `random`, the
+	// less loaded of two. Default: `least_loaded`.
+	Balance string `json:"balance,omitempty"`
+
+	// How it is found out that an instance is ready. Default: a TCP connect.
+	Ready *Readiness `json:"ready,omitempty"`
+
+	// The policy that turns demand into a number of instances. Default:
+	// `queue`.
+	ScaleRaw json.RawMessage `json:"scale,omitempty" caddy:"namespace=usher.policies inline_key=policy"`
+
+	// How much clients are told about errors: `short`, the class and the
+	// short fact; or `full`, with output lines and the platform's messages.
+	// Default: `short`.
+	ErrorDetail string `json:"error_detail,omitempty"`
+}
+
+// InstanceBounds bound the number of instances.
+type InstanceBounds struct {
+	// The least number of instances, kept even without any request.
+	// Default: 0.
+	Min int `json:"min,omitempty"`
+
+	// The greatest number of instances. Default: 1, or the minimum if that
+	// is greater.
+	Max int `json:"max,omitempty"`
+}
+
+// Concurrency is a number of slots, or Unlimited.
+type Concurrency int
+
+// Unlimited is the Concurrency without a limit.
+const Unlimited Concurrency = -1
+
+// MarshalJSON writes a number or "unlimited".
+func (c Concurrency) MarshalJSON() ([]byte, error) {
+	if c == Unlimited {
+		return []byte(`"unlimited"`), nil
+	}
+	return json.Marshal(int(c))
+}
+
+// UnmarshalJSON reads a positive number or "unlimited".
+func (c *Concurrency) UnmarshalJSON(b []byte) error {
+	parsed, err := parseConcurrency(strings.Trim(string(b), `"`))
+	if err != nil {
+		return err
+	}
+	*c = parsed
+	return nil
+}
+
+func parseConcurrency(s string) (Concurrency, error) {
+	if s == "unlimited" {
+		return Unlimited, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("concurrency must be a positive number or 'unlimited', not '%s'", s)
+	}
+	return Concurrency(n), nil
+}
+
+// IdleTimeout is a duration, or IdleOff.
+type IdleTimeout caddy.Duration
+
+// IdleOff is the IdleTimeout that never comes.
+const IdleOff IdleTimeout = -1
+
+// MarshalJSON writes a duration or "off".
+func (t IdleTimeout) MarshalJSON() ([]byte, error) {
+	if t == IdleOff {
+		return []byte(`"off"`), nil
+	}
+	return json.Marshal(time.Duration(t).String())
+}
+
+// UnmarshalJSON reads a positive duration or "off".
+func (t *IdleTimeout) UnmarshalJSON(b []byte) error {
+	if string(b) == `"off"` {
+		*t = IdleOff
+		return nil
+	}
+	var d caddy.Duration
+	if err := json.Unmarshal(b, &d); err != nil {
+		return fmt.Errorf("idle_timeout: %w", err)
+	}
+	if d <= 0 {
+		return fmt.Errorf("idle_timeout must be positive, or 'off'")
+	}
+	*t = IdleTimeout(d)
+	return nil
+}
+
+// Readiness is a readiness check.
+type Readiness struct {
+	// `tcp`: a connection can be made. `http`: a GET is answered with the
+	// right status. `platform`: the platform says so; local processes have
+	// no platform that could. Default: `tcp`.
+	Check string `json:"check,omitempty"`
+
+	// The path of an http check. Default: `/`.
+	Path string `json:"path,omitempty"`
+
+	// The pause between probes. Default: 8ms in the first 10s of a start,
+	// then 50ms; the first pauses are shorter in any case.
+	Interval caddy.Duration `json:"interval,omitempty"`
+
+	// How long one probe may take. Default: 1s for tcp, 5s for http.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// The status that means ready in an http check; a single digit stands
+	// for its class. Default: any 2xx or 3xx.
+	Status int `json:"status,omitempty"`
+
+	// Headers that an http check sends.
+	Headers http.Header `json:"headers,omitempty"`
+
+	// The Host that an http check sends. Default: the instance's address.
+	Host string `json:"host,omitempty"`
+
+	// `http` or `https`; a certificate is not verified. Default: `http`.
+	Scheme string `json:"scheme,omitempty"`
+}
+
+var serviceName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+// checkName returns an error if name cannot be the name of a service.
+func checkName(name string) error {
+	if !serviceName.MatchString(name) {
+		return fmt.Errorf("'%s' is not a service name: at most 63 of a-z, 0-9, '.', '_' and '-', the first a letter or digit", name)
+	}
+	return nil
+}
+
+const (
+	defaultConcurrency  = 100
+	defaultIdleTimeout  = 5 * time.Minute
+	defaultStartTimeout = 2 * time.Minute
+	defaultDrainTimeout = 30 * time.Second
+	defaultStopTimeout  = 10 * time.Second
+	defaultMaxWaiting   = 1000
+	defaultWaitTimeout  = time.Minute
+
+	detailShort = "short"
+	detailFull  = "full"
+)
+
+func defaulted[T any](p *T, value T) *T {
+	if p == nil {
+		return &value
+	}
+	return p
+}
+
+// withDefaults returns a copy of s in which every option is set.
+func (s Service) withDefaults() Service {
+	bounds := InstanceBounds{Max: 1}
+	if s.Instances != nil {
+		bounds = *s.Instances
+		if bounds.Max == 0 {
+			bounds.Max = max(bounds.Min, 1)
+		}
+	}
+	s.Instances = &bounds
+	s.Concurrency = defaulted(s.Concurrency, defaultConcurrency)
+	s.IdleTimeout = defaulted(s.IdleTimeout, IdleTimeout(defaultIdleTimeout))
+	if s.StartTimeout == 0 {
+		s.StartTimeout = caddy.Duration(defaultStartTimeout)
+	}
+	s.DrainTimeout = defaulted(s.DrainTimeout, caddy.Duration(defaultDrainTimeout))
+	s.StopTimeout = defaulted(s.StopTimeout, caddy.Duration(defaultStopTimeout))
+	s.MaxWaiting = defaulted(s.MaxWaiting, defaultMaxWaiting)
+	if s.Balance == "" {
+		s.Balance = balanceNames[reserver.LeastLoaded]
+	}
+	ready := Readiness{}
+	if s.Ready != nil {
+		ready = *s.Ready
+	}
+	if ready.Check == "" {
+		ready.Check = checkNames[scaler.CheckTCP]
+	}
+	s.Ready = &ready
+	if len(s.ScaleRaw) == 0 {
+		s.ScaleRaw = json.RawMessage(`{"policy":"queue"}`)
+	}
+	if s.ErrorDetail == "" {
+		s.ErrorDetail = detailShort
+	}
+	return s
+}
+
+var (
+	balanceNames = map[reserver.Balance]string{
+		reserver.LeastLoaded: "least_loaded", reserver.Oldest: "oldest", reserver.Random: "random",
+	}
+	checkNames = map[scaler.CheckKind]string{
+		scaler.CheckTCP: "tcp", scaler.CheckHTTP: "http", scaler.CheckPlatform: "platform",
+	}
+)
+
+func byName[K comparable](names map[K]string, name string) (K, bool) {
+	for k, n := range names {
+		if n == name {
+			return k, true
+		}
+	}
+	var zero K
+	return zero, false
+}
+
+// validate checks every value of s, in which every option is set.
+func (s Service) validate() error {
+	if len(s.BackendRaw) == 0 {
+		return fmt.Errorf("no backend: say what runs its instances")
+	}
+	if s.Instances.Min < 0 {
+		return fmt.Errorf("instances: the minimum is %d, but cannot be negative", s.Instances.Min)
+	}
+	if s.Instances.Max < 1 {
+		return fmt.Errorf("instances: the maximum is %d, but must be at least 1", s.Instances.Max)
+	}
+	if s.Instances.Min > s.Instances.Max {
+		return fmt.Errorf("instances: the minimum %d is greater than the maximum %d", s.Instances.Min, s.Instances.Max)
+	}
+	if s.StartTimeout < 0 {
+		return fmt.Errorf("start_timeout must be positive, not %v", time.Duration(s.StartTimeout))
+	}
+	if *s.DrainTimeout < 0 {
+		return fmt.Errorf("drain_timeout cannot be negative, but is %v", time.Duration(*s.DrainTimeout))
+	}
+	if *s.StopTimeout < 0 {
+		return fmt.Errorf("stop_timeout cannot be negative, but is %v", time.Duration(*s.StopTimeout))
+	}
+	if *s.MaxWaiting < 0 {
+		return fmt.Errorf("max_waiting cannot be negative, but is %d; 0 means that no request is held", *s.MaxWaiting)
+	}
+	if _, ok := byName(balanceNames, s.Balance); !ok {
+		return fmt.Errorf("balance '%s' is unknown: use least_loaded, oldest or random", s.Balance)
+	}
+	if s.ErrorDetail != detailShort && s.ErrorDetail != detailFull {
+		return fmt.Errorf("error_detail '%s' is unknown: use short or full", s.ErrorDetail)
+	}
+	return s.Ready.validate()
+}
+
+func (r Readiness) validate() error {
+	kind, ok := byName(checkNames, r.Check)
+	if !ok {
+		return fmt.Errorf("ready: the check '%s' is unknown: use tcp, http or platform", r.Check)
+	}
+	if r.Interval < 0 || r.Timeout < 0 {
+		return fmt.Errorf("ready: interval and timeout cannot be negative")
+	}
+	if kind != scaler.CheckHTTP && (r.Path != "" || r.Status != 0 || len(r.Headers) > 0 || r.Host != "" || r.Scheme != "") {
+		return fmt.Errorf("ready: path, status, header, host and scheme belong to the http check, not to %s", r.Check)
+	}
+	if kind == scaler.CheckPlatform && (r.Interval != 0 || r.Timeout != 0) {
+		return fmt.Errorf("ready: the platform's word is watched; it has no interval and no timeout")
+	}
+	if r.Path != "" && !strings.HasPrefix(r.Path, "/") {
+		return fmt.Errorf("ready: the path '%s' must begin with '/'", r.Path)
+	}
+	if r.Scheme != "" && r.Scheme != "http" && r.Scheme != "https" {
+		return fmt.Errorf("ready: the scheme '%s' is unknown: use http or https", r.Scheme)
+	}
+	if r.Status != 0 && (r.Status < 1 || r.Status > 599 || r.Status > 5 && r.Status < 100) {
+		return fmt.Errorf("ready: %d is not a status", r.Status)
+	}
+	return nil
+}
+
+// options returns what the reserver needs of s.
+func (s Service) options() reserver.Options {
+	balance, _ := byName(balanceNames, s.Balance)
+	return reserver.Options{MaxWaiting: *s.MaxWaiting, Balance: balance}
+}
+
+// settings returns what the control loop needs of s.
+func (s Service) settings(policy scaler.Policy) scaler.Settings {
+	kind, _ := byName(checkNames, s.Ready.Check)
+	set := scaler.Settings{
+		Min: s.Instances.Min, Max: s.Instances.Max,
+		IdleTimeout:  time.Duration(*s.IdleTimeout),
+		StartTimeout: time.Duration(s.StartTimeout),
+		DrainTimeout: time.Duration(*s.DrainTimeout),
+		StopTimeout:  time.Duration(*s.StopTimeout),
+		Policy:       policy,
+		Check: scaler.Check{
+			Kind: kind, Path: s.Ready.Path, Host: s.Ready.Host, Scheme: s.Ready.Scheme, Header: s.Ready.Headers,
+			Status: s.Ready.Status, Interval: time.Duration(s.Ready.Interval), Timeout: time.Duration(s.Ready.Timeout),
+		},
+	}
+	if *s.Concurrency != Unlimited {
+		set.Concurrency = int(*s.Concurrency)
+	}
+	if *s.IdleTimeout == IdleOff {
+		set.IdleTimeout = 0
+	}
+	return set
+}

@@ -1,0 +1,140 @@
+package caddymodule
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// definition is the provisioned form of a Service.
+type definition struct {
+	service     Service // every option set; without the raw modules
+	place       string
+	backend     scaler.Backend
+	backendType string
+	policy      scaler.Policy
+
+	// fields has every option in its canonical form, to compare definitions.
+	fields map[string]string
+	// shown is what the admin API shows: no secrets.
+	shown json.RawMessage
+}
+
+// newDefinition checks s and loads its modules.
+func newDefinition(ctx caddy.Context, s Service, place string) (*definition, error) {
+	s = s.withDefaults()
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	d := &definition{place: place}
+	d.backendType = inlineKey(s.BackendRaw, "type")
+	// Loading a module takes the raw form away, and s is a copy already.
+	scaleRaw := s.ScaleRaw
+	mod, err := ctx.LoadModule(&s, "BackendRaw")
+	if err != nil {
+		return nil, fmt.Errorf("backend %s: %w", d.backendType, err)
+	}
+	backend, ok := mod.(scaler.Backend)
+	if !ok {
+		return nil, fmt.Errorf("the module usher.backends.%s is a %T, which is not a backend", d.backendType, mod)
+	}
+	d.backend = backend
+	if mod, err = ctx.LoadModule(&s, "ScaleRaw"); err != nil {
+		return nil, fmt.Errorf("scale: %w", err)
+	}
+	if d.policy, ok = mod.(scaler.Policy); !ok {
+		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", inlineKey(scaleRaw, "policy"), mod)
+	}
+
+	d.service = s
+	d.service.BackendRaw, d.service.ScaleRaw = nil, nil
+	s.ScaleRaw = scaleRaw
+	if d.shown, err = d.show(s); err != nil {
+		return nil, err
+	}
+	if d.fields, err = canonicalFields(s); err != nil {
+		return nil, err
+	}
+	d.fields["backend"] = d.fingerprint()
+	return d, nil
+}
+
+// fingerprint identifies what the instances are made from.
+func (d *definition) fingerprint() string { return d.backendType + "\x00" + d.backend.Fingerprint() }
+
+// differs returns in which options d is not the same as other.
+func (d *definition) differs(other *definition) string { return differences(d.fields, other.fields) }
+
+// show encodes the effective configuration, secrets hidden.
+func (d *definition) show(s Service) (json.RawMessage, error) {
+	redacted, err := json.Marshal(d.backend.Redacted())
+	if err != nil {
+		return nil, fmt.Errorf("backend %s: encoding its configuration: %w", d.backendType, err)
+	}
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(redacted, &fields); err == nil {
+		fields["type"], _ = json.Marshal(d.backendType)
+		redacted, _ = json.Marshal(fields)
+	}
+	s.BackendRaw = redacted
+	return json.Marshal(s)
+}
+
+func inlineKey(raw json.RawMessage, key string) string {
+	var m map[string]any
+	_ = json.Unmarshal(raw, &m)
+	v, _ := m[key].(string)
+	return v
+}
+
+// canonicalFields encodes every option of s, in which every option is set.
+func canonicalFields(s Service) (map[string]string, error) {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, err
+	}
+	fields := make(map[string]string, len(m))
+	for k, raw := range m {
+		// By way of the generic form: the order of keys and white space are
+		// no difference.
+		dec := json.NewDecoder(bytes.NewReader(raw))
+		dec.UseNumber()
+		var v any
+		if err := dec.Decode(&v); err != nil {
+			return nil, err
+		}
+		canon, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		fields[k] = string(canon)
+	}
+	return fields, nil
+}
+
+// differences names the keys in which a and b differ.
+func differences(a, b map[string]string) string {
+	var names []string
+	for k, v := range a {
+		if b[k] != v {
+			names = append(names, k)
+		}
+	}
+	for k := range b {
+		if _, ok := a[k]; !ok {
+			names = append(names, k)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,64 @@
+package caddymodule
+
+import (
+	"sync/atomic"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// logSwitch is a logger for what outlives configurations: it writes through
+// the logging of the configuration in force, since that of an earlier one is
+// closed with it.
+type logSwitch struct {
+	core   atomic.Pointer[zapcore.Core]
+	logger *zap.Logger
+}
+
+func newLogSwitch() *logSwitch {
+	s := new(logSwitch)
+	nop := zapcore.NewNopCore()
+	s.core.Store(&nop)
+	s.logger = zap.New(&switchedCore{source: s}).Named("usher")
+	return s
+}
+
+func (s *logSwitch) use(l *zap.Logger) {
+	core := l.Core()
+	s.core.Store(&core)
+}
+
+// switchedCore is a zapcore.Core that keeps its own fields and writes to the
+// core of the moment.
+type switchedCore struct {
+	source *logSwitch
+	fields []zapcore.Field
+}
+
+func (c *switchedCore) now() zapcore.Core { return *c.source.core.Load() }
+
+func (c *switchedCore) Enabled(l zapcore.Level) bool { return c.now().Enabled(l) }
+
+func (c *switchedCore) With(fields []zapcore.Field) zapcore.Core {
+	all := make([]zapcore.Field, 0, len(c.fields)+len(fields))
+	return &switchedCore{source: c.source, fields: append(append(all, c.fields...), fields...)}
+}
+
+func (c *switchedCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	core := c.now()
+	if !core.Enabled(e.Level) {
+		return ce
+	}
+	if len(c.fields) > 0 {
+		core = core.With(c.fields)
+	}
+	// The core itself is asked: it may be a tee whose parts have levels of
+	// their own, or sample.
+	return core.Check(e, ce)
+}
+
+func (c *switchedCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	return c.now().With(c.fields).Write(e, fields)
+}
+
+func (c *switchedCore) Sync() error { return c.now().Sync() }

@@ -1,0 +1,148 @@
+package caddymodule
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// The metrics live as long as the process: Caddy makes a new registry for
+// every configuration, and counters shall survive that.
+var (
+	waitSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "wait_seconds",
+		Help:    "Time that requests waited for a slot, by what became of them.",
+		Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120},
+	}, []string{"service", "outcome"})
+
+	coldStartSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "cold_start_seconds",
+		Help:    "Time from the request that woke a service to its first ready instance.",
+		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120},
+	}, []string{"service"})
+
+	reservationsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "reservations_total",
+		Help: "Requests that asked for a slot, by what became of them.",
+	}, []string{"service", "outcome"})
+
+	decisionsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "decisions_total",
+		Help: "Changes of the target, by direction.",
+	}, []string{"service", "direction"})
+
+	startFailuresTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "start_failures_total",
+		Help: "Starts of instances that failed, by reason.",
+	}, []string{"service", "reason"})
+
+	gauges = newGaugeCollector()
+)
+
+// registerMetrics adds the metrics to a configuration's registry.
+func registerMetrics(reg *prometheus.Registry) error {
+	for _, c := range []prometheus.Collector{
+		waitSeconds, coldStartSeconds, reservationsTotal, decisionsTotal, startFailuresTotal, gauges,
+	} {
+		if err := reg.Register(c); err != nil {
+			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// serviceMetrics are the series of one service. A service that nobody has
+// asked for has none; the most frequent ones are looked up once.
+type serviceMetrics struct {
+	name        string
+	once        sync.Once
+	granted     prometheus.Counter
+	grantedWait prometheus.Observer
+}
+
+func newServiceMetrics(name string) *serviceMetrics { return &serviceMetrics{name: name} }
+
+// outcome counts what became of a request that asked for a slot.
+func (m *serviceMetrics) outcome(code string, waited time.Duration) {
+	if code == outcomeGranted {
+		m.once.Do(func() {
+			m.granted = reservationsTotal.WithLabelValues(m.name, code)
+			m.grantedWait = waitSeconds.WithLabelValues(m.name, code)
+		})
+		m.granted.Inc()
+		m.grantedWait.Observe(waited.Seconds())
+		return
+	}
+	reservationsTotal.WithLabelValues(m.name, code).Inc()
+	waitSeconds.WithLabelValues(m.name, code).Observe(waited.Seconds())
+}
+
+// forget removes all series of the service.
+func (m *serviceMetrics) forget(name string) {
+	match := prometheus.Labels{"service": name}
+	waitSeconds.DeletePartialMatch(match)
+	coldStartSeconds.DeletePartialMatch(match)
+	reservationsTotal.DeletePartialMatch(match)
+	decisionsTotal.DeletePartialMatch(match)
+	startFailuresTotal.DeletePartialMatch(match)
+}
+
+// gaugeCollector reads the gauges from the services when they are asked for.
+type gaugeCollector struct {
+	waiting, slots, instances, target, platformUp *prometheus.Desc
+}
+
+func newGaugeCollector() *gaugeCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(prometheus.BuildFQName("caddy", "usher", name), help, append([]string{"service"}, labels...), nil)
+	}
+	return &gaugeCollector{
+		waiting:    desc("waiting", "Requests in the line."),
+		slots:      desc("slots", "Slots of the instances that take requests; those of instances without a limit are not counted.", "state"),
+		instances:  desc("instances", "Instances, by state.", "state"),
+		target:     desc("target", "How many instances are wanted."),
+		platformUp: desc("platform_up", "Whether the platform can be asked."),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{g.waiting, g.slots, g.instances, g.target, g.platformUp} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
+	h := latestHub.Load()
+	if h == nil {
+		return
+	}
+	for _, s := range h.all() {
+		gauge := func(d *prometheus.Desc, v int, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), append([]string{s.name}, labels...)...)
+		}
+		stats, status := s.reserver.Stats(), s.loop.Status()
+		gauge(g.waiting, stats.Waiting)
+		gauge(g.slots, stats.InUse, "in_use")
+		if !stats.Unlimited {
+			gauge(g.slots, stats.Slots, "total")
+		}
+		gauge(g.instances, status.Starting, "starting")
+		gauge(g.instances, status.Ready, "ready")
+		gauge(g.instances, status.Ejected, "ejected")
+		gauge(g.instances, status.Draining, "draining")
+		gauge(g.target, status.Target)
+		up := 1
+		if status.Trouble != nil && status.Trouble.Reason == scaler.ReasonPlatform {
+			up = 0
+		}
+		gauge(g.platformUp, up)
+	}
+}

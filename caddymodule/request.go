@@ -1,0 +1,380 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptrace"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-usher/usher/reserver"
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// request is one request's way through Usher: its reservation, what is known
+// of its attempts, and what users are told about it. One allocation holds all
+// of it.
+type request struct {
+	handler     *Handler
+	service     *service
+	in          *http.Request // as it came, with the interruptible context
+	reservation reserver.Reservation
+	quiet       bool
+	cancel      context.CancelCauseFunc
+	trace       httptrace.ClientTrace
+	writer      responseWriter
+	body        requestBody
+	replacer    *caddy.Replacer
+
+	// of the wait
+	deadline time.Time // zero until it waits
+	waited   time.Duration
+	cold     bool
+	granted  time.Time // when it got its slot; zero if it did not wait
+
+	// of the instance that it has, or had last
+	instance, revision, address string
+
+	// of the attempts
+	attempt attempt
+	seen    int   // attempts that an instance may have seen
+	refusal error // why a further attempt got no slot
+
+	// of the error that Usher answered with
+	code, detail, fullDetail string
+	retryAfter               int
+}
+
+// attempt is what is known about one attempt to send the request. The trace
+// is called from several goroutines.
+type attempt struct {
+	tried     atomic.Bool // the transport looked for a connection
+	connected atomic.Bool
+	wrote     atomic.Bool // the header, at least, may have left
+	answered  atomic.Bool
+	starved   atomic.Bool // no connection for lack of something of our own
+	approved  bool        // the retry rules allow another attempt
+}
+
+func (a *attempt) reset() {
+	a.tried.Store(false)
+	a.connected.Store(false)
+	a.wrote.Store(false)
+	a.answered.Store(false)
+	a.starved.Store(false)
+	a.approved = false
+}
+
+type requestKey struct{}
+
+// requestOf returns the request that the handler has put into the context.
+func requestOf(ctx context.Context) *request {
+	q, _ := ctx.Value(requestKey{}).(*request)
+	return q
+}
+
+func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) *request {
+	q := &request{handler: h, service: h.service, quiet: quiet}
+	q.writer.ResponseWriterWrapper = &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
+	q.writer.request = q
+
+	ctx, cancel := context.WithCancelCause(r.Context())
+	q.cancel = cancel
+	q.reservation.Interrupt = cancel
+	q.in = r.WithContext(ctx)
+	if r.Body != nil && r.Body != http.NoBody {
+		q.body.init(r, &h.service.hub.held)
+		q.in.Body = &q.body
+	}
+
+	q.replacer, _ = ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if q.replacer != nil {
+		q.replacer.Map(q.placeholder)
+	}
+	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Set(zap.Object("usher", q))
+	}
+	return q
+}
+
+// reserve gets a slot, waiting for it if it has to.
+func (q *request) reserve() error {
+	ok, err := q.service.reserver.Reserve(&q.reservation, q.quiet)
+	if !ok && err == nil {
+		err = q.hold()
+	}
+	if err != nil {
+		return err
+	}
+	q.seated()
+	q.service.metrics.outcome(outcomeGranted, q.waited)
+	return nil
+}
+
+// seated takes note of the instance on which q has its slot now.
+func (q *request) seated() {
+	i := q.reservation.Instance()
+	q.instance, q.revision, q.address = i.ID, i.Revision, dialAddress(i.Network, i.Address)
+}
+
+// dialAddress writes an address as Caddy does.
+func dialAddress(network, address string) string {
+	if network == "unix" {
+		return "unix/" + address
+	}
+	return address
+}
+
+// errWaitTimeout is the reason for the end of a wait that took too long.
+var errWaitTimeout = errors.New("no slot became free in time")
+
+// errClientGone is the reason for the end of a wait whose client left.
+var errClientGone = errors.New("the client is gone")
+
+// hold waits in the line.
+func (q *request) hold() error {
+	start := time.Now()
+	if q.deadline.IsZero() {
+		q.deadline = start.Add(time.Duration(q.handler.WaitTimeout))
+	}
+	if q.service.reserver.Stats().Open == 0 {
+		q.cold = true
+	}
+	timer := time.NewTimer(time.Until(q.deadline))
+	defer timer.Stop()
+	gone := q.body.readAhead()
+
+	var err error
+	select {
+	case err = <-q.reservation.Granted():
+	case <-timer.C:
+		err = errWaitTimeout
+	case <-q.in.Context().Done():
+		err = errClientGone
+	case <-gone:
+		err = errClientGone
+	}
+	q.body.stopReadingAhead()
+	now := time.Now()
+	q.waited += now.Sub(start)
+	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) {
+		if q.reservation.Cancel() {
+			if errors.Is(err, errWaitTimeout) {
+				// The slot came in the last moment: it is as good as any.
+				err = nil
+			} else {
+				q.reservation.Release(reserver.Neutral)
+			}
+		}
+	}
+	if err == nil {
+		q.granted = now
+	}
+	return err
+}
+
+// forwarded returns the request for the next handlers: with the reservation,
+// and with a trace that tells what becomes of each attempt.
+func (q *request) forwarded() *http.Request {
+	if q.handler.ServerTiming {
+		q.writer.Header().Add("Server-Timing", q.serverTiming())
+	}
+	a := &q.attempt
+	q.trace = httptrace.ClientTrace{
+		GetConn:              func(string) { a.tried.Store(true) },
+		GotConn:              func(httptrace.GotConnInfo) { a.connected.Store(true) },
+		WroteHeaders:         func() { a.wrote.Store(true) },
+		GotFirstResponseByte: func() { a.answered.Store(true) },
+		ConnectDone: func(_, _ string, err error) {
+			if err != nil && ownShortage(err) {
+				a.starved.Store(true)
+			}
+		},
+	}
+	ctx := context.WithValue(q.in.Context(), requestKey{}, q)
+	return q.in.WithContext(httptrace.WithClientTrace(ctx, &q.trace))
+}
+
+// ownShortage says whether a connection could not be made for a reason that
+// tells nothing about the instance.
+func ownShortage(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// fate judges the last attempt.
+func (q *request) fate() reserver.Fate {
+	a := &q.attempt
+	switch {
+	case a.answered.Load():
+		return reserver.Answered
+	case !a.tried.Load(), a.starved.Load(), q.in.Context().Err() != nil, q.body.failed():
+		return reserver.Neutral
+	case !a.connected.Load():
+		return reserver.Refused
+	}
+	return reserver.Failed
+}
+
+// maybeSeen says whether the instance may have seen something of the last
+// attempt.
+func (q *request) maybeSeen() bool { return q.attempt.wrote.Load() || q.attempt.answered.Load() }
+
+// errSeen ends a request that an instance may have seen and that no rule
+// allows to repeat.
+var errSeen = errors.New("an instance may have seen the request, and the retry rules do not allow to repeat it")
+
+// again gets a slot for a further attempt. If there is none the reason is
+// kept: the proxy would lose it.
+func (q *request) again() {
+	if q.refusal != nil {
+		return
+	}
+	fate := q.fate()
+	if q.maybeSeen() {
+		q.seen++
+		if !q.attempt.approved {
+			q.reservation.Release(fate)
+			q.refusal = errSeen
+			return
+		}
+	}
+	q.attempt.reset()
+	ok, err := q.reservation.Again(fate)
+	if !ok && err == nil {
+		err = q.hold()
+	}
+	if err != nil {
+		q.refusal = err
+		return
+	}
+	q.seated()
+}
+
+// finish takes what the next handlers have returned.
+func (q *request) finish(err error) error {
+	gone := errors.Is(context.Cause(q.in.Context()), scaler.ErrGone)
+	q.reservation.Release(q.fate())
+	switch {
+	case gone && q.writer.suppressed:
+		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: instance %s: %w", q.service.name, q.instance, scaler.ErrGone))
+	case err == nil || q.refusal == nil || errors.Is(q.refusal, errSeen):
+		return err
+	case q.seen > 0 || q.maybeSeen():
+		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: an instance may have seen the request, and there is none for another try: %w", q.service.name, q.refusal))
+	}
+	return q.refuse(q.refusal)
+}
+
+// end releases whatever is still held. It runs in any case, a panic included.
+func (q *request) end() {
+	if !q.granted.IsZero() {
+		q.service.served(time.Since(q.granted))
+	}
+	q.reservation.Release(q.fate())
+	q.cancel(nil)
+	q.body.end(q.writer.ResponseWriter)
+}
+
+func (q *request) serverTiming() string {
+	t := "usher-wait;dur=" + strconv.FormatInt(q.waited.Milliseconds(), 10)
+	if q.cold {
+		t += ", usher-cold"
+	}
+	return t
+}
+
+// placeholder implements the placeholders {http.usher.*}.
+func (q *request) placeholder(key string) (any, bool) {
+	name, ok := strings.CutPrefix(key, "http.usher.")
+	if !ok {
+		return nil, false
+	}
+	switch name {
+	case "service":
+		return q.service.name, true
+	case "instance":
+		return q.instance, true
+	case "address":
+		return q.address, true
+	case "revision":
+		return q.revision, true
+	case "wait_ms":
+		return q.waited.Milliseconds(), true
+	case "cold":
+		return q.cold, true
+	case "error":
+		return q.code, true
+	case "error.detail":
+		return q.fullDetail, true
+	case "retry_after":
+		if q.retryAfter == 0 {
+			return "", true
+		}
+		return q.retryAfter, true
+	}
+	return nil, false
+}
+
+// MarshalLogObject implements zapcore.ObjectMarshaler for the access log.
+func (q *request) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	enc.AddString("service", q.service.name)
+	if q.instance != "" {
+		enc.AddString("instance", q.instance)
+		enc.AddString("address", q.address)
+	}
+	enc.AddInt64("wait_ms", q.waited.Milliseconds())
+	enc.AddBool("cold", q.cold)
+	if q.code != "" {
+		enc.AddString("error", q.code)
+	}
+	return nil
+}
+
+// responseWriter is between the next handlers and the client: an instance
+// does not speak for Usher.
+type responseWriter struct {
+	*caddyhttp.ResponseWriterWrapper
+	request    *request
+	wrote      bool
+	suppressed bool // a status that says that the client left was kept back
+}
+
+// statusClientGone is what the proxy writes for a client that has left.
+const statusClientGone = 499
+
+// WriteHeader implements http.ResponseWriter.
+func (w *responseWriter) WriteHeader(status int) {
+	if status == statusClientGone && !w.wrote && errors.Is(context.Cause(w.request.in.Context()), scaler.ErrGone) {
+		// It is the instance that has left. The client is told so.
+		w.suppressed = true
+		return
+	}
+	w.Header().Del(headerError)
+	if status >= 200 || status == http.StatusSwitchingProtocols {
+		w.wrote = true
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (w *responseWriter) Write(b []byte) (int, error) {
+	if !w.wrote {
+		w.WriteHeader(http.StatusOK)
+	}
+	return w.ResponseWriter.Write(b)
+}

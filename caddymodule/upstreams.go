@@ -1,0 +1,135 @@
+package caddymodule
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+func init() {
+	caddy.RegisterModule(Upstreams{})
+	caddy.RegisterModule(MatchRetry{})
+}
+
+// Upstreams is the source of dynamic upstreams that gives `reverse_proxy` the
+// one instance on which the handler `usher`, earlier in the same route, has
+// reserved a slot for the request. A further attempt of the proxy gets a new
+// reservation.
+type Upstreams struct{}
+
+// CaddyModule returns the Caddy module information.
+func (Upstreams) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.reverse_proxy.upstreams.usher",
+		New: func() caddy.Module { return new(Upstreams) },
+	}
+}
+
+// UnmarshalCaddyfile sets up the source from Caddyfile tokens. Syntax:
+//
+//	dynamic usher
+func (*Upstreams) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	if d.NextBlock(d.Nesting()) {
+		return d.Errf("dynamic usher takes no options")
+	}
+	return nil
+}
+
+var errNoReservation = errors.New("dynamic upstreams 'usher': the request has no reservation; put the handler 'usher' before reverse_proxy in the same route")
+
+// GetUpstreams returns the instance of the request's reservation. Without a
+// slot the list is empty: the reason is kept with the request, because
+// reverse_proxy logs an error and loses it.
+func (Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
+	q := requestOf(r.Context())
+	if q == nil {
+		return nil, errNoReservation
+	}
+	if q.refusal != nil || q.reservation.Instance() == nil {
+		return nil, nil
+	}
+	// A fresh one each time: reverse_proxy writes to it.
+	return []*reverseproxy.Upstream{{Dial: q.address}}, nil
+}
+
+// ResetCache is called before a further attempt: it ends the reservation of
+// the last one and gets another.
+func (Upstreams) ResetCache(r *http.Request) error {
+	if q := requestOf(r.Context()); q != nil {
+		q.again()
+	}
+	return nil
+}
+
+// MatchRetry says, in the `retry_match` of a `reverse_proxy` behind the
+// handler `usher`, whether a request may be sent again after an attempt that
+// failed. Alone it matches if no instance can have seen the request. With
+// `attempts`, beside other matchers, it also matches a request that was seen,
+// as long as it was seen in fewer attempts.
+type MatchRetry struct {
+	// In how many attempts instances may have seen the request before it
+	// is not sent again. Default: 0.
+	Attempts int `json:"attempts,omitempty"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (MatchRetry) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.matchers.usher_retry",
+		New: func() caddy.Module { return new(MatchRetry) },
+	}
+}
+
+// MatchWithError implements caddyhttp.RequestMatcherWithError.
+func (m MatchRetry) MatchWithError(r *http.Request) (bool, error) {
+	q := requestOf(r.Context())
+	if q == nil {
+		return false, nil
+	}
+	match := !q.maybeSeen() || q.seen < m.Attempts
+	if match {
+		q.attempt.approved = true
+	}
+	return match, nil
+}
+
+// Match implements caddyhttp.RequestMatcher.
+func (m MatchRetry) Match(r *http.Request) bool {
+	match, _ := m.MatchWithError(r)
+	return match
+}
+
+// UnmarshalCaddyfile sets up the matcher from Caddyfile tokens. Syntax:
+//
+//	usher_retry [<attempts>]
+func (m *MatchRetry) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	for d.Next() {
+		if !d.NextArg() {
+			continue
+		}
+		n, err := count(d, "usher_retry", 0)
+		if err != nil {
+			return err
+		}
+		m.Attempts = n
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+	}
+	return nil
+}
+
+var (
+	_ reverseproxy.CachingUpstreamSource = (*Upstreams)(nil)
+	_ caddyfile.Unmarshaler              = (*Upstreams)(nil)
+	_ caddyhttp.RequestMatcherWithError  = (*MatchRetry)(nil)
+	_ caddyfile.Unmarshaler              = (*MatchRetry)(nil)
+)
