@@ -1,0 +1,5 @@
+//go:build !linux
+
+package process
+
+func watchFor(path string) appearance { return newLookout(path) }

@@ -1,0 +1,218 @@
+package process
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"maps"
+	"net"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// The variables that Usher sets.
+const (
+	varInstance = "USHER_INSTANCE"
+	varService  = "USHER_SERVICE"
+)
+
+// instance is one process, from before its fork until everything it left is
+// gone. The fields of the second block are guarded by the runner's lock.
+type instance struct {
+	id    string
+	since time.Time
+	keep  bool
+
+	port    int    // 0: none
+	socket  string // "": none
+	passed  *passedListener
+	appears appearance // nil: nothing to wait for
+	child   *child
+	output  *output
+	source  source
+	record  *record
+
+	network, address string // what is reported; empty until known
+	stopping         bool
+	ended            bool
+	killAt           time.Time
+	killTimer        *time.Timer
+	failure          *scaler.Failure
+}
+
+// idLength is the length of an instance's id: 80 random bits.
+const idLength = 16
+
+var idEncoding = base32.HexEncoding.WithPadding(base32.NoPadding)
+
+// newID returns an id that no other instance has, ever.
+func newID() string {
+	var raw [10]byte
+	_, _ = rand.Read(raw[:]) // never fails
+	lower := []byte(idEncoding.EncodeToString(raw[:]))
+	for i, c := range lower {
+		if 'A' <= c && c <= 'Z' {
+			lower[i] = c + 'a' - 'A'
+		}
+	}
+	return string(lower)
+}
+
+var idPattern = regexp.MustCompile(`^[0-9a-v]{16}$`)
+
+func isInstanceID(s string) bool { return idPattern.MatchString(s) }
+
+// where returns where the instance will be reached.
+func (in *instance) where() (network, address string) {
+	if in.socket != "" {
+		return "unix", in.socket
+	}
+	return "tcp", net.JoinHostPort(loopback, strconv.Itoa(in.port))
+}
+
+// takePlace gets what the instance listens on.
+func (in *instance) takePlace(p *plan, local scaler.LocalOptions) *scaler.Failure {
+	var f *scaler.Failure
+	switch p.listen {
+	case listenTCP:
+		in.port, f = ports.take(local.PortFrom, local.PortTo, checkFree)
+	case listenFD:
+		in.port, f = ports.take(local.PortFrom, local.PortTo, func(port int) (err error) {
+			in.passed, err = listenOn(port)
+			return err
+		})
+	case listenUnix:
+		if in.socket, f = makeSocketDir(in.id, p.account); f == nil {
+			in.appears = watchFor(in.socket)
+		}
+	}
+	return f
+}
+
+// leavePlace gives it back.
+func (in *instance) leavePlace(ran bool) {
+	in.passed.close()
+	if in.appears != nil && !ran {
+		in.appears.close()
+	}
+	if in.port != 0 {
+		ports.give(in.port, ran)
+	}
+	if in.socket != "" {
+		removeSocket(in.socket)
+	}
+}
+
+// launchFor puts together what is forked.
+func (in *instance) launchFor(p *plan, service string) (launch, *scaler.Failure) {
+	values := map[string]string{keyInstance: in.id, keyService: service}
+	if in.port != 0 {
+		_, values[keyAddress] = in.where()
+		values[keyPort] = strconv.Itoa(in.port)
+	}
+	if in.socket != "" {
+		values[keySocket] = in.socket
+	}
+	env := in.environment(p, service, values)
+	l := launch{dir: p.dir.fill(values), account: p.account, keep: in.keep}
+	if f := checkDir(l.dir); f != nil {
+		return l, f
+	}
+	command := p.command.fill(values)
+	path, f := findCommand(command, l.dir, env["PATH"])
+	if f != nil {
+		return l, f
+	}
+	l.path, l.argv = path, make([]string, 0, 1+len(p.args))
+	l.argv = append(l.argv, command)
+	for _, arg := range p.args {
+		l.argv = append(l.argv, arg.fill(values))
+	}
+	if in.passed != nil {
+		l.path, l.argv = passShell, passArgs(path, l.argv)
+	}
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		l.env = append(l.env, name+"="+env[name])
+	}
+	return l, nil
+}
+
+// environment returns the variables of the instance: few of Caddy's, Usher's,
+// those of the configuration, and those that must not be anything else.
+func (in *instance) environment(p *plan, service string, values map[string]string) map[string]string {
+	env := make(map[string]string)
+	for _, name := range inheritedVariables {
+		if value, ok := os.LookupEnv(name); ok {
+			env[name] = value
+		}
+	}
+	env["PATH"] = defaultPath()
+	if p.account != nil && !p.account.Own {
+		env["HOME"] = p.account.Home
+	}
+	if in.port != 0 {
+		port := values[keyPort]
+		env["PORT"], env["PORT0"], env["HOST"] = port, port, loopback
+	}
+	for name, value := range p.env {
+		env[name] = value.fill(values)
+	}
+	if in.passed != nil {
+		for name, value := range passVariables(service) {
+			env[name] = value
+		}
+	}
+	env[varService], env[varInstance] = service, in.id
+	return env
+}
+
+// openOutput prepares what the process writes to.
+func (in *instance) openOutput(p *plan, dir string, logger *zap.Logger) *scaler.Failure {
+	if !p.logLines {
+		logger = nil
+	} else {
+		logger = logger.With(zap.String("instance", in.id))
+	}
+	in.output = newOutput(logger)
+	var err error
+	if in.keep {
+		paths := outputPaths(dir, in.id)
+		in.record.Output = paths[:]
+		var f *followed
+		if f, err = newFollowed(in.output, paths); err == nil {
+			in.source = f
+			return nil
+		}
+	} else {
+		var f *pipes
+		if f, err = newPipes(in.output); err == nil {
+			in.source = f
+			return nil
+		}
+	}
+	if f := quotaFailure(err); f != nil {
+		return f
+	}
+	return &scaler.Failure{Reason: scaler.ReasonForbidden, Short: "no place for the output", Err: err}
+}
+
+// reported is the instance as the control loop sees it.
+func (in *instance) reported() scaler.Instance {
+	i := scaler.Instance{
+		ID: in.id, Network: in.network, Address: in.address,
+		Since: in.since, Failure: in.failure,
+	}
+	switch {
+	case in.ended:
+		i.Phase = scaler.PhaseEnded
+	case in.stopping:
+		i.Phase = scaler.PhaseStopping
+	}
+	return i
+}

@@ -1,0 +1,203 @@
+package process
+
+import (
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// The bounds of what an instance may write into Caddy's memory and log.
+const (
+	maxLine        = 8 << 10 // longer lines are cut
+	maxLinesPerSec = 1000
+	keptLines      = 20
+	maxQueued      = 1 << 20 // bytes that wait to be logged
+)
+
+// output takes the lines of an instance: it keeps the last ones, and hands on
+// the others to the log without ever making the instance wait for it.
+type output struct {
+	logger *zap.Logger // nil: discard
+
+	mu      sync.Mutex
+	last    [keptLines]string
+	count   int
+	queue   []outputLine
+	queued  int // bytes
+	pumping bool
+	idle    sync.Cond // pumping has become false
+
+	second  time.Time // when the running second began
+	inIt    int       // lines in it
+	lost    int       // lines dropped since the warning
+	flooded bool
+}
+
+type outputLine struct {
+	stream, text string
+	// lost, if not zero, says in place of a line how many were dropped.
+	lost int
+	// flood, in place of a line, says that lines are being dropped.
+	flood bool
+}
+
+func newOutput(logger *zap.Logger) *output {
+	o := &output{logger: logger}
+	o.idle.L = &o.mu
+	return o
+}
+
+// line takes one line. It returns quickly.
+func (o *output) line(stream, text string, now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.last[o.count%keptLines] = text
+	o.count++
+	if o.logger == nil {
+		return
+	}
+	if now.Sub(o.second) >= time.Second {
+		if o.flooded && o.inIt <= maxLinesPerSec {
+			o.calmLocked()
+		}
+		o.second, o.inIt = now, 0
+	}
+	o.inIt++
+	if o.inIt > maxLinesPerSec || o.queued+len(text) > maxQueued {
+		o.lost++
+		if !o.flooded {
+			o.flooded = true
+			o.enqueueLocked(outputLine{flood: true})
+		}
+		return
+	}
+	o.enqueueLocked(outputLine{stream: stream, text: text})
+}
+
+// calmLocked ends a flood: what was dropped in it is counted.
+func (o *output) calmLocked() {
+	if o.lost > 0 {
+		o.enqueueLocked(outputLine{lost: o.lost})
+	}
+	o.flooded, o.lost = false, 0
+}
+
+func (o *output) enqueueLocked(l outputLine) {
+	o.queue = append(o.queue, l)
+	o.queued += len(l.text)
+	if !o.pumping {
+		o.pumping = true
+		go o.pump()
+	}
+}
+
+// pump writes to the log, which may be slow, and ends when there is nothing
+// left: a silent instance has no such goroutine.
+func (o *output) pump() {
+	for {
+		o.mu.Lock()
+		batch := o.queue
+		o.queue, o.queued = nil, 0
+		if len(batch) == 0 {
+			o.pumping = false
+			o.idle.Broadcast()
+			o.mu.Unlock()
+			return
+		}
+		o.mu.Unlock()
+		for _, l := range batch {
+			switch {
+			case l.flood:
+				o.logger.Warn("the instance writes faster than its output is logged: lines are dropped until it writes less",
+					zap.Int("lines_per_second", maxLinesPerSec))
+			case l.lost > 0:
+				o.logger.Info("lines of output were dropped", zap.Int("lines", l.lost))
+			default:
+				o.logger.Info(l.text, zap.String("stream", l.stream))
+			}
+		}
+	}
+}
+
+// finish says what was dropped at the end, and waits until all is logged.
+func (o *output) finish() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.calmLocked()
+	for o.pumping {
+		o.idle.Wait()
+	}
+}
+
+// tail returns the last lines.
+func (o *output) tail() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	lines := make([]string, 0, keptLines)
+	for i := max(0, o.count-keptLines); i < o.count; i++ {
+		lines = append(lines, o.last[i%keptLines])
+	}
+	return strings.Join(lines, "\n")
+}
+
+// splitter makes lines of what arrives.
+type splitter struct {
+	out    *output
+	stream string
+	part   []byte
+	cut    bool // the rest of this line is dropped
+}
+
+// write takes what was read.
+func (s *splitter) write(p []byte, now time.Time) {
+	for len(p) > 0 {
+		line, end := p, -1
+		for i, c := range p {
+			if c == '\n' {
+				line, end = p[:i], i
+				break
+			}
+		}
+		if !s.cut {
+			room := maxLine - len(s.part)
+			if len(line) > room {
+				line, s.cut = line[:room], true
+			}
+			s.part = append(s.part, line...)
+		}
+		if end < 0 {
+			return
+		}
+		s.emit(now)
+		p = p[end+1:]
+	}
+}
+
+// flush takes what was written without a newline as a line of its own.
+func (s *splitter) flush(now time.Time) {
+	if len(s.part) > 0 {
+		s.emit(now)
+	}
+}
+
+func (s *splitter) emit(now time.Time) {
+	text := strings.ToValidUTF8(strings.TrimSuffix(string(s.part), "\r"), "\uFFFD")
+	s.part, s.cut = s.part[:0], false
+	s.out.line(s.stream, text, now)
+}
+
+// source is where the output of an instance is read from.
+type source interface {
+	// files returns what becomes stdout and stderr of the process.
+	files() (stdout, stderr *os.File)
+	// begin lets go of the ends of the process and starts to read.
+	begin()
+	// drain reads what was written so far, without waiting for more.
+	drain()
+	// close reads what is left and ends the reading. It comes after begin, or
+	// in place of it when there is no process.
+	close()
+}

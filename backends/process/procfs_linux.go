@@ -1,0 +1,122 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// procStat is what /proc/<pid>/stat says, as far as it matters here. Pid and
+// start time together name a process for the time from one boot to the next.
+type procStat struct {
+	state     byte
+	parent    int
+	group     int
+	startTime uint64 // in clock ticks since the machine started
+}
+
+// dead tells that only the exit status is left.
+func (s procStat) dead() bool { return s.state == 'Z' || s.state == 'X' }
+
+// readStat looks at a process.
+func readStat(pid int) (procStat, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return procStat{}, err
+	}
+	// The second field is the name in parentheses, and may hold anything.
+	end := bytes.LastIndexByte(text, ')')
+	fields := strings.Fields(string(text[end+1:]))
+	if end < 0 || len(fields) < 20 {
+		return procStat{}, fmt.Errorf("/proc/%d/stat has an unknown form", pid)
+	}
+	s := procStat{state: fields[0][0]}
+	var errs [3]error
+	s.parent, errs[0] = strconv.Atoi(fields[1])
+	s.group, errs[1] = strconv.Atoi(fields[2])
+	s.startTime, errs[2] = strconv.ParseUint(fields[19], 10, 64)
+	return s, errors.Join(errs[:]...)
+}
+
+// maxEnviron bounds what is read of one environment.
+const maxEnviron = 4 << 20
+
+// hasVariable tells whether a process was started with name=value in its
+// environment. One that may not be looked at counts as without.
+func hasVariable(pid int, name, value string) bool {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxEnviron))
+	if err != nil {
+		return false
+	}
+	line := []byte(name + "=" + value + "\x00")
+	return bytes.HasPrefix(text, line) || bytes.Contains(text, append([]byte{0}, line...))
+}
+
+// allPIDs goes through the processes that can be seen.
+func allPIDs() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		dir, err := os.Open("/proc")
+		if err != nil {
+			return
+		}
+		defer dir.Close()
+		for {
+			names, err := dir.Readdirnames(512)
+			for _, name := range names {
+				if pid, err := strconv.Atoi(name); err == nil && !yield(pid) {
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}
+}
+
+// identity names a process beyond the reuse of its pid: on this machine,
+// since this boot, in this namespace of pids.
+type identity struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"start_time"`
+	BootID    string `json:"boot_id"`
+	Namespace string `json:"pid_namespace"`
+}
+
+// alive tells whether the process it names still runs. It is only meaningful
+// in the namespace that the identity is of.
+func (i identity) alive() bool {
+	s, err := readStat(i.PID)
+	return err == nil && s.startTime == i.StartTime && !s.dead()
+}
+
+// ownIdentity returns the identity of this Caddy.
+var ownIdentity = sync.OnceValues(func() (identity, error) {
+	s, err := readStat(os.Getpid())
+	if err != nil {
+		return identity{}, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return identity{}, err
+	}
+	namespace, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return identity{}, err
+	}
+	return identity{
+		PID: os.Getpid(), StartTime: s.startTime,
+		BootID: strings.TrimSpace(string(boot)), Namespace: namespace,
+	}, nil
+})

@@ -1,0 +1,396 @@
+package process
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// runner is the Scaler: it runs the instances of one revision. Each instance
+// has a goroutine that watches over it; without instances there is none.
+type runner struct {
+	plan        *plan
+	fingerprint string
+	env         scaler.Env
+
+	// orders is held while an order is carried out. It guards holding, and is
+	// taken before mu.
+	orders  sync.Mutex
+	holding bool // this runner holds the starter
+
+	// mu is held while reports are delivered, which keeps them in order.
+	mu          sync.Mutex
+	instances   []*instance // those that have not ended
+	stopTimeout time.Duration
+	closed      bool      // no order is taken any more
+	closeBy     time.Time // what is left is killed then; zero before Close
+	silent      bool      // no report is delivered any more
+
+	life       sync.WaitGroup // the goroutines of the instances
+	unrecorded sync.Once
+}
+
+func newRunner(p *plan, fingerprint string, env scaler.Env) *runner {
+	return &runner{plan: p, fingerprint: fingerprint, env: env}
+}
+
+// Traits says that instances are processes of this machine.
+func (r *runner) Traits() scaler.Traits { return scaler.Traits{Local: true} }
+
+// Scale stops what it is told to stop, and starts what is missing. It never
+// chooses an instance to stop: more than ordered stay until they are named.
+func (r *runner) Scale(ctx context.Context, order scaler.Order) error {
+	r.orders.Lock()
+	defer r.orders.Unlock()
+
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return &scaler.Failure{
+			Reason: scaler.ReasonPlatform, Short: "the backend is closed",
+			Detail: "service " + r.env.Service + ", revision " + r.env.Revision + " takes no orders any more",
+		}
+	}
+	r.stopTimeout = order.StopTimeout
+	for _, in := range r.instances {
+		if slices.Contains(order.Stop, in.id) {
+			r.stopLocked(in, order.StopTimeout)
+		}
+	}
+	missing := order.Instances - r.livingLocked()
+	r.mu.Unlock()
+
+	// What has been started stays, whatever comes after it.
+	var failed error
+	for range missing {
+		if failed = ctx.Err(); failed != nil {
+			break
+		}
+		if f := r.start(); f != nil {
+			failed = f
+			break
+		}
+	}
+	r.reportNow()
+	return failed
+}
+
+// start starts one instance.
+func (r *runner) start() *scaler.Failure {
+	if !r.holding {
+		forks.hold()
+		r.holding = true
+	}
+	local := r.env.Local()
+	in := &instance{id: newID(), since: time.Now(), keep: local.Keep}
+	if f := in.takePlace(r.plan, local); f != nil {
+		in.leavePlace(false)
+		return f
+	}
+	l, f := in.launchFor(r.plan, r.env.Service)
+	if f == nil {
+		f = r.fork(in, l)
+	}
+	if f != nil {
+		in.leavePlace(false)
+		return f
+	}
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.instances = append(r.instances, in)
+	r.life.Go(func() { r.watch(in) })
+	if in.appears == nil {
+		in.network, in.address = in.where()
+	} else {
+		r.life.Go(func() { r.awaitSocket(in) })
+	}
+	return nil
+}
+
+// fork starts the process of an instance, with its output and its record.
+func (r *runner) fork(in *instance, l launch) *scaler.Failure {
+	dir := recordDir(r.env.DataDir)
+	in.record = r.newRecord(in)
+	r.makeRecordDir(dir)
+	if f := in.openOutput(r.plan, dir, r.env.Logger); f != nil {
+		return f
+	}
+	abandon := func() {
+		in.source.close()
+		in.output.finish()
+		r.forget(in)
+	}
+	stdin, err := os.Open(os.DevNull)
+	if err != nil {
+		abandon()
+		return startFailure(err, l, r.env.Service, in.id)
+	}
+	defer stdin.Close()
+	stdout, stderr := in.source.files()
+	l.files = []*os.File{stdin, stdout, stderr}
+	if in.passed != nil {
+		l.files = append(l.files, in.passed.file)
+	}
+
+	r.record(in)
+	forks.hold()
+	in.child, err = forks.start(l)
+	if err != nil {
+		forks.release()
+		abandon()
+		return startFailure(err, l, r.env.Service, in.id)
+	}
+	in.source.begin()
+	in.record.PID, in.record.StartTime = in.child.pid, in.child.startTime
+	r.record(in)
+	return nil
+}
+
+// awaitSocket gives the instance its address once its socket is there.
+func (r *runner) awaitSocket(in *instance) {
+	if !in.appears.wait() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if in.ended {
+		return
+	}
+	in.network, in.address = in.where()
+	r.reportLocked()
+}
+
+// watch sees an instance to its end, and beyond: to the end of everything
+// that it left behind.
+func (r *runner) watch(in *instance) {
+	defer forks.release()
+	defer in.child.close()
+	if !in.child.wait() {
+		r.letGo(in)
+		return
+	}
+	// Until it is reaped, its pid and the id of its group are its own.
+	words := in.child.status()
+	in.passed.close()
+	in.source.drain()
+	asked, deadline := r.ended(in, words)
+
+	gone := in.child.endRest(in.id, r.plan.stopSignal, asked, deadline)
+	in.child.reap()
+	in.source.close()
+	in.output.finish()
+	in.leavePlace(true)
+	if !gone {
+		// The record stays: the next Caddy tries again.
+		r.env.Logger.Warn("processes that the instance left behind do not end", zap.String("instance", in.id))
+		return
+	}
+	r.forget(in)
+}
+
+// ended reports the end of an instance. It returns whether it was asked for,
+// and until when what it left behind may take to end.
+func (r *runner) ended(in *instance, words string) (asked bool, deadline func() time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	in.ended = true
+	if in.killTimer != nil {
+		in.killTimer.Stop()
+	}
+	if in.appears != nil {
+		in.appears.close()
+	}
+	killAt := in.killAt
+	if !in.stopping {
+		in.failure = &scaler.Failure{Reason: scaler.ReasonExit, Short: words, Detail: in.output.tail()}
+		killAt = time.Now().Add(r.stopTimeout)
+	}
+	r.reportLocked()
+	r.instances = slices.DeleteFunc(r.instances, func(i *instance) bool { return i == in })
+	return in.stopping, func() time.Time {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !r.closeBy.IsZero() && r.closeBy.Before(killAt) {
+			return r.closeBy
+		}
+		return killAt
+	}
+}
+
+// letGo ends the watch over an instance that outlives this Caddy. Its record
+// and its port stay.
+func (r *runner) letGo(in *instance) {
+	in.passed.close()
+	r.mu.Lock()
+	if in.appears != nil {
+		in.appears.close()
+	}
+	r.mu.Unlock()
+	in.source.close()
+	in.output.finish()
+}
+
+// stopLocked asks an instance to end, and kills it when its time is over.
+func (r *runner) stopLocked(in *instance, timeout time.Duration) {
+	killAt := time.Now().Add(timeout)
+	switch {
+	case in.ended:
+	case in.stopping:
+		if killAt.Before(in.killAt) {
+			in.killAt = killAt
+			in.killTimer.Reset(timeout)
+		}
+	default:
+		in.stopping, in.killAt = true, killAt
+		in.child.stop(r.plan.stopSignal)
+		in.killTimer = time.AfterFunc(timeout, in.child.kill)
+	}
+}
+
+// Confirm tells whether a probe that passed reached the instance.
+func (r *runner) Confirm(_ context.Context, instanceID string) error {
+	r.mu.Lock()
+	i := slices.IndexFunc(r.instances, func(in *instance) bool { return in.id == instanceID })
+	var in *instance
+	if i >= 0 {
+		in = r.instances[i]
+	}
+	r.mu.Unlock()
+	switch {
+	case in == nil:
+		return errEnded
+	case in.passed != nil:
+		return in.passed.accepted()
+	case in.port != 0:
+		return checkOwner(in.port, in.child, in.id)
+	}
+	return nil
+}
+
+// Close stops all instances together and waits for their end, those aside
+// that were started to outlive this Caddy.
+func (r *runner) Close(ctx context.Context, stopTimeout time.Duration) error {
+	r.orders.Lock()
+	defer r.orders.Unlock()
+
+	r.mu.Lock()
+	if !r.closed {
+		r.closed, r.closeBy = true, time.Now().Add(stopTimeout)
+		for _, in := range r.instances {
+			if in.keep && !in.stopping {
+				in.child.detach()
+			} else {
+				r.stopLocked(in, stopTimeout)
+			}
+		}
+		r.reportLocked()
+	}
+	r.mu.Unlock()
+
+	holding := r.holding
+	r.holding = false
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.life.Wait()
+		if holding {
+			forks.release()
+		}
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		// What still lives is killed at its deadline all the same.
+		err = ctx.Err()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.silent = true
+	return err
+}
+
+// livingLocked counts the instances that were not told to stop.
+func (r *runner) livingLocked() int {
+	n := 0
+	for _, in := range r.instances {
+		if !in.stopping && !in.ended {
+			n++
+		}
+	}
+	return n
+}
+
+// reportNow delivers a report.
+func (r *runner) reportNow() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reportLocked()
+}
+
+// reportLocked delivers a report. The lock keeps reports in order.
+func (r *runner) reportLocked() {
+	if r.silent {
+		return
+	}
+	report := scaler.Report{
+		Instances: make([]scaler.Instance, len(r.instances)),
+		Desired:   r.livingLocked(),
+	}
+	for i, in := range r.instances {
+		report.Instances[i] = in.reported()
+	}
+	r.env.Report(report)
+}
+
+// recordDir is where the records are, and the output of kept instances.
+func recordDir(dataDir string) string { return filepath.Join(dataDir, "process") }
+
+func (r *runner) newRecord(in *instance) *record {
+	network, address := in.where()
+	return &record{
+		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.fingerprint,
+		Network: network, Address: address,
+		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket,
+	}
+}
+
+// makeRecordDir makes the directory for records and output. If that fails,
+// what is written there fails and says so.
+func (r *runner) makeRecordDir(dir string) { _ = os.MkdirAll(dir, 0o700) }
+
+// record writes down what is known about an instance. If it cannot, the
+// instance is started all the same: a full disk should not keep a service
+// asleep. What is lost with it is said once.
+func (r *runner) record(in *instance) {
+	dir := recordDir(r.env.DataDir)
+	if err := in.record.write(dir); err != nil {
+		r.unrecorded.Do(func() {
+			r.env.Logger.Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
+				zap.String("dir", dir), zap.Error(err))
+		})
+	}
+}
+
+// forget removes the record of an instance.
+func (r *runner) forget(in *instance) {
+	if err := in.record.remove(recordDir(r.env.DataDir)); err != nil {
+		r.env.Logger.Warn("the record of an instance that has ended cannot be removed",
+			zap.String("instance", in.id), zap.Error(err))
+	}
+}
+
+// Interface guards
+var (
+	_ scaler.Scaler    = (*runner)(nil)
+	_ scaler.Traiter   = (*runner)(nil)
+	_ scaler.Confirmer = (*runner)(nil)
+)

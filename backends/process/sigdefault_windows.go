@@ -1,0 +1,4 @@
+package process
+
+// defaultSignals has nothing to do: Windows has no signals to inherit.
+func defaultSignals() {}
