@@ -133,7 +133,7 @@ func (c *Caddy) AwaitState(name, state string, timeout time.Duration) {
 // AwaitWaiting waits until so many requests stand in the line of the service.
 func (c *Caddy) AwaitWaiting(name string, n int) {
 	c.t.Helper()
-	Eventually(c.t, slow(5*time.Second), func() bool { return c.Service(name).Waiting == n }, "%d requests wait", n)
+	Eventually(c.t, Slow(5*time.Second), func() bool { return c.Service(name).Waiting == n }, "%d requests wait", n)
 }
 
 // AwaitReady waits until so many instances are ready.

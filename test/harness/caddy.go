@@ -161,7 +161,7 @@ func (c *Caddy) TryStart(cfg Config) error {
 	}()
 	c.cmd, c.done = cmd, done
 
-	serving := WaitFor(slow(15*time.Second), func() bool {
+	serving := WaitFor(Slow(15*time.Second), func() bool {
 		return strings.Contains(c.RawLog()[before:], "serving initial configuration") || !c.Running()
 	})
 	if !c.Running() {
@@ -266,7 +266,7 @@ func (c *Caddy) Stop() time.Duration {
 	c.t.Helper()
 	start := time.Now()
 	c.Signal(syscall.SIGTERM)
-	c.AwaitExit(slow(15 * time.Second))
+	c.AwaitExit(Slow(15 * time.Second))
 	if status := c.ExitStatus(); status != 0 {
 		c.t.Errorf("caddy ended with status %d", status)
 	}
@@ -309,7 +309,7 @@ func (c *Caddy) end() {
 		c.Signal(syscall.SIGTERM)
 		select {
 		case <-c.done:
-		case <-time.After(slow(10 * time.Second)):
+		case <-time.After(Slow(10 * time.Second)):
 			t.Error("caddy did not end within 10s of SIGTERM")
 			c.dump()
 			c.Kill()

@@ -179,7 +179,7 @@ func tlsConfig() *tls.Config {
 // its certificate, which is only being made when Caddy says that it serves.
 func (c *Caddy) H2() *http.Client {
 	c.t.Helper()
-	Eventually(c.t, slow(10*time.Second), func() bool {
+	Eventually(c.t, Slow(10*time.Second), func() bool {
 		conn, err := tls.Dial("tcp", c.TLSAddr, tlsConfig())
 		if err != nil {
 			return false

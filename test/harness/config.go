@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -13,6 +14,9 @@ type Config struct {
 	Site   string // the site on Caddy.Addr
 	Sites  string // whole further site blocks
 	Raw    string // the whole Caddyfile or JSON document, instead of all above
+
+	// Ports are the ports for processes. Default: PortRange.
+	Ports string
 
 	// NoUsher leaves out the global option usher.
 	NoUsher bool
@@ -45,7 +49,7 @@ func (c *Caddy) Caddyfile(cfg Config) string {
 		fmt.Fprintf(&b, "%s\n", indent(cfg.Global))
 	}
 	if !cfg.NoUsher {
-		fmt.Fprintf(&b, "\tusher {\n\t\tports %s\n%s\n\t}\n", c.PortRange(), indent(indent(cfg.Usher)))
+		fmt.Fprintf(&b, "\tusher {\n\t\tports %s\n%s\n\t}\n", cmp.Or(cfg.Ports, c.PortRange()), indent(indent(cfg.Usher)))
 	}
 	fmt.Fprintf(&b, "}\n")
 	if cfg.Site != "" {
@@ -100,8 +104,8 @@ func indent(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// slow stretches a time for the race detector.
-func slow(d time.Duration) time.Duration {
+// Slow stretches a time for the race detector.
+func Slow(d time.Duration) time.Duration {
 	if Race {
 		return 4 * d
 	}

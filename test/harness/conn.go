@@ -90,13 +90,13 @@ func (c *Caddy) Burst(service string, n int, path string) *Burst {
 		conn := c.Dial()
 		conn.SendHead(http.MethodGet, path, "X-Seq: "+strconv.Itoa(i), "Connection: close")
 		b.Conns = append(b.Conns, conn)
-		Eventually(c.t, slow(5*time.Second), func() bool { return c.Service(service).Waiting >= before+i+1 },
+		Eventually(c.t, Slow(5*time.Second), func() bool { return c.Service(service).Waiting >= before+i+1 },
 			"request %d stands in the line", i)
 	}
 	for _, conn := range b.Conns {
 		answer := make(chan Response, 1)
 		b.answers = append(b.answers, answer)
-		go func() { answer <- conn.Receive(slow(60 * time.Second)) }()
+		go func() { answer <- conn.Receive(Slow(60 * time.Second)) }()
 	}
 	return b
 }
@@ -141,7 +141,7 @@ func (c *Caddy) WebSocket(path string, timeout time.Duration) *WebSocket {
 
 // Echo sends a message and checks that it comes back.
 func (w *WebSocket) Echo(message string) error {
-	if err := w.conn.SetDeadline(time.Now().Add(slow(5 * time.Second))); err != nil {
+	if err := w.conn.SetDeadline(time.Now().Add(Slow(5 * time.Second))); err != nil {
 		return err
 	}
 	if len(message) > 125 {

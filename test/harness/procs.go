@@ -11,6 +11,10 @@ import (
 // markVariable names the variable by which a test knows its own processes.
 const markVariable = "USHER_TEST"
 
+// Mark is the value of USHER_TEST that the processes of this test carry, for
+// configurations that are not made with Backend or Command.
+func (c *Caddy) Mark() string { return c.mark }
+
 // A Process is one that Usher started, or one that such a process started.
 type Process struct {
 	PID      int
