@@ -109,7 +109,7 @@ func jsonConfig(t *testing.T, c *harness.Caddy, define bool) harness.Config {
 	service := object{
 		"backend": object{
 			"type": "process", "command": c.App(), "args": []string{},
-			"env": object{"USHER_TEST": c.Mark(), "APP_JOURNAL": c.Path("journal")},
+			"env": object{"APP_MARK": c.Mark(), "APP_JOURNAL": c.Path("journal")},
 		},
 		"instances":    object{"min": 0, "max": 2},
 		"concurrency":  1,

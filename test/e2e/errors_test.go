@@ -48,7 +48,7 @@ func TestEveryRefusalIsA503ThatSaysWhyAndWhenToComeBack(t *testing.T) {
 
 func TestStartThatCannotSucceedIsToldAtOnce(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(harness.Config{Site: harness.Usher("web", c.Command("", "/no/such/program"))})
+	startVanished(t, c, "")
 	r, p := askProblem(t, c, "/")
 	wantRefusal(t, r, "start_failed")
 	if r.Took > harness.Slow(atOnce) {
@@ -93,10 +93,9 @@ func TestErrorsComeInTheFormThatTheClientReads(t *testing.T) {
 
 func TestHandleErrorsOfTheSiteComesFirst(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, nil, "wake /wake"))
 	cfg := web(c, nil, "wake /wake")
 	cfg.Site += "\nhandle_errors {\n\trespond \"{http.usher.service}|{http.usher.error}|{http.usher.retry_after}|{err.status_code}\" 503\n}"
-	c.MustReload(cfg)
+	c.Start(cfg)
 	r := c.Get("/")
 	wantRefusal(t, r, "asleep")
 	if after := r.Header.Get("Retry-After"); r.Body != "web|asleep|"+after+"|503" {
@@ -132,22 +131,20 @@ func TestInstanceCannotSpeakInUshersName(t *testing.T) {
 	}
 }
 
-func TestErrorDetailKeepsOutputFromClientsUnlessTold(t *testing.T) {
-	const program = "/no/such/program"
+func TestErrorDetailTellsClientsTheClassUnlessToldOtherwise(t *testing.T) {
 	for _, level := range []string{"short", "full"} {
 		t.Run(level, func(t *testing.T) {
 			c := newCaddy(t)
-			c.Start(harness.Config{
-				Site: "header >X-Detail {http.usher.error.detail}\n" +
-					harness.Usher("web", c.Command("", program), "error_detail "+level),
-			})
+			program := startVanished(t, c, "handle /page* {\n\tusher web\n}\n"+
+				"handle_errors {\n\t@page path /page*\n\trespond @page {http.usher.error.detail} 503\n}", "error_detail "+level)
 			r, p := askProblem(t, c, "/")
 			wantRefusal(t, r, "start_failed")
 			if got, want := strings.Contains(p.Detail, program), level == "full"; got != want {
 				t.Errorf("the detail is %q", p.Detail)
 			}
-			if !strings.Contains(r.Header.Get("X-Detail"), program) {
-				t.Errorf("{http.usher.error.detail} is %q", r.Header.Get("X-Detail"))
+			// A page of the site's own may always say it.
+			if page := c.Get("/page"); !strings.Contains(page.Body, program) {
+				t.Errorf("{http.usher.error.detail} is %q", page.Body)
 			}
 			if !strings.Contains(c.RawLog(), program) {
 				t.Error("the log does not name the program")

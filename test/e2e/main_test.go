@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -45,6 +46,22 @@ func webSite(c *harness.Caddy, args []string, options ...string) string {
 
 func webBlock(c *harness.Caddy, args []string, options ...string) string {
 	return harness.Usher("web", append([]string{c.Backend(args...)}, options...)...)
+}
+
+// startVanished starts a service whose program is there when the
+// configuration is loaded, and gone when it is to be started. It returns the
+// path of the program.
+func startVanished(t *testing.T, c *harness.Caddy, site string, options ...string) string {
+	t.Helper()
+	program := c.Path("program")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.Start(harness.Config{Site: site + "\n" + harness.Usher("web", append([]string{c.Command("", program)}, options...)...)})
+	if err := os.Remove(program); err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
 
 // hold is the path of a request that stays inside until c.Open(gate).

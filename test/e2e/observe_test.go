@@ -11,29 +11,26 @@ import (
 
 func TestMetricsHaveTheNamesAndLabelsOfTheContract(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(harness.Config{
-		Site: "handle /no* {\n" + harness.Usher("broken", c.Command("", "/no/such/program")) + "\n}\n" +
-			"handle {\n" + webBlock(c, nil) + "\n}",
-	})
-	wantOK(t, c.Get("/"))
-	wantRefusal(t, c.Get("/no"), "start_failed")
+	startVanished(t, c, "handle /ok* {\n"+harness.Usher("ok", c.Backend())+"\n}")
+	wantOK(t, c.Get("/ok"))
+	wantRefusal(t, c.Get("/"), "start_failed")
 	// A reservation is counted when it ends, which may be after the answer.
 	harness.Eventually(t, soon, func() bool {
-		return c.Metrics("caddy_usher_")[`caddy_usher_reservations_total{outcome="granted",service="web"}`] == "1"
+		return c.Metrics("caddy_usher_")[`caddy_usher_reservations_total{outcome="granted",service="ok"}`] == "1"
 	}, "the request is counted")
 	series := c.Metrics("caddy_usher_")
 	for name, want := range map[string]string{
-		`caddy_usher_waiting{service="web"}`:                                         "0",
-		`caddy_usher_target{service="web"}`:                                          "1",
-		`caddy_usher_instances{service="web",state="ready"}`:                         "1",
-		`caddy_usher_wait_seconds_count{outcome="granted",service="web"}`:            "1",
-		`caddy_usher_cold_start_seconds_count{service="web"}`:                        "1",
-		`caddy_usher_decisions_total{direction="up",service="web"}`:                  "1",
-		`caddy_usher_platform_up{service="web"}`:                                     "1",
-		`caddy_usher_reservations_total{outcome="start_failed",service="broken"}`:    "1",
-		`caddy_usher_start_failures_total{reason="exec",service="broken"}`:           "?",
-		`caddy_usher_wait_seconds_bucket{outcome="granted",service="web",le="+Inf"}`: "1",
-		`caddy_usher_cold_start_seconds_bucket{service="web",le="+Inf"}`:             "1",
+		`caddy_usher_waiting{service="ok"}`:                                         "0",
+		`caddy_usher_target{service="ok"}`:                                          "1",
+		`caddy_usher_instances{service="ok",state="ready"}`:                         "1",
+		`caddy_usher_wait_seconds_count{outcome="granted",service="ok"}`:            "1",
+		`caddy_usher_cold_start_seconds_count{service="ok"}`:                        "1",
+		`caddy_usher_decisions_total{direction="up",service="ok"}`:                  "1",
+		`caddy_usher_platform_up{service="ok"}`:                                     "1",
+		`caddy_usher_reservations_total{outcome="start_failed",service="web"}`:      "1",
+		`caddy_usher_start_failures_total{reason="exec",service="web"}`:             "?",
+		`caddy_usher_wait_seconds_bucket{outcome="granted",service="ok",le="+Inf"}`: "1",
+		`caddy_usher_cold_start_seconds_bucket{service="ok",le="+Inf"}`:             "1",
 	} {
 		if got, ok := series[name]; !ok || want != "?" && got != want {
 			t.Errorf("%s is %q, want %s", name, got, want)
@@ -41,7 +38,7 @@ func TestMetricsHaveTheNamesAndLabelsOfTheContract(t *testing.T) {
 	}
 	slots := 0
 	for name := range series {
-		if strings.HasPrefix(name, `caddy_usher_slots{service="web",state=`) {
+		if strings.HasPrefix(name, `caddy_usher_slots{service="ok",state=`) {
 			slots++
 		}
 	}

@@ -182,31 +182,41 @@ func TestAllPortsTakenIsToldAndOvercome(t *testing.T) {
 	harness.Eventually(t, harness.Slow(15*time.Second), func() bool { return c.Get("/").Status == 200 }, "the service answers")
 }
 
-func TestDirectoryThatDoesNotExist(t *testing.T) {
+func TestProgramOrDirectoryThatDoesNotExistFailsTheLoad(t *testing.T) {
 	c := newCaddy(t)
-	cfg := harness.Config{Site: harness.Usher("web", c.BackendWith("dir /no/such/directory"))}
-	if err := c.TryStart(cfg); err != nil {
-		if !strings.Contains(err.Error(), "web") || !strings.Contains(err.Error(), "/no/such/directory") {
-			t.Errorf("the message names neither: %v", err)
-		}
-		return
+	if err := os.WriteFile(c.Path("plain"), []byte("#!/bin/sh\n"), 0o644); err != nil {
+		t.Fatal(err)
 	}
-	wantRefusal(t, c.Get("/"), "start_failed")
-	if s := c.Service("web"); s.State != "failing" || !strings.Contains(fmt.Sprint(s.LastError), "/no/such/directory") {
-		t.Errorf("state %s, last error %v", s.State, s.LastError)
+	for culprit, backend := range map[string]string{
+		"/no/such/program":   c.Command("", "/no/such/program"),
+		"/no/such/directory": c.BackendWith("dir /no/such/directory"),
+		c.Path("plain"):      c.Command("", c.Path("plain")),
+	} {
+		err := c.TryStart(harness.Config{Site: harness.Usher("web", backend)})
+		if err == nil || !strings.Contains(err.Error(), culprit) || !strings.Contains(err.Error(), "web") {
+			t.Errorf("%s: the message names not both: %v", culprit, err)
+		}
+		if c.Running() {
+			c.Stop()
+		}
 	}
 }
 
-func TestProgramThatIsNotExecutable(t *testing.T) {
+func TestDirectoryThatVanishesFailsTheService(t *testing.T) {
 	c := newCaddy(t)
-	if err := os.WriteFile(c.Path("program"), []byte("#!/bin/sh\n"), 0o644); err != nil {
+	dir := c.Path("www")
+	c.Start(harness.Config{Site: harness.Usher("web", c.BackendWith("dir "+dir))})
+	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
-	c.Start(harness.Config{Site: harness.Usher("web", c.Command("", c.Path("program")))})
 	wantRefusal(t, c.Get("/"), "start_failed")
-	if s := c.Service("web"); s.State != "failing" || !strings.Contains(strings.ToLower(fmt.Sprint(s.LastError)), "permission") {
+	if s := c.Service("web"); s.State != "failing" || !strings.Contains(fmt.Sprint(s.LastError), dir) {
 		t.Errorf("state %s, last error %v", s.State, s.LastError)
 	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, harness.Slow(10*time.Second), func() bool { return c.Get("/").Status == 200 }, "the service answers")
 }
 
 func TestInstanceGetsAnEnvironmentOfItsOwn(t *testing.T) {

@@ -208,7 +208,9 @@ func TestServiceThatAReloadRemovesFinishesWhatItHas(t *testing.T) {
 	held := c.Send(harness.Request{Path: hold(c, "gate")})
 	inside(t, c, 1)
 	c.MustReload(harness.Config{Site: "respond gone"})
-	harness.Eventually(t, soon, func() bool { return c.Get("/").Body == "gone" }, "the new configuration answers")
+	if r := c.Get("/"); r.Body != "gone" {
+		t.Errorf("after the reload: %+v", r)
+	}
 	harness.Throughout(t, 150*time.Millisecond, func() bool { return c.Count() == 1 }, "the instance is let finish")
 	c.Open("gate")
 	wantOK(t, held.Wait(t, soon))
@@ -233,7 +235,7 @@ func TestServiceThatComesBackBeforeItsEndIsKept(t *testing.T) {
 	inside(t, c, 1)
 	c.MustReload(harness.Config{Site: "respond gone"})
 	c.MustReload(web(c, nil))
-	harness.Eventually(t, soon, func() bool { return c.Get("/").Status == 200 }, "the service answers")
+	wantOK(t, c.Get("/"))
 	c.Open("gate")
 	wantOK(t, held.Wait(t, soon))
 	wantOK(t, c.Get("/"))

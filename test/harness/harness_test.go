@@ -171,7 +171,9 @@ func TestReloadStopAndRestart(t *testing.T) {
 	cfg := func(text string) Config { return Config{NoUsher: true, Site: "respond " + text} }
 	c.Start(cfg("one"))
 	c.MustReload(cfg("two"))
-	Eventually(t, 5*time.Second, func() bool { return c.Get("/").Body == "two" }, "the new configuration answers")
+	if r := c.Get("/"); r.Body != "two" {
+		t.Errorf("after a reload: %+v", r)
+	}
 	if err := c.Reload(cfg("{")); err == nil {
 		t.Error("a broken configuration was loaded")
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 )
 
@@ -69,6 +70,20 @@ func free(from, to int) bool {
 		ln.Close()
 	}
 	return true
+}
+
+// listeners counts the sockets that listen on a port of 127.0.0.1.
+func listeners(port int) int {
+	table, _ := os.ReadFile("/proc/net/tcp")
+	n := 0
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		const listen = "0A"
+		if len(fields) > 3 && fields[1] == fmt.Sprintf("0100007F:%04X", port) && fields[3] == listen {
+			n++
+		}
+	}
+	return n
 }
 
 func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }

@@ -9,9 +9,9 @@ import (
 )
 
 // markVariable names the variable by which a test knows its own processes.
-const markVariable = "USHER_TEST"
+const markVariable = "APP_MARK"
 
-// Mark is the value of USHER_TEST that the processes of this test carry, for
+// Mark is the value of APP_MARK that the processes of this test carry, for
 // configurations that are not made with Backend or Command.
 func (c *Caddy) Mark() string { return c.mark }
 
