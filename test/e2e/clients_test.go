@@ -86,6 +86,12 @@ func TestG3_EveryReservationIsReleasedHoweverItEnds(t *testing.T) {
 	c.AwaitWaiting("web", 1)
 	gone.Abort()
 	c.AwaitWaiting("web", 0)
+	large := c.Dial() // its leaving cannot be seen, and must not last for ever
+	large.SendHead("POST", "/echo", "Content-Length: 1000000")
+	large.Send("the beginning")
+	c.AwaitWaiting("web", 1)
+	large.Abort()
+	c.AwaitWaiting("web", 0)
 	c.Open("full")
 	for _, p := range full {
 		wantOK(t, p.Wait(t, soon))

@@ -153,7 +153,7 @@ func TestErrorDetailTellsClientsTheClassUnlessToldOtherwise(t *testing.T) {
 	}
 }
 
-func TestMaxWaitingLimitsTheLine(t *testing.T) {
+func TestG11_MaxWaitingLimitsTheLine(t *testing.T) {
 	c := newCaddy(t)
 	c.Start(web(c, args("-gate", c.Path("gate")), "max_waiting 3"))
 	burst := c.Burst("web", 3, "/")
@@ -163,7 +163,7 @@ func TestMaxWaitingLimitsTheLine(t *testing.T) {
 	wantOK(t, c.Get("/"))
 }
 
-func TestMaxWaitingLimitsAllLinesTogether(t *testing.T) {
+func TestG11_MaxWaitingLimitsAllLinesTogether(t *testing.T) {
 	c := newCaddy(t)
 	backend := c.Backend("-gate", c.Path("gate"))
 	c.Start(harness.Config{

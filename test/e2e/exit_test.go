@@ -35,7 +35,7 @@ func TestG12_WhatForkedAwayEndsWithTheNextCaddy(t *testing.T) {
 			if flag == "-fork" {
 				c.AwaitProcesses(1, soon) // the premise: this one got away
 			}
-			c.Start(harness.Config{Site: "respond ok"})
+			c.Start(cfg)
 			c.AwaitProcesses(0, soon)
 		})
 	}
@@ -48,12 +48,11 @@ func TestG12_ProcessesOfAnotherCaddyAreLeftAlone(t *testing.T) {
 	pid := onlyPID(t, c)
 
 	other := harness.New(t)
-	cfg := web(other, args("-fork"), "instances 1 1")
-	other.Start(cfg)
+	other.Start(web(other, args("-fork"), "instances 1 1"))
 	other.AwaitReady("web", 1, soon)
 	other.Kill()
 	other.AwaitProcesses(1, soon)
-	other.Start(harness.Config{Site: "respond ok"})
+	other.Start(web(other, nil))
 	other.AwaitProcesses(0, soon) // it has ended its own
 	if got := onlyPID(t, c); got != pid {
 		t.Errorf("process %d of the first Caddy was ended, %d runs now", pid, got)
@@ -218,7 +217,7 @@ func TestOnExitKeepLeavesTheProcesses(t *testing.T) {
 	if got := onlyPID(t, c); got != pid {
 		t.Errorf("process %d runs, want the %d of before the exit", got, pid)
 	}
-	c.Start(harness.Config{Site: "respond ok", Usher: "on_exit stop"})
+	c.Start(web(c, args("-print", "another revision")))
 	c.AwaitProcesses(0, soon)
 }
 

@@ -41,6 +41,23 @@ func TestG8_FailingServiceTellsAllWaitersAtOnce(t *testing.T) {
 	}
 }
 
+func TestFailingStartsDoNotTouchReadyInstances(t *testing.T) {
+	c := newCaddy(t)
+	c.Start(web(c, args("-exit-while", c.Path("broken")), "instances 0 2", "concurrency 1"))
+	wantOK(t, c.Get("/"))
+	c.Open("broken")
+	held := c.Send(harness.Request{Path: hold(c, "gate")})
+	inside(t, c, 2)
+	waits := c.Send(harness.Request{})
+	harness.Eventually(t, soon, func() bool { return len(c.Journal().Of("exit")) > 0 }, "a further start has failed")
+	if s := c.Service("web"); s.State != "awake" || s.Waiting != 1 {
+		t.Errorf("state %s, %d waiting", s.State, s.Waiting)
+	}
+	c.Open("gate")
+	wantOK(t, held.Wait(t, soon))
+	wantOK(t, waits.Wait(t, soon))
+}
+
 func TestFailingServiceRecoversByItselfWhenItIsAsked(t *testing.T) {
 	c := newCaddy(t)
 	c.Open("broken")
@@ -133,7 +150,7 @@ func TestInstanceThatForksAndLeavesIsAFailedStart(t *testing.T) {
 		t.Error("nothing says that the process has ended")
 	}
 	c.Kill()
-	c.Start(harness.Config{Site: "respond ok"})
+	c.Start(web(c, nil))
 	c.AwaitProcesses(0, soon)
 }
 
@@ -152,7 +169,7 @@ func TestExitIsSeenThoughAGrandchildHoldsTheOutput(t *testing.T) {
 		return true
 	}, "the instance is gone")
 	c.Kill()
-	c.Start(harness.Config{Site: "respond ok"})
+	c.Start(web(c, nil))
 	c.AwaitProcesses(0, soon)
 }
 

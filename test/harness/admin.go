@@ -25,13 +25,13 @@ type Service struct {
 		Total *int `json:"total"` // nil: unlimited
 		InUse int  `json:"in_use"`
 	} `json:"slots"`
-	Waiting         int             `json:"waiting"`
-	OldestWaitMS    float64         `json:"oldest_wait_ms"`
-	ColdStarts      int             `json:"cold_starts"`
-	LastColdStartMS *float64        `json:"last_cold_start_ms"`
-	LastError       any             `json:"last_error"`
-	InstanceList    []Instance      `json:"instance_list"`
-	Config          json.RawMessage `json:"config"`
+	Waiting         int            `json:"waiting"`
+	OldestWaitMS    float64        `json:"oldest_wait_ms"`
+	ColdStarts      int            `json:"cold_starts"`
+	LastColdStartMS *float64       `json:"last_cold_start_ms"`
+	LastError       any            `json:"last_error"`
+	InstanceList    []Instance     `json:"instance_list"`
+	Config          map[string]any `json:"config"`
 }
 
 // Instance is what the admin API tells about an instance.
