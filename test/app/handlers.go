@@ -1,0 +1,184 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+)
+
+// newHandler returns everything that the instance serves.
+func newHandler(o options) http.Handler {
+	counted := new(census)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", identify)
+	mux.HandleFunc("/echo", echo)
+	mux.HandleFunc("/sleep", sleep)
+	mux.HandleFunc("/hold", hold)
+	mux.HandleFunc("/status", answerStatus)
+	mux.HandleFunc("/slow-body", slowBody)
+	mux.HandleFunc("/sse", events)
+	mux.HandleFunc("/ws", websocket)
+	mux.HandleFunc("/hints", hints)
+	mux.HandleFunc("/abort", abort)
+	mux.HandleFunc("/reset", reset)
+	mux.HandleFunc("/usher-error", ownUsherError)
+	mux.HandleFunc("/env", environment)
+	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(exit(5)) })
+	mux.HandleFunc("/count", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, counted.highest())
+	})
+
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Health checks are Usher's own requests: they hold no slot and are
+		// not part of the census.
+		if r.URL.Path == "/healthz" {
+			health(w, o)
+			return
+		}
+		counted.enter(r)
+		defer counted.leave(r)
+		w.Header().Set("X-Instance", os.Getenv("USHER_INSTANCE"))
+		w.Header().Set("X-Pid", strconv.Itoa(os.Getpid()))
+		if o.status != 0 {
+			http.Error(w, http.StatusText(o.status), o.status)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func health(w http.ResponseWriter, o options) {
+	if o.failHealth != "" {
+		if _, err := os.Stat(o.failHealth); err != nil {
+			http.Error(w, "not yet", http.StatusServiceUnavailable)
+			return
+		}
+	}
+	fmt.Fprintln(w, "fine")
+}
+
+// identify tells who answers: the instance and its process.
+func identify(w http.ResponseWriter, _ *http.Request) {
+	fmt.Fprintf(w, "instance %s pid %d\n", os.Getenv("USHER_INSTANCE"), os.Getpid())
+}
+
+func echo(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		// Hand the failure on: a client that left in the middle of its body
+		// must not look like one that sent a shorter one.
+		panic(http.ErrAbortHandler)
+	}
+	w.Header().Set("X-Method", r.Method)
+	w.Header().Set("X-Proto", r.Proto)
+	_, _ = w.Write(body)
+}
+
+// sleep answers after ?d=.
+func sleep(w http.ResponseWriter, r *http.Request) {
+	d, err := time.ParseDuration(r.FormValue("d"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if pause(r.Context().Done(), d) {
+		identify(w, r)
+	}
+}
+
+// hold answers as soon as the file ?gate= exists.
+func hold(w http.ResponseWriter, r *http.Request) {
+	if await(r.Context().Done(), r.FormValue("gate")) {
+		identify(w, r)
+	}
+}
+
+// answerStatus answers with ?code=.
+func answerStatus(w http.ResponseWriter, r *http.Request) {
+	code, err := strconv.Atoi(r.FormValue("code"))
+	if err != nil || code < 200 || code > 599 {
+		code = http.StatusBadRequest
+	}
+	w.WriteHeader(code)
+	fmt.Fprintln(w, http.StatusText(code))
+}
+
+// slowBody writes ?n= lines, one each ?d=.
+func slowBody(w http.ResponseWriter, r *http.Request) {
+	n, d := 10, 20*time.Millisecond
+	if v, err := strconv.Atoi(r.FormValue("n")); err == nil {
+		n = v
+	}
+	if v, err := time.ParseDuration(r.FormValue("d")); err == nil {
+		d = v
+	}
+	for i := range n {
+		fmt.Fprintf(w, "line %d\n", i)
+		_ = http.NewResponseController(w).Flush()
+		if !pause(r.Context().Done(), d) {
+			return
+		}
+	}
+}
+
+// events sends Server-Sent Events, one each ?d=, until the client goes, or
+// until ?n= were sent.
+func events(w http.ResponseWriter, r *http.Request) {
+	n, d := -1, 20*time.Millisecond
+	if v, err := strconv.Atoi(r.FormValue("n")); err == nil {
+		n = v
+	}
+	if v, err := time.ParseDuration(r.FormValue("d")); err == nil {
+		d = v
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	for i := 0; i != n; i++ {
+		fmt.Fprintf(w, "event: tick\ndata: %d\n\n", i)
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			return
+		}
+		if !pause(r.Context().Done(), d) {
+			return
+		}
+	}
+}
+
+// hints sends an informational answer before the final one.
+func hints(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Link", "</style.css>; rel=preload; as=style")
+	w.WriteHeader(http.StatusEarlyHints)
+	w.Header().Del("Link")
+	identify(w, r)
+}
+
+// abort closes the connection in the middle of the body.
+func abort(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Length", "1000")
+	fmt.Fprint(w, "the beginning")
+	_ = http.NewResponseController(w).Flush()
+	panic(http.ErrAbortHandler)
+}
+
+// reset closes the connection without any answer, after the request was read.
+func reset(http.ResponseWriter, *http.Request) {
+	panic(http.ErrAbortHandler)
+}
+
+// ownUsherError claims to be an answer of Usher's.
+func ownUsherError(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Usher-Error", "queue_full")
+	identify(w, r)
+}
+
+func environment(w http.ResponseWriter, _ *http.Request) {
+	for _, kv := range os.Environ() {
+		fmt.Fprintln(w, kv)
+	}
+	if dir, err := os.Getwd(); err == nil {
+		fmt.Fprintln(w, "cwd="+dir)
+	}
+	fmt.Fprintf(w, "args=%q\n", os.Args[1:])
+}

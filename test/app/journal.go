@@ -1,0 +1,87 @@
+package main
+
+import (
+	"encoding/json"
+	"log"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+)
+
+// entry is one line of the journal.
+type entry struct {
+	Time     int64  `json:"time"` // nanoseconds since 1970
+	PID      int    `json:"pid"`
+	Instance string `json:"instance,omitempty"`
+	Event    string `json:"event"`
+	Path     string `json:"path,omitempty"`
+	Seq      string `json:"seq,omitempty"`
+	Inside   int    `json:"inside,omitempty"` // requests inside, this one included
+	Status   int    `json:"status,omitempty"`
+}
+
+// journalFile is shared by all instances of a test. Each line is one write to
+// a file opened for appending, so lines of several processes never mix.
+type journalFile struct {
+	file *os.File
+}
+
+var journal journalFile
+
+func (j *journalFile) open() {
+	path := os.Getenv("APP_JOURNAL")
+	if path == "" {
+		return
+	}
+	file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		log.Fatal(err)
+	}
+	j.file = file
+}
+
+func (j *journalFile) write(e entry) {
+	if j.file == nil {
+		return
+	}
+	e.Time = time.Now().UnixNano()
+	e.PID = os.Getpid()
+	e.Instance = os.Getenv("USHER_INSTANCE")
+	line, err := json.Marshal(e)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := j.file.Write(append(line, '\n')); err != nil {
+		log.Print(err)
+	}
+}
+
+// census counts the requests inside and writes each to the journal.
+type census struct {
+	mu          sync.Mutex
+	inside, max int
+}
+
+// enter and leave frame a request. Entering is
+// written under the lock, so that the journal has the order of entering.
+func (c *census) enter(r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inside++
+	c.max = max(c.max, c.inside)
+	journal.write(entry{Event: "begin", Path: r.URL.Path, Seq: r.Header.Get("X-Seq"), Inside: c.inside})
+}
+
+func (c *census) leave(r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	journal.write(entry{Event: "end", Path: r.URL.Path, Seq: r.Header.Get("X-Seq"), Inside: c.inside})
+	c.inside--
+}
+
+func (c *census) highest() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.max
+}

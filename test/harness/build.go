@@ -1,0 +1,100 @@
+package harness
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// Race tells whether everything runs with the race detector, which makes it
+// several times slower: tests may give themselves more time then.
+const Race = raceEnabled
+
+// Binaries are the programs that the tests run.
+type Binaries struct {
+	Caddy string // Caddy with Usher
+	App   string // the instance program, test/app
+}
+
+var (
+	buildDir  string
+	buildOnce = sync.OnceValues(build)
+)
+
+// Main runs the tests of a package that uses the harness: it sees to it that
+// tests which mostly wait do so side by side, that no goroutine is left over,
+// and that what was built goes away. Call it from TestMain.
+func Main(m *testing.M) {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		// The default is the number of cores; the tests wait more than they work.
+		_ = flag.Set("test.parallel", fmt.Sprint(2*maxCaddys))
+	}
+	code := m.Run()
+	if buildDir != "" {
+		os.RemoveAll(buildDir)
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// Build returns the programs under test, built once per test process.
+// USHER_TEST_CADDY names a Caddy to be used instead of a fresh one.
+func Build(t testing.TB) Binaries {
+	t.Helper()
+	bin, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+func build() (Binaries, error) {
+	dir, err := os.MkdirTemp("", "usher-bin-")
+	if err != nil {
+		return Binaries{}, err
+	}
+	buildDir = dir
+	// Processes of another user must be able to execute the app.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return Binaries{}, err
+	}
+	bin := Binaries{Caddy: os.Getenv("USHER_TEST_CADDY"), App: filepath.Join(dir, "app")}
+	if bin.Caddy == "" {
+		bin.Caddy = filepath.Join(dir, "caddy")
+		if err := goBuild(bin.Caddy, "github.com/caddy-usher/usher/test/caddy", raceEnabled); err != nil {
+			return Binaries{}, err
+		}
+	}
+	// The app is never built with -race: it is not what is tested, and it
+	// has to start fast.
+	return bin, goBuild(bin.App, "github.com/caddy-usher/usher/test/app", false)
+}
+
+func goBuild(output, pkg string, race bool) error {
+	// Without symbols linking takes half the time.
+	args := []string{"build", "-ldflags=-s -w", "-o", output}
+	if race {
+		args = append(args, "-race")
+	}
+	cmd := exec.Command("go", append(args, pkg)...)
+	start := time.Now()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s (%s): %w\n%s", pkg, time.Since(start).Round(time.Second), err, out)
+	}
+	return nil
+}
