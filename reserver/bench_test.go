@@ -3,6 +3,7 @@ package reserver
 import (
 	"fmt"
 	"testing"
+	"time"
 )
 
 func BenchmarkReserveRelease(b *testing.B) {
@@ -48,6 +49,105 @@ func BenchmarkReserveReleaseContended(b *testing.B) {
 					r.Release(Answered)
 				}
 			})
+		})
+	}
+}
+
+// longLine returns a service with one instance, whose slots are taken, and a
+// line of n behind them.
+func longLine(b *testing.B, n, slots int) (s *Service, in, line []*Reservation) {
+	s = New(Options{MaxWaiting: n}, nil, Hooks{})
+	s.Add("x", "", "", "", slots)
+	for range slots {
+		in = append(in, mustReserve(b, s))
+	}
+	for range n {
+		line = append(line, mustWait(b, s, false))
+	}
+	return s, in, line
+}
+
+// One request ends, the oldest of the line takes its slot, and the first one
+// goes to the end of the line.
+func BenchmarkHandOver(b *testing.B) {
+	for _, n := range []int{1, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s, in, line := longLine(b, n, 1)
+			r, k := in[0], 0
+			b.ReportAllocs()
+			for b.Loop() {
+				r.Release(Answered)
+				next := line[k]
+				if err := <-next.Granted(); err != nil {
+					b.Fatal(err)
+				}
+				line[k] = r
+				if ok, _ := s.Reserve(r, false); ok {
+					b.Fatal("overtook the line")
+				}
+				r, k = next, (k+1)%n
+			}
+		})
+	}
+}
+
+// One from anywhere in the line goes away and comes back.
+func BenchmarkCancel(b *testing.B) {
+	for _, n := range []int{100, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s, _, line := longLine(b, n, 1)
+			k := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				k = (k + 7919) % n
+				if line[k].Cancel() {
+					b.Fatal("granted")
+				}
+				if ok, _ := s.Reserve(line[k], false); ok {
+					b.Fatal("overtook the line")
+				}
+			}
+		})
+	}
+}
+
+// A line of 10 000 goes away as one, one after the other.
+func BenchmarkCancelAllOf10000(b *testing.B) {
+	s, _, line := longLine(b, 10000, 1)
+	for b.Loop() {
+		for _, r := range line {
+			r.Cancel()
+		}
+		b.StopTimer()
+		for _, r := range line {
+			if ok, err := s.Reserve(r, false); ok || err != nil {
+				b.Fatal(ok, err)
+			}
+		}
+		b.StartTimer()
+	}
+}
+
+// How long the lock is held to choose from 1000 instances.
+func BenchmarkCordonLeastLoaded(b *testing.B) {
+	for _, n := range []int{1, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := New(Options{}, nil, Hooks{})
+			var all []*Instance
+			for k := range 1000 {
+				all = append(all, s.Add(fmt.Sprint(k), "", "", "", 10))
+			}
+			for range 5000 {
+				mustReserve(b, s)
+			}
+			for b.Loop() {
+				chosen := s.CordonLeastLoaded(n, all, time.Time{})
+				b.StopTimer()
+				for _, i := range chosen {
+					i.Uncordon()
+				}
+				b.StartTimer()
+			}
 		})
 	}
 }

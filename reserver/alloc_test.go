@@ -1,0 +1,77 @@
+package reserver
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+func TestNothingIsAllocatedWhenASlotIsFree(t *testing.T) {
+	for _, b := range []Balance{LeastLoaded, Oldest, Random} {
+		for _, n := range []int{1, 100} {
+			s := New(Options{MaxWaiting: 10, Balance: b}, nil, Hooks{Demand: func() {}})
+			for k := range n {
+				s.Add(fmt.Sprint(k), "", "", "", 2)
+			}
+			var r Reservation
+			if got := testing.AllocsPerRun(1000, func() {
+				s.Watch(0)
+				if ok, err := s.Reserve(&r, false); !ok {
+					t.Fatal(err)
+				}
+				if ok, err := r.Again(Neutral); !ok {
+					t.Fatal(err)
+				}
+				r.Release(Answered)
+			}); got != 0 {
+				t.Errorf("balance %d, %d instances: %v allocations", b, n, got)
+			}
+		}
+	}
+}
+
+func TestTheSecondWaitOfAReservationAllocatesNothing(t *testing.T) {
+	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s.Add("x", "", "", "", 1)
+	in, w := mustReserve(t, s), mustWait(t, s, false)
+	if got := testing.AllocsPerRun(1000, func() {
+		in.Release(Answered)
+		if err := <-w.Granted(); err != nil {
+			t.Fatal(err)
+		}
+		in, w = w, in
+		if ok, err := s.Reserve(w, false); ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}); got > 1 { // the other one's channel, once in all runs
+		t.Errorf("%v allocations", got)
+	}
+}
+
+// Leaving the line takes the same time from a long line as from a short one.
+// What is compared is the best of several tries, and the margin is wide: a
+// walk along the line would take a hundred times as long.
+func TestG4_LeavingALongLineTakesNoLonger(t *testing.T) {
+	perCancel := func(n int) time.Duration {
+		s := New(Options{MaxWaiting: n}, nil, Hooks{})
+		line := make([]Reservation, n)
+		best := time.Hour
+		for range 5 {
+			for k := range line {
+				if ok, err := s.Reserve(&line[k], false); ok || err != nil {
+					t.Fatal(ok, err)
+				}
+			}
+			began := time.Now()
+			for k := range line {
+				line[(k+n/2)%n].Cancel()
+			}
+			best = min(best, time.Since(began)/time.Duration(n))
+		}
+		return best
+	}
+	short, long := perCancel(100), perCancel(20000)
+	if t.Logf("%v and %v", short, long); long > 10*short+500*time.Nanosecond {
+		t.Errorf("one of 20000 takes %v to leave, one of 100 %v", long, short)
+	}
+}

@@ -1,0 +1,268 @@
+package reserver
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// guest is one goroutine that makes requests.
+type guest struct {
+	r           Reservation
+	rnd         *rand.Rand
+	interrupted atomic.Int64
+
+	seated, waited, lateCancels int
+}
+
+// stay makes one request, as impatient and as unlucky as chance has it.
+// inside counts, for each instance, who believes to be there.
+func (g *guest) stay(s *Service, inside *sync.Map) error {
+	ok, err := s.Reserve(&g.r, g.rnd.IntN(5) == 0)
+	for tries := 0; ; tries++ {
+		if !ok && err == nil {
+			ok, err = g.wait()
+		}
+		if !ok {
+			return err
+		}
+		g.seated++
+		i := g.r.Instance()
+		n, _ := inside.LoadOrStore(i, new(atomic.Int64))
+		if got := n.(*atomic.Int64).Add(1); got > slotsOf(i) {
+			return fmt.Errorf("%s has %d inside", i.ID, got)
+		}
+		if g.rnd.IntN(2) == 0 {
+			runtime.Gosched()
+		}
+		n.(*atomic.Int64).Add(-1)
+		fate := []Fate{Answered, Answered, Answered, Answered, Neutral, Failed, Refused}[g.rnd.IntN(7)]
+		if g.rnd.IntN(4) > 0 || tries == 3 {
+			g.r.Release(fate)
+			g.r.Release(fate)
+			return nil
+		}
+		ok, err = g.r.Again(fate)
+	}
+}
+
+// wait stays in the line, or for a moment only.
+func (g *guest) wait() (bool, error) {
+	g.waited++
+	if g.rnd.IntN(2) == 0 {
+		err := <-g.r.Granted()
+		return err == nil, err
+	}
+	runtime.Gosched()
+	granted := g.r.Cancel()
+	if granted {
+		g.lateCancels++
+	}
+	return granted, nil
+}
+
+// slotsOf is said by the address, for it does not change with the instance.
+func slotsOf(i *Instance) int64 {
+	var n int64
+	if _, err := fmt.Sscan(i.Address, &n); err != nil {
+		panic(err)
+	}
+	return n
+}
+
+func TestG3_TheBooksAreEvenAfterAStorm(t *testing.T) {
+	for _, b := range []Balance{LeastLoaded, Oldest, Random} {
+		t.Run(fmt.Sprint(b), func(t *testing.T) {
+			var limit Limit
+			limit.Set(30)
+			s := New(Options{MaxWaiting: 25, Balance: b}, &limit, Hooks{
+				// As the control loop does, which asks back from its hooks.
+				Ejected: func(i *Instance) { i.Pause(); i.Restore() },
+				Drained: func(i *Instance) { i.Remove() },
+			})
+			var guests, keeper sync.WaitGroup
+			var inside sync.Map
+			stop := make(chan struct{})
+			var all []*Instance
+			keeper.Go(func() {
+				rnd := rand.New(rand.NewPCG(uint64(b), 1))
+				for n := 0; ; n++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if live := s.Stats().Open; live < 4 {
+						slots := rnd.IntN(3) + 1
+						all = append(all, s.Add(fmt.Sprint(n), "", "", fmt.Sprint(slots), slots))
+					}
+					i := all[rnd.IntN(len(all))]
+					switch rnd.IntN(12) {
+					case 0:
+						i.Cordon()
+					case 1:
+						i.Uncordon()
+					case 2:
+						i.Interrupt(errors.New("gone"))
+						i.Remove()
+					case 3:
+						i.SetSlots(1)
+					case 4:
+						i.SetSlots(int(slotsOf(i)))
+					case 5:
+						s.CordonLeastLoaded(1, all, s.Stats().IdleSince)
+					case 6:
+						s.Refuse(errSuspended)
+						s.Refuse(nil)
+					case 7:
+						s.Watch(rnd.IntN(20))
+						s.TakePeak()
+					default:
+						runtime.Gosched()
+					}
+					if len(all) > 50 {
+						for _, i := range all[:25] {
+							i.Remove()
+						}
+						all = all[25:]
+					}
+				}
+			})
+			var seated, waited, lateCancels atomic.Int64
+			for n := range 40 {
+				guests.Go(func() {
+					g := &guest{rnd: rand.New(rand.NewPCG(uint64(b), uint64(n+2)))}
+					g.r.Interrupt = func(error) { g.interrupted.Add(1) }
+					for range 600 {
+						switch err := g.stay(s, &inside); err {
+						case nil, ErrQueueFull, ErrAsleep, errSuspended:
+						default:
+							t.Error(err)
+						}
+					}
+					seated.Add(int64(g.seated))
+					waited.Add(int64(g.waited))
+					lateCancels.Add(int64(g.lateCancels))
+				})
+			}
+			guests.Wait()
+			close(stop)
+			keeper.Wait()
+			t.Logf("%d slots given, %d waits, %d cancelled when granted", seated.Load(), waited.Load(), lateCancels.Load())
+
+			st := s.Stats()
+			if st.Waiting != 0 || st.InUse != 0 || st.Demand != 0 || limit.Used() != 0 {
+				t.Errorf("the books are not even: %+v, %d in all lines", st, limit.Used())
+			}
+			for _, i := range all {
+				if i.Stats().InUse != 0 || i.holders.first != nil {
+					t.Errorf("%s still counts %d", i.ID, i.Stats().InUse)
+				}
+				i.Remove()
+			}
+			if st := s.Stats(); st.Open != 0 || st.Slots != 0 || st.Unlimited || len(s.pool.items) != 0 {
+				t.Errorf("slots of nobody: %+v", st)
+			}
+		})
+	}
+}
+
+// A release that grants, and the waiter's cancellation, at the same moment:
+// the slot ends up with the waiter or in the pool, never nowhere.
+func TestG3_AGrantAndACancelNeverBothLoseTheSlot(t *testing.T) {
+	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	i := s.Add("x", "", "", "", 1)
+	in, w := new(Reservation), new(Reservation)
+	kept := 0
+	for n := range 3000 {
+		if ok, _ := s.Reserve(in, false); !ok {
+			t.Fatalf("the slot was lost in round %d", n)
+		}
+		if ok, err := s.Reserve(w, false); ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		race(n, func() { in.Release(Answered) }, func() {
+			if w.Cancel() {
+				kept++
+				w.Release(Answered)
+			}
+		})
+		if st := s.Stats(); st.InUse != 0 || st.Waiting != 0 || st.Demand != 0 || i.Stats().InUse != 0 {
+			t.Fatalf("round %d: %+v, %+v", n, st, i.Stats())
+		}
+	}
+	t.Logf("the grant was first %d of 3000 times", kept)
+}
+
+func TestG3_ARefusalAndACancelBothEndTheWaitOnce(t *testing.T) {
+	var limit Limit
+	limit.Set(10)
+	s := New(Options{MaxWaiting: 10}, &limit, Hooks{})
+	w := new(Reservation)
+	for n := range 3000 {
+		s.Refuse(nil)
+		if ok, err := s.Reserve(w, false); ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		race(n, func() { s.Refuse(errSuspended) }, func() {
+			if w.Cancel() {
+				t.Error("granted without an instance")
+			}
+		})
+		if st := s.Stats(); st.Waiting != 0 || st.Demand != 0 || limit.Used() != 0 || len(w.granted) != 0 {
+			t.Fatalf("round %d: %+v, %d", n, st, limit.Used())
+		}
+	}
+}
+
+// race runs both at once, as nearly as can be: each begins when the other is
+// there. The scheduler has its favourite, so they take turns.
+func race(round int, both ...func()) {
+	if round%2 == 1 {
+		slices.Reverse(both)
+	}
+	var wg sync.WaitGroup
+	var there atomic.Int32
+	for _, f := range both {
+		wg.Go(func() {
+			for there.Add(1); there.Load() < 2; {
+				runtime.Gosched()
+			}
+			f()
+		})
+	}
+	wg.Wait()
+}
+
+func TestG11_TheLimitOverAllIsNeverExceededForAMoment(t *testing.T) {
+	var limit Limit
+	limit.Set(2)
+	var takers sync.WaitGroup
+	var done atomic.Int64
+	for range 4 {
+		takers.Go(func() {
+			defer done.Add(1)
+			for range 5000 {
+				if limit.take(false) {
+					runtime.Gosched()
+					limit.give(1)
+				}
+			}
+		})
+	}
+	for done.Load() < 4 {
+		if n := limit.Used(); n > 2 {
+			t.Errorf("%d of 2 wait", n)
+			break
+		}
+	}
+	takers.Wait()
+	if limit.Used() != 0 {
+		t.Errorf("%d wait at the end", limit.Used())
+	}
+}
