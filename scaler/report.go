@@ -2,83 +2,10 @@ package scaler
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
-
-	"github.com/caddy-usher/usher/reserver"
 )
-
-// revision is what one backend runs. Guarded by the loop's lock.
-type revision struct {
-	loop      *Loop
-	id        string
-	backend   Backend
-	scaler    Scaler
-	traits    Traits
-	confirmer Confirmer
-
-	instances map[string]*instance
-	early     *Report // said before Open had returned
-	desired   int     // what the platform works towards
-	ordered   int     // the last number that was ordered or adopted
-	trouble   *Failure
-	missing   time.Time // since when fewer instances exist than desired
-
-	ordering bool // an order is on its way
-	retryAt  time.Time
-	retries  int
-	closing  bool
-}
-
-// instance is one instance of a revision. Guarded by the loop's lock.
-type instance struct {
-	Instance
-	revision *revision
-
-	slots       *reserver.Instance // nil until it is ready for the first time
-	readySince  time.Time
-	unreadyFrom time.Time // when it began to start, or was ejected
-	withdrawn   bool      // the platform took its readiness back
-	doomed      bool      // it will be stopped, whatever demand says
-	draining    bool      // cordoned, until drainUntil
-	drainUntil  time.Time
-	stopping    bool     // told to stop, by us or by somebody else
-	told        bool     // by us
-	blamed      *Failure // the failure that was counted for it while it starts
-	probe       context.CancelFunc
-	lastProbe   error
-}
-
-func (i *instance) state() InstanceState {
-	switch {
-	case i.Phase == PhaseEnded:
-		return InstanceEnded
-	case i.stopping:
-		return InstanceStopping
-	case i.draining:
-		return InstanceDraining
-	case i.slots == nil:
-		return InstanceStarting
-	case i.withdrawn || i.slots.Stats().Ejected:
-		return InstanceEjected
-	}
-	return InstanceReady
-}
-
-// status describes i.
-func (i *instance) status() InstanceStatus {
-	st := InstanceStatus{
-		ID: i.ID, Revision: i.revision.id, Network: i.Network, Address: i.Address,
-		State: i.state(), Since: i.Since,
-	}
-	if i.slots != nil {
-		s := i.slots.Stats()
-		st.Slots, st.InUse = s.Slots, s.InUse
-	}
-	return st
-}
 
 // changed tells the observer about i.
 func (l *Loop) changed(i *instance) { l.observer.InstanceChanged(i.status()) }
@@ -356,54 +283,4 @@ func (l *Loop) drain(i *instance, now time.Time) {
 		i.stopProbe()
 	}
 	l.changed(i)
-}
-
-// startFailed counts a failed start, and begins the pause before the next.
-func (l *Loop) startFailed(f *Failure, now time.Time) {
-	l.lastFailure = f
-	l.observer.StartFailed(f)
-	if now.Before(l.backoffUntil) && !f.ForGood {
-		// Starts that were made together fail together: that is one failure.
-		return
-	}
-	l.failures++
-	pause := backoff(l.failures)
-	l.backoffUntil = now.Add(pause)
-	l.nudged = false
-	l.log.Warn("start failed", zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
-		zap.Int("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
-	l.hopeless = l.hopeless || f.ForGood
-	l.refuse()
-}
-
-// failing says whether starts fail and none is ready.
-func (l *Loop) failing() bool {
-	return (l.hopeless || l.failures >= startsToFail) && l.reserver.Stats().Open == 0
-}
-
-// refuse tells the reserver who may wait now. What weighs most is said: a
-// suspension, then the exit, then failure.
-func (l *Loop) refuse() {
-	var r *Refusal
-	switch now := time.Now(); {
-	case l.suspended != nil:
-		r = l.suspended
-	case l.exiting != nil:
-		r = l.exiting
-	case now.Before(l.backoffUntil) && l.failing():
-		f := l.lastFailure
-		r = &Refusal{Kind: RefusedFailing, Short: f.Short, Detail: fmt.Sprintf("%v", f), Until: l.backoffUntil}
-		if f.Reason == ReasonPlatform {
-			r.Kind = RefusedPlatform
-		}
-	}
-	if r == l.refusal || r != nil && l.refusal != nil && *r == *l.refusal {
-		return
-	}
-	l.refusal = r
-	if r == nil {
-		l.reserver.Refuse(nil)
-	} else {
-		l.reserver.Refuse(r)
-	}
 }
