@@ -214,11 +214,14 @@ func (l *Loop) Adopt(b Backend) error {
 		return err
 	}
 
-	l.mu.Lock()
-	r.scaler = s
+	var traits Traits
 	if t, ok := s.(Traiter); ok {
-		r.traits = t.Traits()
+		// Without the lock: a Scaler may report with its own lock held.
+		traits = t.Traits()
 	}
+
+	l.mu.Lock()
+	r.scaler, r.traits = s, traits
 	r.confirmer, _ = s.(Confirmer)
 	l.revisions = append(l.revisions, r)
 	// What is said of the old revision's starts is not said of this one's.
