@@ -27,9 +27,9 @@ func (l *Loop) decide(now time.Time) time.Time {
 		}
 		var next recheck
 		l.expire(now, &next)
-		advice := l.advise(now)
+		advice, idleSince := l.advise(now)
 		next.by(advice.Recheck)
-		if l.follow(advice, now, &next) && l.reserver.Watch(l.mark(advice)) {
+		if l.follow(advice, idleSince, now, &next) && l.reserver.Watch(l.mark(advice)) {
 			l.settle()
 			return next.at
 		}
@@ -118,7 +118,8 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 }
 
 // advise asks the policy, within the limits that operators and failures set.
-func (l *Loop) advise(now time.Time) Advice {
+// It also returns since when there was no demand by then.
+func (l *Loop) advise(now time.Time) (Advice, time.Time) {
 	stats := l.reserver.Stats()
 	in := Inputs{
 		Now: now, Min: l.settings.Min, Max: l.settings.Max, Concurrency: l.settings.Concurrency,
@@ -148,15 +149,15 @@ func (l *Loop) advise(now time.Time) Advice {
 
 	switch {
 	case l.suspended != nil:
-		return Advice{Reason: "suspended", Mark: NoMark}
+		return Advice{Reason: "suspended", Mark: NoMark}, in.IdleSince
 	case l.asleep:
-		return Advice{Reason: "put to sleep by an operator"}
+		return Advice{Reason: "put to sleep by an operator"}, in.IdleSince
 	case l.retired && in.Demand == 0:
-		return Advice{Reason: "no longer configured"}
+		return Advice{Reason: "no longer configured"}, in.IdleSince
 	}
 	a := l.settings.Policy.Target(in)
 	a.Target = max(in.Min, min(a.Target, in.Max))
-	return a
+	return a, in.IdleSince
 }
 
 // remember adds the present to the history and forgets what is too old.

@@ -8,8 +8,8 @@ import (
 
 // follow carries the advice out as far as it can be now. It returns false if
 // the advice is void, because a request came in between.
-func (l *Loop) follow(a Advice, now time.Time, next *recheck) bool {
-	if !l.shrink(a, now) {
+func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
+	if !l.shrink(a, idleSince, now) {
 		return false
 	}
 	l.setTarget(a, now)
@@ -30,13 +30,14 @@ func (l *Loop) follow(a Advice, now time.Time, next *recheck) bool {
 }
 
 // shrink cordons what is above the target: never-ready instances first, then
-// the least loaded. It returns false if a request voided the advice.
-func (l *Loop) shrink(a Advice, now time.Time) bool {
+// the least loaded. It returns false if a request voided the advice: one that
+// came since the policy was asked, even if it has gone again.
+func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 	cur := l.current()
 	guard := time.Time{}
 	if a.Idle {
-		guard = l.reserver.Stats().IdleSince
-		if l.reserver.Stats().Demand > 0 {
+		guard = idleSince
+		if s := l.reserver.Stats(); s.Demand > 0 || !s.IdleSince.Equal(guard) {
 			return false
 		}
 	}
@@ -79,9 +80,6 @@ func (l *Loop) shrink(a Advice, now time.Time) bool {
 		}
 		for _, c := range chosen {
 			l.drain(r.instances[c.ID], now)
-		}
-		if !guard.IsZero() {
-			guard = l.reserver.Stats().IdleSince
 		}
 	}
 	return true
