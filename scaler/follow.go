@@ -29,8 +29,8 @@ func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
 	return true
 }
 
-// shrink cordons what is above the target: never-ready instances first, then
-// the least loaded. It returns false if a request voided the advice: one that
+// shrink cordons what is above the target: what the platform or a probe does
+// not call ready first, then the least loaded. It returns false if a request voided the advice: one that
 // came since the policy was asked, even if it has gone again.
 func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 	cur := l.current()
@@ -60,13 +60,10 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 		if leave {
 			continue
 		}
-		alive, starting := r.count()
+		alive, _ := r.count()
 		surplus := alive - keep
-		if surplus <= 0 {
-			continue
-		}
-		for _, i := range r.instances {
-			if surplus > 0 && starting > 0 && i.slots == nil && !i.draining && !i.stopping {
+		for _, i := range r.unready() {
+			if surplus > 0 {
 				l.drain(i, now)
 				surplus--
 			}

@@ -1,7 +1,9 @@
 package scaler
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/caddy-usher/usher/reserver"
@@ -92,11 +94,26 @@ func (r *revision) count() (alive, starting int) {
 	return alive, starting
 }
 
+// unready returns the instances of r that never were ready or are so no
+// longer by the platform's word, the youngest first.
+func (r *revision) unready() []*instance {
+	var all []*instance
+	for _, i := range r.instances {
+		if !i.stopping && !i.draining && (i.slots == nil || i.withdrawn) {
+			all = append(all, i)
+		}
+	}
+	slices.SortFunc(all, func(a, b *instance) int {
+		return cmp.Or(b.unreadyFrom.Compare(a.unreadyFrom), cmp.Compare(b.ID, a.ID))
+	})
+	return all
+}
+
 // withSlots returns the instances of r that take requests or were ejected.
 func (r *revision) withSlots() []*reserver.Instance {
 	var all []*reserver.Instance
 	for _, i := range r.instances {
-		if !i.stopping && !i.draining && i.slots != nil {
+		if !i.stopping && !i.draining && i.slots != nil && !i.withdrawn {
 			all = append(all, i.slots)
 		}
 	}
