@@ -75,11 +75,13 @@ func (l *Loop) expire(now time.Time, next *recheck) {
 				l.changed(i)
 				l.startProbe(i, pause)
 				l.expireStart(i, now, next)
-			case l.failures > 0 && r == l.current():
+			case l.lastFailure != nil && r == l.current() && i.readySince.After(l.failedAt):
+				// A start has succeeded after the failure. One that succeeded
+				// long before proves nothing about starts now.
 				if proven := i.readySince.Add(provenAfter); now.Before(proven) {
 					next.by(proven)
 				} else {
-					l.failures, l.lastFailure = 0, nil
+					l.failures, l.hopeless, l.lastFailure = 0, false, nil
 				}
 			}
 		}

@@ -9,13 +9,15 @@ import (
 
 // startFailed counts a failed start, and begins the pause before the next.
 func (l *Loop) startFailed(f *Failure, now time.Time) {
-	l.lastFailure = f
+	l.lastFailure, l.failedAt = f, now
 	l.observer.StartFailed(f)
-	if now.Before(l.backoffUntil) && !f.ForGood {
+	if now.Before(l.backoffUntil) && (l.hopeless || !f.ForGood) {
 		// Starts that were made together fail together: that is one failure.
 		return
 	}
-	l.failures++
+	if !now.Before(l.backoffUntil) {
+		l.failures++
+	}
 	pause := backoff(l.failures)
 	l.backoffUntil = now.Add(pause)
 	l.nudged = false

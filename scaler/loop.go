@@ -63,6 +63,7 @@ type Loop struct {
 	failures     int  // failed starts in a row
 	hopeless     bool // one of them failed for good
 	lastFailure  *Failure
+	failedAt     time.Time // when lastFailure was
 	backoffUntil time.Time
 
 	ctx    context.Context // of everything in the background; ends with Close

@@ -100,7 +100,7 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	} else {
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
-		l.lastFailure = f
+		l.lastFailure, l.failedAt = f, now
 	}
 	if starts == 0 || len(o.Stop) > 0 {
 		r.retries++

@@ -246,7 +246,7 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 			Reason: f.Reason, Short: f.Short + " shortly after it was ready", Detail: f.Detail, Err: f.Err,
 		}, now)
 	default:
-		l.lastFailure = f
+		l.lastFailure, l.failedAt = f, now
 		l.log.Warn("instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
 	}
 }
