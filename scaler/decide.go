@@ -86,7 +86,7 @@ func (l *Loop) expire(now time.Time, next *recheck) {
 			}
 		}
 		switch {
-		case r.ordering || r.desired <= r.existing():
+		case r != l.current() || r.ordering || r.desired <= r.existing():
 			r.missing = time.Time{}
 		case r.missing.IsZero():
 			r.missing = now

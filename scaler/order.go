@@ -95,7 +95,7 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 			i.draining, i.doomed = true, true
 		}
 	}
-	if starts > 0 {
+	if starts > 0 && r == l.current() {
 		l.startFailed(f, now)
 	} else {
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),

@@ -87,7 +87,7 @@ func (l *Loop) update(i *instance, ri Instance, now time.Time) {
 	case !platform && ri.Address != "" && i.probe == nil && i.slots == nil && !i.draining:
 		l.startProbe(i, 0)
 	}
-	if f := ri.Failure; f != nil && i.slots == nil && (i.blamed == nil || i.blamed.Reason != f.Reason || i.blamed.Short != f.Short) {
+	if f := ri.Failure; f != nil && i.slots == nil && !i.draining && i.revision == l.current() && (i.blamed == nil || i.blamed.Reason != f.Reason || i.blamed.Short != f.Short) {
 		i.blamed = f
 		l.startFailed(f, now)
 	}
@@ -239,6 +239,10 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 		f = &Failure{Reason: ReasonExit, Short: "the instance is gone"}
 	}
 	switch {
+	case i.draining || i.revision != l.current():
+		// It was on its way out, or of a revision that is: that says nothing
+		// about the starts to come.
+		l.log.Info("instance ended before it was stopped", zap.String("instance", i.ID), zap.Error(f))
 	case i.slots == nil:
 		l.startFailed(f, now)
 	case now.Sub(i.readySince) < provenAfter:
