@@ -27,7 +27,7 @@ func (l *Loop) decide(now time.Time) time.Time {
 		}
 		var next recheck
 		l.expire(now, &next)
-		advice, idleSince := l.advise(now)
+		advice, idleSince := l.advise(now, &next)
 		next.by(advice.Recheck)
 		if l.follow(advice, idleSince, now, &next) && l.reserver.Watch(l.mark(advice)) {
 			l.settle()
@@ -121,7 +121,7 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 
 // advise asks the policy, within the limits that operators and failures set.
 // It also returns since when there was no demand by then.
-func (l *Loop) advise(now time.Time) (Advice, time.Time) {
+func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
 	stats := l.reserver.Stats()
 	in := Inputs{
 		Now: now, Min: l.settings.Min, Max: l.settings.Max, Concurrency: l.settings.Concurrency,
@@ -134,9 +134,16 @@ func (l *Loop) advise(now time.Time) (Advice, time.Time) {
 		alive, _ := r.count()
 		in.Running += max(alive, r.desired)
 	}
-	pause := now.Before(l.backoffUntil)
-	if !pause && l.reserver.Knocked() {
+	switch {
+	case now.Before(l.backoffUntil):
+		// Who was refused meanwhile is the reason for the next try.
+		next.by(l.backoffUntil)
+	case l.reserver.Knocked() && l.exiting == nil && l.suspended == nil && !l.retired:
 		l.nudged = true
+		// A refused request is demand that came and went: without this, the
+		// start that it causes would be stopped as idle.
+		l.reserver.Touch()
+		in.IdleSince = l.reserver.Stats().IdleSince
 	}
 	if in.Demand > 0 || l.nudged {
 		l.asleep = false
@@ -159,6 +166,9 @@ func (l *Loop) advise(now time.Time) (Advice, time.Time) {
 	}
 	a := l.settings.Policy.Target(in)
 	a.Target = max(in.Min, min(a.Target, in.Max))
+	if l.nudged && stats.Demand == 0 {
+		a.Reason = "asked for by an operator, or by a request that could not wait"
+	}
 	return a, in.IdleSince
 }
 

@@ -101,7 +101,7 @@ func (l *Loop) setTarget(a Advice, now time.Time) {
 		l.decisions = l.decisions[:decisionsKept-1]
 	}
 	l.decisions = append(l.decisions, d)
-	if stats.Open == 0 && l.target == 0 {
+	if stats.Open == 0 && l.target == 0 && (stats.Demand > 0 || l.nudged) {
 		l.coldFrom = now
 		if !stats.OldestWait.IsZero() {
 			l.coldFrom = stats.OldestWait
@@ -133,6 +133,10 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 	}
 	coming := max(0, cur.desired-cur.existing())
 	missing := l.target - alive - coming
+	if l.exiting != nil {
+		// Nobody may wait any more, so nobody would use it.
+		missing = 0
+	}
 	if cur.ordering {
 		// Places are for starts that are ordered: they stay until it is known
 		// what came of the order.

@@ -5,14 +5,18 @@ import (
 )
 
 // Wake starts an instance as a request would. A pause after failed starts is
-// cut short: somebody who asks by hand may have mended the cause.
+// cut short: somebody who asks by hand may have mended the cause. A service
+// that is suspended stays so.
 func (l *Loop) Wake() {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.suspended != nil {
+		return
+	}
 	l.asleep = false
 	l.nudged = true
 	l.backoffUntil = time.Time{}
 	l.refuse()
-	l.mu.Unlock()
 	l.reserver.Touch()
 	l.Poke()
 }
@@ -39,6 +43,7 @@ func (l *Loop) Sleep() {
 func (l *Loop) Suspend(reason string) {
 	l.mu.Lock()
 	l.suspended = &Refusal{Kind: RefusedSuspended, Short: reason}
+	l.nudged = false
 	l.refuse()
 	l.mu.Unlock()
 	l.Poke()
@@ -48,6 +53,8 @@ func (l *Loop) Suspend(reason string) {
 func (l *Loop) Resume() {
 	l.mu.Lock()
 	l.suspended, l.asleep = nil, false
+	// Who was refused while it was suspended is long gone.
+	l.reserver.Knocked()
 	l.refuse()
 	l.mu.Unlock()
 	l.Poke()
