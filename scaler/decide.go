@@ -131,8 +131,13 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
 		in.Min = 0
 	}
 	for _, r := range l.revisions {
-		alive, _ := r.count()
-		in.Running += max(alive, r.desired)
+		if alive, _ := r.count(); r == l.current() && !r.ordering {
+			// Where somebody else asked for fewer, those that still run are
+			// on their way out.
+			in.Running += r.desired
+		} else {
+			in.Running += max(alive, r.desired)
+		}
 	}
 	switch {
 	case now.Before(l.backoffUntil):

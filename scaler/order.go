@@ -56,13 +56,15 @@ func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
 		i.stopProbe()
 		l.changed(i)
 	}
+	before := r.ordered
 	r.ordering = true
 	r.ordered = o.Instances
-	l.background(func() { l.carryOut(r, o, starts) })
+	l.background(func() { l.carryOut(r, o, starts, before) })
 }
 
-// carryOut gives an order and takes note of what came of it.
-func (l *Loop) carryOut(r *revision, o Order, starts int) {
+// carryOut gives an order and takes note of what came of it. The number that
+// was in force before it is needed if it fails.
+func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
 	ctx, cancel := context.WithTimeout(l.ctx, orderTimeout)
 	defer cancel()
 	err := r.scaler.Scale(ctx, o)
@@ -72,8 +74,12 @@ func (l *Loop) carryOut(r *revision, o Order, starts int) {
 	if err == nil {
 		r.retries, r.retryAt = 0, time.Time{}
 	} else {
+		// Not done, or only in part: what there was is not somebody else's.
+		r.ordered = max(before, o.Instances)
 		l.refused(r, o, starts, AsFailure(err), now)
 	}
+	// Somebody else may have asked for something meanwhile.
+	l.adoptNumber(r, now)
 	l.mu.Unlock()
 	l.Poke()
 }
@@ -86,7 +92,6 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	if l.ctx.Err() != nil {
 		return
 	}
-	r.ordered = r.desired
 	for _, id := range o.Stop {
 		// They may still run: they are told again, and get nothing until
 		// then.

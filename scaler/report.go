@@ -51,7 +51,10 @@ func (l *Loop) take(r *revision, rep Report) {
 			l.ended(i, nil, now)
 		}
 	}
-	l.adoptNumber(r, rep, now)
+	r.desired = rep.Desired
+	if !r.ordering {
+		l.adoptNumber(r, now)
+	}
 	l.trouble(r, rep.Trouble)
 }
 
@@ -95,16 +98,16 @@ func (l *Loop) update(i *instance, ri Instance, now time.Time) {
 
 // adoptNumber takes note of numbers that are not of our making: more is
 // capacity, which goes down by policy; fewer is put right by the next
-// decision.
-func (l *Loop) adoptNumber(r *revision, rep Report, now time.Time) {
-	r.desired = rep.Desired
-	if r != l.current() || r.ordering {
-		return
-	}
-	if r.desired > r.ordered {
+// decision while there is demand, and is welcome while there is none.
+func (l *Loop) adoptNumber(r *revision, now time.Time) {
+	switch {
+	case r != l.current():
+	case r.desired > r.ordered:
 		l.log.Info("somebody else asked for more instances", zap.Int("instances", r.desired), zap.Int("ordered", r.ordered))
 		l.history = append(l.history, Sample{At: now, Instances: r.desired})
 		l.reserver.Touch()
+	case r.desired < r.ordered && l.reserver.Stats().Demand == 0:
+		l.history = []Sample{{At: now, Instances: r.desired}}
 	}
 	r.ordered = r.desired
 }
