@@ -64,6 +64,7 @@ type Loop struct {
 	failures     int  // failed starts in a row
 	hopeless     bool // one of them failed for good
 	lastFailure  *Failure
+	failedAt     time.Time // when lastFailure was
 	backoffUntil time.Time
 
 	ctx    context.Context // of everything in the background; ends with Close
@@ -240,11 +241,14 @@ func (l *Loop) open(b Backend) error {
 		return err
 	}
 
-	l.mu.Lock()
-	r.scaler = s
+	var traits Traits
 	if t, ok := s.(Traiter); ok {
-		r.traits = t.Traits()
+		// Without the lock: a Scaler may report with its own lock held.
+		traits = t.Traits()
 	}
+
+	l.mu.Lock()
+	r.scaler, r.traits = s, traits
 	r.confirmer, _ = s.(Confirmer)
 	l.revisions = append(l.revisions, r)
 	l.fresh()
@@ -267,101 +271,6 @@ func (l *Loop) Restart() error {
 		return nil
 	}
 	return l.open(r.backend)
-}
-
-// Wake starts an instance as a request would. A pause after failed starts is
-// cut short: somebody who asks by hand may have mended the cause.
-func (l *Loop) Wake() {
-	l.mu.Lock()
-	l.asleep = false
-	l.nudged = true
-	l.backoffUntil = time.Time{}
-	l.refuse()
-	l.mu.Unlock()
-	l.reserver.Touch()
-	l.Poke()
-}
-
-// Sleep drains and stops all instances until the next request. Who waits
-// counts as such a request.
-func (l *Loop) Sleep() {
-	l.mu.Lock()
-	l.asleep = true
-	l.nudged = false
-	l.reserver.Knocked()
-	// From here on who is inside no longer counts as demand.
-	for _, r := range l.revisions {
-		for _, i := range r.instances {
-			l.drain(i, time.Now())
-		}
-	}
-	l.mu.Unlock()
-	l.Poke()
-}
-
-// Suspend turns the service off: who waits is told the reason at once, who is
-// inside may finish, and everything is stopped, until Resume.
-func (l *Loop) Suspend(reason string) {
-	l.mu.Lock()
-	l.suspended = &Refusal{Kind: RefusedSuspended, Short: reason}
-	l.refuse()
-	l.mu.Unlock()
-	l.Poke()
-}
-
-// Resume ends a suspension.
-func (l *Loop) Resume() {
-	l.mu.Lock()
-	l.suspended, l.asleep = nil, false
-	l.refuse()
-	l.mu.Unlock()
-	l.Poke()
-}
-
-// Exit tells everybody who waits that Caddy exits. Ready instances go on
-// serving.
-func (l *Loop) Exit() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.exiting = &Refusal{Kind: RefusedExiting, Short: "the server is shutting down"}
-	l.refuse()
-}
-
-// Retire lets the service finish what it has. Then its local instances are
-// stopped, what runs on a remote platform is left as it is, and done is
-// called, once, in a goroutine of its own; the loop is closed by then.
-func (l *Loop) Retire(done func()) {
-	l.mu.Lock()
-	l.retired, l.onRetired = true, done
-	l.mu.Unlock()
-	l.Poke()
-}
-
-// Unretire takes Retire back. It returns false if it is too late.
-func (l *Loop) Unretire() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.retired && l.onRetired == nil {
-		return false
-	}
-	l.retired, l.onRetired = false, nil
-	return true
-}
-
-// StopInstance drains and stops one instance. It returns false if there is no
-// such instance.
-func (l *Loop) StopInstance(id string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, r := range l.revisions {
-		if i, ok := r.instances[id]; ok {
-			i.doomed = true
-			l.drain(i, time.Now())
-			l.Poke()
-			return true
-		}
-	}
-	return false
 }
 
 // Close ends the loop and closes its scalers, which stop their local

@@ -114,6 +114,7 @@ func (r *recorder) add(format string, args ...any) {
 	defer r.mu.Unlock()
 	r.events = append(r.events, fmt.Sprintf(format, args...))
 }
+
 func (r *recorder) Decided(d Decision)               { r.add("target %d->%d: %s", d.From, d.To, d.Reason) }
 func (r *recorder) StateChanged(from, to State)      { r.add("%s->%s", from, to) }
 func (r *recorder) InstanceChanged(i InstanceStatus) { r.add("%s %s", i.ID, i.State) }

@@ -2,83 +2,10 @@ package scaler
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
-
-	"github.com/caddy-usher/usher/reserver"
 )
-
-// revision is what one backend runs. Guarded by the loop's lock.
-type revision struct {
-	loop      *Loop
-	id        string
-	backend   Backend
-	scaler    Scaler
-	traits    Traits
-	confirmer Confirmer
-
-	instances map[string]*instance
-	early     *Report // said before Open had returned
-	desired   int     // what the platform works towards
-	ordered   int     // the last number that was ordered or adopted
-	trouble   *Failure
-	missing   time.Time // since when fewer instances exist than desired
-
-	ordering bool // an order is on its way
-	retryAt  time.Time
-	retries  int
-	closing  bool
-}
-
-// instance is one instance of a revision. Guarded by the loop's lock.
-type instance struct {
-	Instance
-	revision *revision
-
-	slots       *reserver.Instance // nil until it is ready for the first time
-	readySince  time.Time
-	unreadyFrom time.Time // when it began to start, or was ejected
-	withdrawn   bool      // the platform took its readiness back
-	doomed      bool      // it will be stopped, whatever demand says
-	draining    bool      // cordoned, until drainUntil
-	drainUntil  time.Time
-	stopping    bool     // told to stop, by us or by somebody else
-	told        bool     // by us
-	blamed      *Failure // the failure that was counted for it while it starts
-	probe       context.CancelFunc
-	lastProbe   error
-}
-
-func (i *instance) state() InstanceState {
-	switch {
-	case i.Phase == PhaseEnded:
-		return InstanceEnded
-	case i.stopping:
-		return InstanceStopping
-	case i.draining:
-		return InstanceDraining
-	case i.slots == nil:
-		return InstanceStarting
-	case i.withdrawn || i.slots.Stats().Ejected:
-		return InstanceEjected
-	}
-	return InstanceReady
-}
-
-// status describes i.
-func (i *instance) status() InstanceStatus {
-	st := InstanceStatus{
-		ID: i.ID, Revision: i.revision.id, Network: i.Network, Address: i.Address,
-		State: i.state(), Since: i.Since,
-	}
-	if i.slots != nil {
-		s := i.slots.Stats()
-		st.Slots, st.InUse = s.Slots, s.InUse
-	}
-	return st
-}
 
 // changed tells the observer about i.
 func (l *Loop) changed(i *instance) { l.observer.InstanceChanged(i.status()) }
@@ -124,7 +51,10 @@ func (l *Loop) take(r *revision, rep Report) {
 			l.ended(i, nil, now)
 		}
 	}
-	l.adoptNumber(r, rep, now)
+	r.desired = rep.Desired
+	if !r.ordering {
+		l.adoptNumber(r, now)
+	}
 	l.trouble(r, rep.Trouble)
 }
 
@@ -160,7 +90,7 @@ func (l *Loop) update(i *instance, ri Instance, now time.Time) {
 	case !platform && ri.Address != "" && i.probe == nil && i.slots == nil && !i.draining:
 		l.startProbe(i, 0)
 	}
-	if f := ri.Failure; f != nil && i.slots == nil && (i.blamed == nil || i.blamed.Reason != f.Reason || i.blamed.Short != f.Short) {
+	if f := ri.Failure; f != nil && i.slots == nil && !i.draining && i.revision == l.current() && (i.blamed == nil || i.blamed.Reason != f.Reason || i.blamed.Short != f.Short) {
 		i.blamed = f
 		l.startFailed(f, now)
 	}
@@ -168,16 +98,16 @@ func (l *Loop) update(i *instance, ri Instance, now time.Time) {
 
 // adoptNumber takes note of numbers that are not of our making: more is
 // capacity, which goes down by policy; fewer is put right by the next
-// decision.
-func (l *Loop) adoptNumber(r *revision, rep Report, now time.Time) {
-	r.desired = rep.Desired
-	if r != l.current() || r.ordering {
-		return
-	}
-	if r.desired > r.ordered {
+// decision while there is demand, and is welcome while there is none.
+func (l *Loop) adoptNumber(r *revision, now time.Time) {
+	switch {
+	case r != l.current():
+	case r.desired > r.ordered:
 		l.log.Info("somebody else asked for more instances", zap.Int("instances", r.desired), zap.Int("ordered", r.ordered))
 		l.history = append(l.history, Sample{At: now, Instances: r.desired})
 		l.reserver.Touch()
+	case r.desired < r.ordered && l.reserver.Stats().Demand == 0:
+		l.history = []Sample{{At: now, Instances: r.desired}}
 	}
 	r.ordered = r.desired
 }
@@ -312,6 +242,10 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 		f = &Failure{Reason: ReasonExit, Short: "the instance is gone"}
 	}
 	switch {
+	case i.draining || i.revision != l.current():
+		// It was on its way out, or of a revision that is: that says nothing
+		// about the starts to come.
+		l.log.Info("instance ended before it was stopped", zap.String("instance", i.ID), zap.Error(f))
 	case i.slots == nil:
 		l.startFailed(f, now)
 	case now.Sub(i.readySince) < provenAfter:
@@ -319,7 +253,7 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 			Reason: f.Reason, Short: f.Short + " shortly after it was ready", Detail: f.Detail, Err: f.Err,
 		}, now)
 	default:
-		l.lastFailure = f
+		l.lastFailure, l.failedAt = f, now
 		l.log.Warn("instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
 	}
 }
@@ -356,54 +290,4 @@ func (l *Loop) drain(i *instance, now time.Time) {
 		i.stopProbe()
 	}
 	l.changed(i)
-}
-
-// startFailed counts a failed start, and begins the pause before the next.
-func (l *Loop) startFailed(f *Failure, now time.Time) {
-	l.lastFailure = f
-	l.observer.StartFailed(f)
-	if now.Before(l.backoffUntil) && !f.ForGood {
-		// Starts that were made together fail together: that is one failure.
-		return
-	}
-	l.failures++
-	pause := backoff(l.failures)
-	l.backoffUntil = now.Add(pause)
-	l.nudged = false
-	l.log.Warn("start failed", zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
-		zap.Int("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
-	l.hopeless = l.hopeless || f.ForGood
-	l.refuse()
-}
-
-// failing says whether starts fail and none is ready.
-func (l *Loop) failing() bool {
-	return (l.hopeless || l.failures >= startsToFail) && l.reserver.Stats().Open == 0
-}
-
-// refuse tells the reserver who may wait now. What weighs most is said: a
-// suspension, then the exit, then failure.
-func (l *Loop) refuse() {
-	var r *Refusal
-	switch now := time.Now(); {
-	case l.suspended != nil:
-		r = l.suspended
-	case l.exiting != nil:
-		r = l.exiting
-	case now.Before(l.backoffUntil) && l.failing():
-		f := l.lastFailure
-		r = &Refusal{Kind: RefusedFailing, Short: f.Short, Detail: fmt.Sprintf("%v", f), Until: l.backoffUntil}
-		if f.Reason == ReasonPlatform {
-			r.Kind = RefusedPlatform
-		}
-	}
-	if r == l.refusal || r != nil && l.refusal != nil && *r == *l.refusal {
-		return
-	}
-	l.refusal = r
-	if r == nil {
-		l.reserver.Refuse(nil)
-	} else {
-		l.reserver.Refuse(r)
-	}
 }

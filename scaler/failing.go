@@ -1,0 +1,60 @@
+package scaler
+
+import (
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// startFailed counts a failed start, and begins the pause before the next.
+func (l *Loop) startFailed(f *Failure, now time.Time) {
+	l.lastFailure, l.failedAt = f, now
+	l.observer.StartFailed(f)
+	if now.Before(l.backoffUntil) && (l.hopeless || !f.ForGood) {
+		// Starts that were made together fail together: that is one failure.
+		return
+	}
+	if !now.Before(l.backoffUntil) {
+		l.failures++
+	}
+	pause := backoff(l.failures)
+	l.backoffUntil = now.Add(pause)
+	l.nudged = false
+	l.log.Warn("start failed", zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
+		zap.Int("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
+	l.hopeless = l.hopeless || f.ForGood
+	l.refuse()
+}
+
+// failing says whether starts fail and none is ready.
+func (l *Loop) failing() bool {
+	return (l.hopeless || l.failures >= startsToFail) && l.reserver.Stats().Open == 0
+}
+
+// refuse tells the reserver who may wait now. What weighs most is said: a
+// suspension, then the exit, then failure.
+func (l *Loop) refuse() {
+	var r *Refusal
+	switch now := time.Now(); {
+	case l.suspended != nil:
+		r = l.suspended
+	case l.exiting != nil:
+		r = l.exiting
+	case now.Before(l.backoffUntil) && l.failing():
+		f := l.lastFailure
+		r = &Refusal{Kind: RefusedFailing, Short: f.Short, Detail: fmt.Sprintf("%v", f), Until: l.backoffUntil}
+		if f.Reason == ReasonPlatform {
+			r.Kind = RefusedPlatform
+		}
+	}
+	if r == l.refusal || r != nil && l.refusal != nil && *r == *l.refusal {
+		return
+	}
+	l.refusal = r
+	if r == nil {
+		l.reserver.Refuse(nil)
+	} else {
+		l.reserver.Refuse(r)
+	}
+}

@@ -1,0 +1,172 @@
+package scaler
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// follow carries the advice out as far as it can be now. It returns false if
+// the advice is void, because a request came in between.
+func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
+	if !l.shrink(a, idleSince, now) {
+		return false
+	}
+	l.setTarget(a, now)
+	if l.target == 0 && len(l.history) > 0 && a.Idle {
+		l.history = nil
+	}
+	want := l.grow(now, next)
+	for k, r := range l.revisions {
+		starts := 0
+		if k == len(l.revisions)-1 {
+			starts = want
+		}
+		l.order(r, starts, now, next)
+	}
+	l.returnPlaces()
+	l.closeOld()
+	return true
+}
+
+// shrink cordons what is above the target: what the platform or a probe does
+// not call ready first, then the least loaded. It returns false if a request voided the advice: one that
+// came since the policy was asked, even if it has gone again.
+func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
+	cur := l.current()
+	guard := time.Time{}
+	if a.Idle {
+		guard = idleSince
+		if s := l.reserver.Stats(); s.Demand > 0 || !s.IdleSince.Equal(guard) {
+			return false
+		}
+	}
+	// Local platforms alone own what they run; of others, a service that is
+	// no longer configured leaves everything as it is.
+	leave := l.retired && !cur.traits.Local && l.suspended == nil && !l.asleep
+
+	ready := 0
+	for _, i := range cur.instances {
+		if i.state() == InstanceReady {
+			ready++
+		}
+	}
+	for _, r := range l.revisions {
+		keep := a.Target
+		if r != cur {
+			// An earlier revision serves for what the current one cannot yet.
+			keep = max(0, a.Target-ready)
+		}
+		if leave {
+			continue
+		}
+		alive, _ := r.count()
+		surplus := alive - keep
+		for _, i := range r.unready() {
+			if surplus > 0 {
+				l.drain(i, now)
+				surplus--
+			}
+		}
+		if surplus <= 0 {
+			continue
+		}
+		chosen := l.reserver.CordonLeastLoaded(surplus, r.withSlots(), guard)
+		if len(chosen) == 0 && !guard.IsZero() {
+			return false
+		}
+		for _, c := range chosen {
+			l.drain(r.instances[c.ID], now)
+		}
+	}
+	return true
+}
+
+// setTarget records a decision if the target changes.
+func (l *Loop) setTarget(a Advice, now time.Time) {
+	if a.Target == l.target {
+		return
+	}
+	stats := l.reserver.Stats()
+	d := Decision{Time: now, From: l.target, To: a.Target, Reason: a.Reason, Inputs: map[string]any{
+		"in_use": stats.InUse, "waiting": stats.Waiting, "demand": stats.Demand, "ready": stats.Open,
+		"min": l.settings.Min, "max": l.settings.Max, "concurrency": l.settings.Concurrency,
+		"failures": l.failures,
+	}}
+	if stats.Demand == 0 {
+		d.Inputs["idle_ms"] = now.Sub(stats.IdleSince).Milliseconds()
+	}
+	if len(l.decisions) == decisionsKept {
+		copy(l.decisions, l.decisions[1:])
+		l.decisions = l.decisions[:decisionsKept-1]
+	}
+	l.decisions = append(l.decisions, d)
+	if stats.Open == 0 && l.target == 0 && (stats.Demand > 0 || l.nudged) {
+		l.coldFrom = now
+		if !stats.OldestWait.IsZero() {
+			l.coldFrom = stats.OldestWait
+		}
+	}
+	if a.Target == 0 {
+		l.coldFrom = time.Time{}
+	}
+	l.target = a.Target
+	l.log.Info("decided", zap.Int("from", d.From), zap.Int("to", d.To), zap.String("reason", d.Reason),
+		zap.Int("demand", stats.Demand), zap.Int("waiting", stats.Waiting))
+	l.observer.Decided(d)
+}
+
+// grow takes back what drains needlessly, and returns how many starts to
+// order now, as far as pauses and the budget allow.
+func (l *Loop) grow(now time.Time, next *recheck) int {
+	cur := l.current()
+	alive, starting := cur.count()
+	for _, i := range cur.instances {
+		if alive < l.target && i.draining && !i.doomed && !i.stopping && i.slots != nil {
+			i.draining = false
+			if !i.withdrawn {
+				i.slots.Uncordon()
+			}
+			l.changed(i)
+			alive++
+		}
+	}
+	coming := max(0, cur.desired-cur.existing())
+	missing := l.target - alive - coming
+	if l.exiting != nil {
+		// Nobody may wait any more, so nobody would use it.
+		missing = 0
+	}
+	if cur.ordering {
+		// Places are for starts that are ordered: they stay until it is known
+		// what came of the order.
+		return 0
+	}
+	if missing <= 0 {
+		l.budget.claim(l, 0, false, time.Time{})
+		return 0
+	}
+	if now.Before(l.backoffUntil) {
+		next.by(l.backoffUntil)
+		l.budget.claim(l, 0, false, time.Time{})
+		return 0
+	}
+	if l.failures > 0 {
+		// One start shows whether it works again.
+		missing = min(missing, max(0, 1-starting-coming))
+	}
+	stats := l.reserver.Stats()
+	since := stats.OldestWait
+	if since.IsZero() {
+		since = now
+	}
+	free := int(l.places.Load())
+	if cur.traits.Local {
+		free -= starting
+	}
+	free = max(free, 0)
+	if free < missing {
+		free += l.budget.claim(l, missing-free, stats.Open == 0 && starting == 0, since)
+	}
+	return min(missing, free)
+}

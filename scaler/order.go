@@ -1,0 +1,176 @@
+package scaler
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// order gives the platform the order that is due, if there is one.
+func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
+	if r.ordering {
+		return
+	}
+	var o Order
+	for _, i := range r.instances {
+		switch {
+		case i.stopping:
+			continue
+		case !i.draining:
+			o.Instances++
+			continue
+		}
+		switch empty := i.slots == nil || i.slots.Stats().InUse == 0; {
+		case empty || !now.Before(i.drainUntil):
+			o.Stop = append(o.Stop, i.ID)
+		default:
+			o.Instances++
+			next.by(i.drainUntil)
+		}
+	}
+	// What the platform is about to make stays wanted, as far as the target
+	// goes.
+	coming := max(0, r.desired-r.existing())
+	if r == l.current() {
+		alive, _ := r.count()
+		coming = max(0, min(coming, l.target-alive))
+	} else {
+		coming = 0
+	}
+	if l.retired && !r.traits.Local && len(o.Stop) == 0 && starts == 0 {
+		return
+	}
+	o.Instances += coming + starts
+	o.StopTimeout = l.settings.StopTimeout
+	if len(o.Stop) == 0 && o.Instances == r.desired {
+		return
+	}
+	if now.Before(r.retryAt) {
+		next.by(r.retryAt)
+		return
+	}
+	for _, id := range o.Stop {
+		i := r.instances[id]
+		i.stopping, i.told = true, true
+		i.stopProbe()
+		l.changed(i)
+	}
+	before := r.ordered
+	r.ordering = true
+	r.ordered = o.Instances
+	l.background(func() { l.carryOut(r, o, starts, before) })
+}
+
+// carryOut gives an order and takes note of what came of it. The number that
+// was in force before it is needed if it fails.
+func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
+	ctx, cancel := context.WithTimeout(l.ctx, orderTimeout)
+	defer cancel()
+	err := r.scaler.Scale(ctx, o)
+	now := time.Now()
+	l.mu.Lock()
+	r.ordering = false
+	if err == nil {
+		r.retries, r.retryAt = 0, time.Time{}
+	} else {
+		// Not done, or only in part: what there was is not somebody else's.
+		r.ordered = max(before, o.Instances)
+		l.refused(r, o, starts, AsFailure(err), now)
+	}
+	// Somebody else may have asked for something meanwhile.
+	l.adoptNumber(r, now)
+	l.mu.Unlock()
+	l.Poke()
+}
+
+// orderTimeout bounds one call of a platform.
+const orderTimeout = 30 * time.Second
+
+// refused deals with an order that failed.
+func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Time) {
+	if l.ctx.Err() != nil {
+		return
+	}
+	for _, id := range o.Stop {
+		// They may still run: they are told again, and get nothing until
+		// then.
+		if i := r.instances[id]; i != nil && i.Phase != PhaseStopping {
+			i.stopping, i.told = false, false
+			i.draining, i.doomed = true, true
+		}
+	}
+	if starts > 0 && r == l.current() {
+		l.startFailed(f, now)
+	} else {
+		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
+			zap.Strings("stop", o.Stop), zap.Error(f))
+		l.lastFailure, l.failedAt = f, now
+	}
+	if starts == 0 || len(o.Stop) > 0 {
+		r.retries++
+		r.retryAt = now.Add(backoff(r.retries))
+	}
+}
+
+// returnPlaces gives back the places of the start budget that are no longer
+// needed: starts that are accepted, or for local platforms ready or failed.
+func (l *Loop) returnPlaces() {
+	need := 0
+	for _, r := range l.revisions {
+		if r.ordering {
+			// Not known yet.
+			return
+		}
+		if r.traits.Local {
+			_, starting := r.count()
+			need += starting
+		}
+	}
+	for {
+		have := l.places.Load()
+		if have <= int64(need) {
+			return
+		}
+		if l.places.CompareAndSwap(have, int64(need)) {
+			l.budget.giveBack(int(have) - need)
+			return
+		}
+	}
+}
+
+// closeOld closes the backends of earlier revisions that have nothing left,
+// and all of them when a service that nobody configures any more is done.
+func (l *Loop) closeOld() {
+	kept := l.revisions[:0:0]
+	cur := l.current()
+	for _, r := range l.revisions {
+		if r != cur && len(r.instances) == 0 && !r.ordering && r.desired == 0 {
+			l.log.Debug("revision closed", zap.String("revision", r.id))
+			l.background(func() { l.close(r) })
+			continue
+		}
+		kept = append(kept, r)
+	}
+	l.revisions = kept
+	if l.retired && l.onRetired != nil && l.reserver.Stats().InUse+l.reserver.Stats().Waiting == 0 && l.target == 0 {
+		for _, r := range l.revisions {
+			if r.ordering || r.traits.Local && len(r.instances) > 0 {
+				return
+			}
+		}
+		done := l.onRetired
+		l.onRetired = nil
+		// Close waits for what the loop has started, this goroutine too.
+		go func() {
+			_ = l.Close(context.Background())
+			done()
+		}()
+	}
+}
+
+func (l *Loop) close(r *revision) {
+	if err := r.scaler.Close(l.ctx, l.settings.StopTimeout); err != nil {
+		l.log.Warn("closing a revision's backend", zap.String("revision", r.id), zap.Error(err))
+	}
+}

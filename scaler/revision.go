@@ -1,0 +1,132 @@
+package scaler
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/caddy-usher/usher/reserver"
+)
+
+// revision is what one backend runs. Guarded by the loop's lock.
+type revision struct {
+	loop      *Loop
+	id        string
+	backend   Backend
+	scaler    Scaler
+	traits    Traits
+	confirmer Confirmer
+
+	instances map[string]*instance
+	early     *Report // said before Open had returned
+	desired   int     // what the platform works towards
+	ordered   int     // the last number that was ordered or adopted
+	trouble   *Failure
+	missing   time.Time // since when fewer instances exist than desired
+
+	ordering bool // an order is on its way
+	retryAt  time.Time
+	retries  int
+	closing  bool
+}
+
+// instance is one instance of a revision. Guarded by the loop's lock.
+type instance struct {
+	Instance
+	revision *revision
+
+	slots       *reserver.Instance // nil until it is ready for the first time
+	readySince  time.Time
+	unreadyFrom time.Time // when it began to start, or was ejected
+	withdrawn   bool      // the platform took its readiness back
+	doomed      bool      // it will be stopped, whatever demand says
+	draining    bool      // cordoned, until drainUntil
+	drainUntil  time.Time
+	stopping    bool     // told to stop, by us or by somebody else
+	told        bool     // by us
+	blamed      *Failure // the failure that was counted for it while it starts
+	probe       context.CancelFunc
+	lastProbe   error
+}
+
+func (i *instance) state() InstanceState {
+	switch {
+	case i.Phase == PhaseEnded:
+		return InstanceEnded
+	case i.stopping:
+		return InstanceStopping
+	case i.draining:
+		return InstanceDraining
+	case i.slots == nil:
+		return InstanceStarting
+	case i.withdrawn || i.slots.Stats().Ejected:
+		return InstanceEjected
+	}
+	return InstanceReady
+}
+
+// status describes i.
+func (i *instance) status() InstanceStatus {
+	st := InstanceStatus{
+		ID: i.ID, Revision: i.revision.id, Network: i.Network, Address: i.Address,
+		State: i.state(), Since: i.Since,
+	}
+	if i.slots != nil {
+		s := i.slots.Stats()
+		st.Slots, st.InUse = s.Slots, s.InUse
+	}
+	return st
+}
+
+// count returns how many instances of r serve or will serve, and how many of
+// them are not ready yet for the first time.
+func (r *revision) count() (alive, starting int) {
+	for _, i := range r.instances {
+		if i.stopping || i.draining {
+			continue
+		}
+		alive++
+		if i.slots == nil {
+			starting++
+		}
+	}
+	return alive, starting
+}
+
+// unready returns the instances of r that never were ready or are so no
+// longer by the platform's word, the youngest first.
+func (r *revision) unready() []*instance {
+	var all []*instance
+	for _, i := range r.instances {
+		if !i.stopping && !i.draining && (i.slots == nil || i.withdrawn) {
+			all = append(all, i)
+		}
+	}
+	slices.SortFunc(all, func(a, b *instance) int {
+		return cmp.Or(b.unreadyFrom.Compare(a.unreadyFrom), cmp.Compare(b.ID, a.ID))
+	})
+	return all
+}
+
+// withSlots returns the instances of r that take requests or were ejected.
+func (r *revision) withSlots() []*reserver.Instance {
+	var all []*reserver.Instance
+	for _, i := range r.instances {
+		if !i.stopping && !i.draining && i.slots != nil && !i.withdrawn {
+			all = append(all, i.slots)
+		}
+	}
+	return all
+}
+
+// existing is how many instances the platform has that are not stopping.
+func (r *revision) existing() int {
+	n := 0
+	for _, i := range r.instances {
+		if !i.stopping {
+			n++
+		}
+	}
+	return n
+}
