@@ -201,6 +201,10 @@ func (h *hub) retire(s *service) {
 		return
 	}
 	s.retired = true
+	if caddy.Exiting() {
+		// Destruct is next: it stops everything at once.
+		return
+	}
 	s.log.Info("no configuration has the service any more: it finishes what it has")
 	h.background.Add(1)
 	s.loop.Retire(func() {
