@@ -26,7 +26,7 @@ func (b *Backend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	b.Command = d.Val()
 	b.Args = d.RemainingArgs()
 
-	for d.NextBlock(d.Nesting()) {
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		var field *string
 		switch option := d.Val(); option {
 		case "dir":
