@@ -71,6 +71,10 @@ func (p *portPool) take(from, to int, try func(port int) error) (int, *scaler.Fa
 			delete(p.resting, port)
 		}
 		if err := try(port); err != nil {
+			// That says nothing about this port, nor would the next one.
+			if f := quotaFailure(err); f != nil {
+				return 0, f
+			}
 			refused = err
 			continue
 		}
