@@ -48,7 +48,12 @@ func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
 	}
 	if now.Before(r.retryAt) {
 		next.by(r.retryAt)
-		return
+		if starts == 0 {
+			return
+		}
+		// Somebody waits for the starts, nobody for the stops.
+		o.Instances += len(o.Stop)
+		o.Stop = nil
 	}
 	for _, id := range o.Stop {
 		i := r.instances[id]
@@ -73,6 +78,10 @@ func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
 	r.ordering = false
 	if err == nil {
 		r.retries, r.retryAt = 0, time.Time{}
+		if l.lastFailure == r.refusal {
+			l.lastFailure = nil
+		}
+		r.refusal = nil
 	} else {
 		// Not done, or only in part: what there was is not somebody else's.
 		r.ordered = max(before, o.Instances)
@@ -93,11 +102,12 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 		return
 	}
 	for _, id := range o.Stop {
-		// They may still run: they are told again, and get nothing until
-		// then.
+		// They still run, as far as is known: they are told again, unless
+		// they are needed before that. A platform that refuses to stop a
+		// healthy instance must not make the service unavailable.
 		if i := r.instances[id]; i != nil && i.Phase != PhaseStopping {
 			i.stopping, i.told = false, false
-			i.draining, i.doomed = true, true
+			l.changed(i)
 		}
 	}
 	if starts > 0 && r == l.current() {
@@ -106,6 +116,7 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
 		l.lastFailure, l.failedAt = f, now
+		r.refusal = f
 	}
 	if starts == 0 || len(o.Stop) > 0 {
 		r.retries++

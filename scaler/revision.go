@@ -28,6 +28,7 @@ type revision struct {
 	ordering bool // an order is on its way
 	retryAt  time.Time
 	retries  int
+	refusal  *Failure // of the order that is to be retried
 	closing  bool
 }
 
