@@ -160,13 +160,9 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 	if since.IsZero() {
 		since = now
 	}
-	free := int(l.places.Load())
-	if cur.traits.Local {
-		free -= starting
-	}
-	free = max(free, 0)
+	free := max(0, int(l.places.Load())-l.localStarts())
 	if free < missing {
-		free += l.budget.claim(l, missing-free, stats.Open == 0 && starting == 0, since)
+		free += l.budget.claim(l, missing-free, stats.Open == 0 && starting+coming == 0, since)
 	}
 	return min(missing, free)
 }

@@ -127,17 +127,13 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 // returnPlaces gives back the places of the start budget that are no longer
 // needed: starts that are accepted, or for local platforms ready or failed.
 func (l *Loop) returnPlaces() {
-	need := 0
 	for _, r := range l.revisions {
 		if r.ordering {
 			// Not known yet.
 			return
 		}
-		if r.traits.Local {
-			_, starting := r.count()
-			need += starting
-		}
 	}
+	need := l.localStarts()
 	for {
 		have := l.places.Load()
 		if have <= int64(need) {
@@ -148,6 +144,19 @@ func (l *Loop) returnPlaces() {
 			return
 		}
 	}
+}
+
+// localStarts is how many starts in progress need a place of the budget until
+// the instance is ready or has failed.
+func (l *Loop) localStarts() int {
+	n := 0
+	for _, r := range l.revisions {
+		if r.traits.Local {
+			_, starting := r.count()
+			n += starting
+		}
+	}
+	return n
 }
 
 // closeOld closes the backends of earlier revisions that have nothing left,
