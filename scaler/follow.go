@@ -133,6 +133,8 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 	}
 	coming := max(0, cur.desired-cur.existing())
 	missing := l.target - alive - coming
+	// Those that drain are instances too, until they are told to stop.
+	missing = min(missing, l.settings.Max-cur.existing()-coming)
 	if l.exiting != nil {
 		// Nobody may wait any more, so nobody would use it.
 		missing = 0
