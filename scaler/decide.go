@@ -22,10 +22,14 @@ func (l *Loop) decide(now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for range decideTries {
-		if l.current() == nil || l.ctx.Err() != nil {
+		if l.ctx.Err() != nil {
 			return time.Time{}
 		}
 		var next recheck
+		if l.current() == nil {
+			l.finish(now, &next)
+			return next.at
+		}
 		l.expire(now, &next)
 		advice, idleSince := l.advise(now, &next)
 		next.by(advice.Recheck)

@@ -26,6 +26,7 @@ func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
 	}
 	l.returnPlaces()
 	l.closeOld()
+	l.finish(now, next)
 	return true
 }
 

@@ -159,8 +159,7 @@ func (l *Loop) localStarts() int {
 	return n
 }
 
-// closeOld closes the backends of earlier revisions that have nothing left,
-// and all of them when a service that nobody configures any more is done.
+// closeOld closes the backends of earlier revisions that have nothing left.
 func (l *Loop) closeOld() {
 	kept := l.revisions[:0:0]
 	cur := l.current()
@@ -173,21 +172,39 @@ func (l *Loop) closeOld() {
 		kept = append(kept, r)
 	}
 	l.revisions = kept
-	if l.retired && l.onRetired != nil && l.reserver.Stats().InUse+l.reserver.Stats().Waiting == 0 && l.target == 0 {
-		for _, r := range l.revisions {
-			if r.ordering || r.traits.Local && len(r.instances) > 0 {
-				return
-			}
-		}
-		done := l.onRetired
-		l.onRetired = nil
-		// Close waits for what the loop has started, this goroutine too.
-		go func() {
-			_ = l.Close(context.Background())
-			done()
-		}()
-	}
 }
+
+// finish closes a retired loop when nothing is left to do.
+func (l *Loop) finish(now time.Time, next *recheck) {
+	if !l.retired || l.onRetired == nil {
+		return
+	}
+	s := l.reserver.Stats()
+	busy := s.InUse+s.Waiting > 0 || l.target > 0
+	for _, r := range l.revisions {
+		busy = busy || r.ordering || r.traits.Local && len(r.instances) > 0
+	}
+	if busy {
+		// Nothing tells when the last request has gone.
+		next.by(now.Add(retirePause))
+		return
+	}
+	done := l.onRetired
+	l.onRetired = nil
+	ctx, cancel := context.WithTimeout(context.Background(), l.settings.StopTimeout+orderTimeout)
+	// Close waits for what the loop has started, this goroutine too.
+	go func() {
+		defer cancel()
+		if err := l.Close(ctx); err != nil {
+			l.log.Warn("closing a service that is no longer configured", zap.Error(err))
+		}
+		done()
+	}()
+}
+
+// retirePause is how often a service that is no longer configured looks
+// whether its last request has gone.
+const retirePause = time.Second
 
 func (l *Loop) close(r *revision) {
 	if err := r.scaler.Close(l.ctx, l.settings.StopTimeout); err != nil {
