@@ -41,7 +41,7 @@ func (l *Loop) refuse() {
 		r = l.suspended
 	case l.exiting != nil:
 		r = l.exiting
-	case now.Before(l.backoffUntil) && l.failing():
+	case (now.Before(l.backoffUntil) || l.current() == nil) && l.failing():
 		f := l.lastFailure
 		r = &Refusal{Kind: RefusedFailing, Short: f.Short, Detail: fmt.Sprintf("%v", f), Until: l.backoffUntil}
 		if f.Reason == ReasonPlatform {

@@ -2,6 +2,7 @@ package scaler
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -9,7 +10,7 @@ import (
 
 // order gives the platform the order that is due, if there is one.
 func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
-	if r.ordering {
+	if r.ordering || r.closing {
 		return
 	}
 	var o Order
@@ -161,17 +162,15 @@ func (l *Loop) localStarts() int {
 
 // closeOld closes the backends of earlier revisions that have nothing left.
 func (l *Loop) closeOld() {
-	kept := l.revisions[:0:0]
 	cur := l.current()
 	for _, r := range l.revisions {
-		if r != cur && len(r.instances) == 0 && !r.ordering && r.desired == 0 {
-			l.log.Debug("revision closed", zap.String("revision", r.id))
-			l.background(func() { l.close(r) })
+		if r == cur || r.closing || r.ordering || len(r.instances) > 0 || r.desired > 0 {
 			continue
 		}
-		kept = append(kept, r)
+		stop := l.settings.StopTimeout
+		// If the loop is being closed, Close does it.
+		r.closing = l.background(func() { l.close(r, stop) })
 	}
-	l.revisions = kept
 }
 
 // finish closes a retired loop when nothing is left to do.
@@ -206,8 +205,17 @@ func (l *Loop) finish(now time.Time, next *recheck) {
 // whether its last request has gone.
 const retirePause = time.Second
 
-func (l *Loop) close(r *revision) {
-	if err := r.scaler.Close(l.ctx, l.settings.StopTimeout); err != nil {
+func (l *Loop) close(r *revision, stop time.Duration) {
+	// Not with the loop's context: what is left running by a backend that was
+	// not closed to its end nobody else would stop.
+	ctx, cancel := context.WithTimeout(context.Background(), stop+orderTimeout)
+	defer cancel()
+	if err := r.scaler.Close(ctx, stop); err != nil {
 		l.log.Warn("closing a revision's backend", zap.String("revision", r.id), zap.Error(err))
 	}
+	l.log.Debug("revision closed", zap.String("revision", r.id))
+	l.mu.Lock()
+	l.revisions = slices.DeleteFunc(slices.Clone(l.revisions), func(o *revision) bool { return o == r })
+	l.mu.Unlock()
+	l.Poke()
 }
