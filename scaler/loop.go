@@ -197,8 +197,15 @@ func (l *Loop) Apply(s Settings) {
 			if i.slots != nil {
 				i.slots.SetSlots(s.Concurrency)
 			}
-			if check && !i.stopping && !i.draining && i.Address != "" && (i.slots == nil || i.probe != nil) {
-				l.startProbe(i, 0)
+			switch {
+			case !check || i.draining || i.stopping:
+			case i.slots != nil && !i.withdrawn:
+				if i.probe != nil {
+					l.startProbe(i, 0) // it is ejected
+				}
+			default:
+				i.stopProbe()
+				l.judge(i, time.Now())
 			}
 		}
 	}
