@@ -61,6 +61,7 @@ func (l *Loop) mark(a Advice) int {
 
 // expire deals with what time alone has brought about.
 func (l *Loop) expire(now time.Time, next *recheck) {
+	l.blame(now)
 	l.refuse()
 	if l.refusal != nil {
 		next.by(l.refusal.Until)

@@ -61,6 +61,8 @@ type Loop struct {
 	onRetired func()
 	refusal   *Refusal // what the reserver was told last
 
+	troubleTold *Failure // what the observer was told last
+
 	failures     int  // failed starts in a row
 	hopeless     bool // one of them failed for good
 	lastFailure  *Failure
@@ -264,6 +266,7 @@ func (l *Loop) Adopt(b Backend) error {
 		l.take(r, *r.early)
 		r.early = nil
 	}
+	l.tellPlatform()
 	l.mu.Unlock()
 	l.Poke()
 	return nil

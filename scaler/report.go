@@ -132,14 +132,27 @@ func (l *Loop) trouble(r *revision, f *Failure) {
 	switch {
 	case f != nil && (before == nil || before.Reason != f.Reason || before.Short != f.Short):
 		l.log.Warn("the platform reports trouble", zap.String("reason", string(f.Reason)), zap.Error(f))
-		l.observer.PlatformUp(f.Reason != ReasonPlatform, f)
-		if l.target > 0 && r == l.current() {
-			l.startFailed(f, time.Now())
-		}
+		r.blamed = false
 	case f == nil && before != nil:
 		l.log.Info("the platform's trouble is over", zap.String("reason", string(before.Reason)))
-		l.observer.PlatformUp(true, nil)
+		if r == l.current() && l.lastFailure != nil && l.lastFailure.Reason == before.Reason {
+			// What made starts fail is gone: nobody has to wait any longer.
+			l.failures, l.hopeless, l.lastFailure, l.backoffUntil = 0, false, nil, time.Time{}
+			l.refuse()
+		}
 	}
+	l.tellPlatform()
+}
+
+// tellPlatform tells the observer about the trouble of the current revision
+// if it is not what was told last.
+func (l *Loop) tellPlatform() {
+	f, told := l.current().trouble, l.troubleTold
+	if f == told || f != nil && told != nil && f.Reason == told.Reason && f.Short == told.Short {
+		return
+	}
+	l.troubleTold = f
+	l.observer.PlatformUp(f == nil || f.Reason != ReasonPlatform, f)
 }
 
 // startProbe probes i until it is ready, beginning after a pause.
