@@ -22,22 +22,26 @@ func (l *Loop) decide(now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for range decideTries {
-		if l.current() == nil || l.ctx.Err() != nil {
+		if l.ctx.Err() != nil {
 			return time.Time{}
 		}
 		var next recheck
+		if l.current() == nil {
+			l.finish(now, &next)
+			return next.at
+		}
 		l.expire(now, &next)
 		advice, idleSince := l.advise(now, &next)
 		next.by(advice.Recheck)
-		if l.follow(advice, idleSince, now, &next) && l.reserver.Watch(l.mark(advice)) {
+		if l.follow(advice, idleSince, now, &next) && l.reserver.Watch(advice.Mark) {
 			l.settle()
 			return next.at
 		}
 		// Demand came in between: everything anew.
 		now = time.Now()
 	}
-	// Demand that comes faster than decisions are made, or a policy whose
-	// mark contradicts its target: the lock is not kept for that.
+	// Demand that comes faster than decisions are made: the lock is not kept
+	// for that.
 	l.settle()
 	return now.Add(decidePause)
 }
@@ -47,16 +51,9 @@ const (
 	decidePause = time.Millisecond
 )
 
-// mark is the demand above which to decide anew.
-func (l *Loop) mark(a Advice) int {
-	if l.target == 0 && l.suspended == nil {
-		return 0
-	}
-	return a.Mark
-}
-
 // expire deals with what time alone has brought about.
 func (l *Loop) expire(now time.Time, next *recheck) {
+	l.blame(now)
 	l.refuse()
 	if l.refusal != nil {
 		next.by(l.refusal.Until)
@@ -171,6 +168,11 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
 	}
 	a := l.settings.Policy.Target(in)
 	a.Target = max(in.Min, min(a.Target, in.Max))
+	// The policy has seen this demand: only more than that is news to it.
+	a.Mark = max(a.Mark, stats.Demand)
+	if a.Target == 0 {
+		a.Mark = stats.Demand
+	}
 	if l.nudged && stats.Demand == 0 {
 		a.Reason = "asked for by an operator, or by a request that could not wait"
 	}

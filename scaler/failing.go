@@ -27,6 +27,36 @@ func (l *Loop) startFailed(f *Failure, now time.Time) {
 	l.refuse()
 }
 
+// blame counts what the platform says to keep wanted instances from becoming
+// ready. It says so for as long as that is the case, so what made the service
+// failing makes it so again at the end of the pause, unless there is something
+// to try: who waits then would wait in vain.
+func (l *Loop) blame(now time.Time) {
+	cur := l.current()
+	alive, starting := cur.count()
+	coming := max(0, cur.desired-cur.existing())
+	if t := cur.trouble; t != nil && !cur.blamed && l.target > alive-starting {
+		cur.blamed = true
+		l.startFailed(t, now)
+	}
+	if now.Before(l.backoffUntil) || !l.failing() || l.target > alive+coming || cur.ordering {
+		return
+	}
+	f := cur.trouble
+	for _, i := range cur.instances {
+		if i.stopping || i.draining {
+			continue
+		}
+		if i.Failure == nil || i.slots != nil {
+			return
+		}
+		f = i.Failure
+	}
+	if f != nil && starting+coming > 0 {
+		l.startFailed(f, now)
+	}
+}
+
 // failing says whether starts fail and none is ready.
 func (l *Loop) failing() bool {
 	return (l.hopeless || l.failures >= startsToFail) && l.reserver.Stats().Open == 0
@@ -41,7 +71,7 @@ func (l *Loop) refuse() {
 		r = l.suspended
 	case l.exiting != nil:
 		r = l.exiting
-	case now.Before(l.backoffUntil) && l.failing():
+	case (now.Before(l.backoffUntil) || l.current() == nil) && l.failing():
 		f := l.lastFailure
 		r = &Refusal{Kind: RefusedFailing, Short: f.Short, Detail: fmt.Sprintf("%v", f), Until: l.backoffUntil}
 		if f.Reason == ReasonPlatform {

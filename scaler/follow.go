@@ -26,6 +26,7 @@ func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
 	}
 	l.returnPlaces()
 	l.closeOld()
+	l.finish(now, next)
 	return true
 }
 
@@ -133,6 +134,8 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 	}
 	coming := max(0, cur.desired-cur.existing())
 	missing := l.target - alive - coming
+	// Those that drain are instances too, until they are told to stop.
+	missing = min(missing, l.settings.Max-cur.existing()-coming)
 	if l.exiting != nil {
 		// Nobody may wait any more, so nobody would use it.
 		missing = 0
@@ -160,13 +163,9 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 	if since.IsZero() {
 		since = now
 	}
-	free := int(l.places.Load())
-	if cur.traits.Local {
-		free -= starting
-	}
-	free = max(free, 0)
+	free := max(0, int(l.places.Load())-l.localStarts())
 	if free < missing {
-		free += l.budget.claim(l, missing-free, stats.Open == 0 && starting == 0, since)
+		free += l.budget.claim(l, missing-free, stats.Open == 0 && starting+coming == 0, since)
 	}
 	return min(missing, free)
 }

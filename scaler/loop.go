@@ -2,6 +2,7 @@ package scaler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -61,6 +62,8 @@ type Loop struct {
 	onRetired func()
 	refusal   *Refusal // what the reserver was told last
 
+	troubleTold *Failure // what the observer was told last
+
 	failures     int  // failed starts in a row
 	hopeless     bool // one of them failed for good
 	lastFailure  *Failure
@@ -69,6 +72,7 @@ type Loop struct {
 
 	ctx    context.Context // of everything in the background; ends with Close
 	cancel context.CancelFunc
+	closed chan struct{} // closed when Close is through
 }
 
 // interruptAfter is how long requests inside an instance that is gone may
@@ -77,7 +81,10 @@ const interruptAfter = time.Second
 
 // ErrGone is the cause with which requests are interrupted whose instance is
 // gone.
-var ErrGone = fmt.Errorf("the instance is gone")
+var ErrGone = errors.New("the instance is gone")
+
+// ErrClosed is returned by Adopt when the loop is closed.
+var ErrClosed = errors.New("the service is closed")
 
 // NewLoop returns the control loop of a service that has no instances and no
 // backend yet. The env is what its scalers get; Revision and Report are filled
@@ -88,6 +95,7 @@ func NewLoop(env Env, settings Settings, budget *Budget, observer Observer) *Loo
 		settings: settings, state: Asleep,
 	}
 	l.run.poked = make(chan struct{}, 1)
+	l.closed = make(chan struct{})
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	return l
 }
@@ -124,18 +132,20 @@ func (l *Loop) Poke() {
 	}
 }
 
-// background runs f in a goroutine that Close waits for.
-func (l *Loop) background(f func()) {
+// background runs f in a goroutine that Close waits for. It returns false,
+// and runs nothing, if the loop is being closed.
+func (l *Loop) background(f func()) bool {
 	l.run.Lock()
 	defer l.run.Unlock()
 	if l.run.closed {
-		return
+		return false
 	}
 	l.run.wg.Add(1)
 	go func() {
 		defer l.run.wg.Done()
 		f()
 	}()
+	return true
 }
 
 // decideUntilQuiet is the goroutine: it decides, sleeps until the next event
@@ -190,8 +200,15 @@ func (l *Loop) Apply(s Settings) {
 			if i.slots != nil {
 				i.slots.SetSlots(s.Concurrency)
 			}
-			if check && !i.stopping && !i.draining && i.Address != "" && (i.slots == nil || i.probe != nil) {
-				l.startProbe(i, 0)
+			switch {
+			case !check || i.draining || i.stopping:
+			case i.slots != nil && !i.withdrawn:
+				if i.probe != nil {
+					l.startProbe(i, 0) // it is ejected
+				}
+			default:
+				i.stopProbe()
+				l.judge(i, time.Now())
 			}
 		}
 	}
@@ -238,6 +255,15 @@ func (l *Loop) open(b Backend) error {
 	env.Report = func(rep Report) { l.reported(r, rep) }
 	s, err := b.Open(env)
 	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.current() == nil {
+			// Nothing can be started, and nothing is there to try again: who
+			// waits is told now.
+			f := *AsFailure(err)
+			f.ForGood = true
+			l.startFailed(&f, time.Now())
+		}
 		return err
 	}
 
@@ -248,6 +274,14 @@ func (l *Loop) open(b Backend) error {
 	}
 
 	l.mu.Lock()
+	if l.ctx.Err() != nil {
+		// Close does not know of it.
+		stop := l.settings.StopTimeout
+		l.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), stop+orderTimeout)
+		defer cancel()
+		return errors.Join(ErrClosed, s.Close(ctx, stop))
+	}
 	r.scaler, r.traits = s, traits
 	r.confirmer, _ = s.(Confirmer)
 	l.revisions = append(l.revisions, r)
@@ -256,6 +290,7 @@ func (l *Loop) open(b Backend) error {
 		l.take(r, *r.early)
 		r.early = nil
 	}
+	l.tellPlatform()
 	l.mu.Unlock()
 	l.Poke()
 	return nil
@@ -275,24 +310,54 @@ func (l *Loop) Restart() error {
 
 // Close ends the loop and closes its scalers, which stop their local
 // instances. It waits for everything that the loop has started, but not
-// longer than ctx.
+// longer than ctx. Who still waits is told. Closing again waits for the first.
 func (l *Loop) Close(ctx context.Context) error {
 	l.run.Lock()
+	first := !l.run.closed
 	l.run.closed = true
 	l.run.Unlock()
+	if !first {
+		select {
+		case <-l.closed:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	defer close(l.closed)
 	l.cancel()
 
 	l.mu.Lock()
-	revisions := l.revisions
+	if l.reserver != nil && l.exiting == nil {
+		// Nobody would ever answer who waits from here on.
+		l.exiting = &Refusal{Kind: RefusedExiting, Short: "the service is shutting down"}
+		l.refuse()
+	}
+	var revisions []*revision
+	for _, r := range l.revisions {
+		if !r.closing {
+			revisions = append(revisions, r)
+		}
+	}
 	stop := l.settings.StopTimeout
 	l.mu.Unlock()
 	var wg sync.WaitGroup
-	errs := make([]error, len(revisions))
+	errs := make([]error, len(revisions)+1)
 	for k, r := range revisions {
 		wg.Go(func() { errs[k] = r.scaler.Close(ctx, stop) })
 	}
 	wg.Wait()
-	l.run.wg.Wait()
+
+	ended := make(chan struct{})
+	go func() {
+		l.run.wg.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		errs[len(revisions)] = ctx.Err()
+	}
 	l.budget.claim(l, 0, false, time.Time{})
 	l.budget.giveBack(int(l.places.Swap(0)))
 	for _, err := range errs {

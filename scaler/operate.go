@@ -87,6 +87,7 @@ func (l *Loop) Unretire() bool {
 		return false
 	}
 	l.retired, l.onRetired = false, nil
+	l.Poke()
 	return true
 }
 

@@ -2,6 +2,7 @@ package scaler
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -9,7 +10,7 @@ import (
 
 // order gives the platform the order that is due, if there is one.
 func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
-	if r.ordering {
+	if r.ordering || r.closing {
 		return
 	}
 	var o Order
@@ -48,7 +49,12 @@ func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
 	}
 	if now.Before(r.retryAt) {
 		next.by(r.retryAt)
-		return
+		if starts == 0 {
+			return
+		}
+		// Somebody waits for the starts, nobody for the stops.
+		o.Instances += len(o.Stop)
+		o.Stop = nil
 	}
 	for _, id := range o.Stop {
 		i := r.instances[id]
@@ -73,6 +79,10 @@ func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
 	r.ordering = false
 	if err == nil {
 		r.retries, r.retryAt = 0, time.Time{}
+		if l.lastFailure == r.refusal {
+			l.lastFailure = nil
+		}
+		r.refusal = nil
 	} else {
 		// Not done, or only in part: what there was is not somebody else's.
 		r.ordered = max(before, o.Instances)
@@ -93,11 +103,12 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 		return
 	}
 	for _, id := range o.Stop {
-		// They may still run: they are told again, and get nothing until
-		// then.
+		// They still run, as far as is known: they are told again, unless
+		// they are needed before that. A platform that refuses to stop a
+		// healthy instance must not make the service unavailable.
 		if i := r.instances[id]; i != nil && i.Phase != PhaseStopping {
 			i.stopping, i.told = false, false
-			i.draining, i.doomed = true, true
+			l.changed(i)
 		}
 	}
 	if starts > 0 && r == l.current() {
@@ -106,6 +117,7 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
 		l.lastFailure, l.failedAt = f, now
+		r.refusal = f
 	}
 	if starts == 0 || len(o.Stop) > 0 {
 		r.retries++
@@ -116,17 +128,13 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 // returnPlaces gives back the places of the start budget that are no longer
 // needed: starts that are accepted, or for local platforms ready or failed.
 func (l *Loop) returnPlaces() {
-	need := 0
 	for _, r := range l.revisions {
 		if r.ordering {
 			// Not known yet.
 			return
 		}
-		if r.traits.Local {
-			_, starting := r.count()
-			need += starting
-		}
 	}
+	need := l.localStarts()
 	for {
 		have := l.places.Load()
 		if have <= int64(need) {
@@ -139,38 +147,75 @@ func (l *Loop) returnPlaces() {
 	}
 }
 
-// closeOld closes the backends of earlier revisions that have nothing left,
-// and all of them when a service that nobody configures any more is done.
+// localStarts is how many starts in progress need a place of the budget until
+// the instance is ready or has failed.
+func (l *Loop) localStarts() int {
+	n := 0
+	for _, r := range l.revisions {
+		if r.traits.Local {
+			_, starting := r.count()
+			n += starting
+		}
+	}
+	return n
+}
+
+// closeOld closes the backends of earlier revisions that have nothing left.
 func (l *Loop) closeOld() {
-	kept := l.revisions[:0:0]
 	cur := l.current()
 	for _, r := range l.revisions {
-		if r != cur && len(r.instances) == 0 && !r.ordering && r.desired == 0 {
-			l.log.Debug("revision closed", zap.String("revision", r.id))
-			l.background(func() { l.close(r) })
+		if r == cur || r.closing || r.ordering || len(r.instances) > 0 || r.desired > 0 {
 			continue
 		}
-		kept = append(kept, r)
-	}
-	l.revisions = kept
-	if l.retired && l.onRetired != nil && l.reserver.Stats().InUse+l.reserver.Stats().Waiting == 0 && l.target == 0 {
-		for _, r := range l.revisions {
-			if r.ordering || r.traits.Local && len(r.instances) > 0 {
-				return
-			}
-		}
-		done := l.onRetired
-		l.onRetired = nil
-		// Close waits for what the loop has started, this goroutine too.
-		go func() {
-			_ = l.Close(context.Background())
-			done()
-		}()
+		stop := l.settings.StopTimeout
+		// If the loop is being closed, Close does it.
+		r.closing = l.background(func() { l.close(r, stop) })
 	}
 }
 
-func (l *Loop) close(r *revision) {
-	if err := r.scaler.Close(l.ctx, l.settings.StopTimeout); err != nil {
+// finish closes a retired loop when nothing is left to do.
+func (l *Loop) finish(now time.Time, next *recheck) {
+	if !l.retired || l.onRetired == nil {
+		return
+	}
+	s := l.reserver.Stats()
+	busy := s.InUse+s.Waiting > 0 || l.target > 0
+	for _, r := range l.revisions {
+		busy = busy || r.ordering || r.traits.Local && len(r.instances) > 0
+	}
+	if busy {
+		// Nothing tells when the last request has gone.
+		next.by(now.Add(retirePause))
+		return
+	}
+	done := l.onRetired
+	l.onRetired = nil
+	ctx, cancel := context.WithTimeout(context.Background(), l.settings.StopTimeout+orderTimeout)
+	// Close waits for what the loop has started, this goroutine too.
+	go func() {
+		defer cancel()
+		if err := l.Close(ctx); err != nil {
+			l.log.Warn("closing a service that is no longer configured", zap.Error(err))
+		}
+		done()
+	}()
+}
+
+// retirePause is how often a service that is no longer configured looks
+// whether its last request has gone.
+const retirePause = time.Second
+
+func (l *Loop) close(r *revision, stop time.Duration) {
+	// Not with the loop's context: what is left running by a backend that was
+	// not closed to its end nobody else would stop.
+	ctx, cancel := context.WithTimeout(context.Background(), stop+orderTimeout)
+	defer cancel()
+	if err := r.scaler.Close(ctx, stop); err != nil {
 		l.log.Warn("closing a revision's backend", zap.String("revision", r.id), zap.Error(err))
 	}
+	l.log.Debug("revision closed", zap.String("revision", r.id))
+	l.mu.Lock()
+	l.revisions = slices.DeleteFunc(slices.Clone(l.revisions), func(o *revision) bool { return o == r })
+	l.mu.Unlock()
+	l.Poke()
 }

@@ -135,7 +135,7 @@ func (q Queue) Target(in Inputs) Advice {
 	a := Advice{Target: max(need, high, floor)}
 	a.Mark = q.mark(a.Target, in)
 	switch {
-	case a.Target == need && need > floor || need > 0 && in.Running == 0:
+	case a.Target == need && need > in.Min:
 		a.Reason = fmt.Sprintf("%d in use, %d waiting", in.Demand-in.Waiting, in.Waiting)
 	case a.Target == floor && floor == in.Min:
 		a.Reason = fmt.Sprintf("min is %d", in.Min)
@@ -184,7 +184,15 @@ func (q Queue) mark(target int, in Inputs) int {
 	if target >= in.Max || target > 0 && in.Concurrency <= 0 {
 		return NoMark
 	}
-	return int(float64(target) * float64(in.Concurrency) * q.utilization())
+	m := int(float64(target) * float64(in.Concurrency) * q.utilization())
+	// Rounding must not make it contradict need.
+	for q.need(m, in.Concurrency) > target {
+		m--
+	}
+	for q.need(m+1, in.Concurrency) <= target {
+		m++
+	}
+	return m
 }
 
 func (q Queue) utilization() float64 {

@@ -79,20 +79,33 @@ func (l *Loop) update(i *instance, ri Instance, now time.Time) {
 	if i.stopping {
 		return
 	}
-	switch platform := l.settings.Check.Kind == CheckPlatform; {
-	case platform && ri.Phase == PhaseReady && ri.Address != "":
-		l.ready(i)
-	case platform && i.slots != nil && !i.withdrawn:
-		// Ready no longer: no new request until it is again.
-		i.withdrawn, i.unreadyFrom = true, now
-		i.slots.Cordon()
-		l.changed(i)
-	case !platform && ri.Address != "" && i.probe == nil && i.slots == nil && !i.draining:
-		l.startProbe(i, 0)
-	}
+	l.judge(i, now)
 	if f := ri.Failure; f != nil && i.slots == nil && !i.draining && i.revision == l.current() && (i.blamed == nil || i.blamed.Reason != f.Reason || i.blamed.Short != f.Short) {
 		i.blamed = f
 		l.startFailed(f, now)
+	}
+}
+
+// judge acts on what the platform says about the readiness of i, or begins to
+// find it out.
+func (l *Loop) judge(i *instance, now time.Time) {
+	platform := l.settings.Check.Kind == CheckPlatform
+	switch {
+	case i.Address == "" || i.stopping:
+	case platform && i.Phase == PhaseReady:
+		if i.slots == nil || i.withdrawn {
+			l.ready(i)
+		}
+	case platform && i.slots != nil && !i.withdrawn:
+		// Ready no longer: no new request until it is again.
+		i.withdrawn = true
+		if i.unreadyFrom.IsZero() {
+			i.unreadyFrom = now
+		}
+		i.slots.Cordon()
+		l.changed(i)
+	case !platform && i.probe == nil && !i.draining && (i.slots == nil || i.withdrawn):
+		l.startProbe(i, 0)
 	}
 }
 
@@ -119,14 +132,27 @@ func (l *Loop) trouble(r *revision, f *Failure) {
 	switch {
 	case f != nil && (before == nil || before.Reason != f.Reason || before.Short != f.Short):
 		l.log.Warn("the platform reports trouble", zap.String("reason", string(f.Reason)), zap.Error(f))
-		l.observer.PlatformUp(f.Reason != ReasonPlatform, f)
-		if l.target > 0 && r == l.current() {
-			l.startFailed(f, time.Now())
-		}
+		r.blamed = false
 	case f == nil && before != nil:
 		l.log.Info("the platform's trouble is over", zap.String("reason", string(before.Reason)))
-		l.observer.PlatformUp(true, nil)
+		if r == l.current() && l.lastFailure != nil && l.lastFailure.Reason == before.Reason {
+			// What made starts fail is gone: nobody has to wait any longer.
+			l.failures, l.hopeless, l.lastFailure, l.backoffUntil = 0, false, nil, time.Time{}
+			l.refuse()
+		}
 	}
+	l.tellPlatform()
+}
+
+// tellPlatform tells the observer about the trouble of the current revision
+// if it is not what was told last.
+func (l *Loop) tellPlatform() {
+	f, told := l.current().trouble, l.troubleTold
+	if f == told || f != nil && told != nil && f.Reason == told.Reason && f.Short == told.Short {
+		return
+	}
+	l.troubleTold = f
+	l.observer.PlatformUp(f == nil || f.Reason != ReasonPlatform, f)
 }
 
 // startProbe probes i until it is ready, beginning after a pause.
@@ -134,7 +160,9 @@ func (l *Loop) startProbe(i *instance, pause time.Duration) {
 	i.stopProbe()
 	check, network, address := l.settings.Check, i.Network, i.Address
 	if check.Kind == CheckPlatform {
-		return
+		// Of an ejected instance the platform's word is known to be not
+		// enough: it gets nothing while it refuses connections.
+		check = Check{Kind: CheckTCP}
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
 	i.probe = cancel
@@ -161,7 +189,7 @@ func (l *Loop) startProbe(i *instance, pause time.Duration) {
 		}
 		l.mu.Lock()
 		if ctx.Err() == nil {
-			l.ready(i)
+			l.probed(i)
 		}
 		l.mu.Unlock()
 		l.Poke()
@@ -175,16 +203,31 @@ func (i *instance) stopProbe() {
 	}
 }
 
+// probed takes note that a probe of i has passed.
+func (l *Loop) probed(i *instance) {
+	i.stopProbe()
+	if i.slots != nil && i.slots.Stats().Ejected {
+		l.log.Info("ejected instance is ready again", zap.String("instance", i.ID))
+		i.slots.Restore()
+		if !i.withdrawn {
+			i.unreadyFrom, i.lastProbe = time.Time{}, nil
+			l.changed(i)
+		}
+	}
+	if l.settings.Check.Kind != CheckPlatform {
+		l.ready(i)
+	}
+}
+
 // ready gives the slots of i to the line: in this moment, not at the next
 // decision.
 func (l *Loop) ready(i *instance) {
-	i.stopProbe()
-	now := time.Now()
+	now, first := time.Now(), i.slots == nil
 	switch {
 	case i.stopping || i.doomed || i.slots == nil && i.draining:
 		// It is on its way out.
 		return
-	case i.slots == nil:
+	case first:
 		i.readySince = now
 		i.slots = l.reserver.Add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
 		l.log.Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
@@ -197,19 +240,24 @@ func (l *Loop) ready(i *instance) {
 		if !i.draining {
 			i.slots.Uncordon()
 		}
-	case i.slots.Stats().Ejected:
-		l.log.Info("ejected instance is ready again", zap.String("instance", i.ID))
-		i.slots.Restore()
+		if i.slots.Stats().Ejected {
+			// Its probe decides.
+			if i.probe == nil {
+				l.startProbe(i, i.slots.Pause())
+			}
+			l.changed(i)
+			return
+		}
 	default:
 		return
 	}
 	i.unreadyFrom, i.lastProbe = time.Time{}, nil
-	if i.revision == l.current() {
+	if first && i.revision == l.current() {
 		// Whether the start has really succeeded shows in a while; until then
 		// failures stay counted, but nothing waits for them.
 		l.hopeless, l.backoffUntil = false, time.Time{}
-		l.refuse()
 	}
+	l.refuse()
 	l.changed(i)
 }
 

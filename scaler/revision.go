@@ -23,11 +23,13 @@ type revision struct {
 	desired   int     // what the platform works towards
 	ordered   int     // the last number that was ordered or adopted
 	trouble   *Failure
+	blamed    bool      // trouble was counted as a failed start
 	missing   time.Time // since when fewer instances exist than desired
 
 	ordering bool // an order is on its way
 	retryAt  time.Time
 	retries  int
+	refusal  *Failure // of the order that is to be retried
 	closing  bool
 }
 
