@@ -249,7 +249,7 @@ func (q *request) answer(w http.ResponseWriter) {
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		body = fmt.Appendf(nil, "%s: %s (%s; try again in %d s)\n", p.Title, p.Detail, p.Code, p.RetryAfter)
 	default:
-		h.Set("Content-Type", form)
+		h.Set("Content-Type", typeProblem)
 		body, _ = json.Marshal(p)
 		body = append(body, '\n')
 	}

@@ -199,6 +199,8 @@ func (b *requestBody) abandon(w http.ResponseWriter) {
 	b.stop = true
 	b.mu.Unlock()
 	if !ended {
+		// Nothing can be read from the connection after that.
+		w.Header().Set("Connection", "close")
 		_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
 	}
 }

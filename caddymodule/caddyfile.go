@@ -107,7 +107,7 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	}
 	for d.NextBlock(0) {
 		if err := p.option(d); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("service %s: %w", p.handler.Service, err)
 		}
 	}
 	if err := p.definition(name); err != nil {
@@ -115,7 +115,7 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	}
 	proxy, err := p.proxyHandler(directive)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("service %s: %w", p.handler.Service, err)
 	}
 
 	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"encoding/json"
+	"fmt"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -92,10 +93,10 @@ func (a *App) parseService(d *caddyfile.Dispenser) error {
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if _, ok := serviceOptions[d.Val()]; !ok {
-			return d.Errf("unknown option '%s' of service %s; options of a place, such as wait_timeout and those of reverse_proxy, belong to the directive", d.Val(), name)
+			return d.Errf("service %s: unknown option '%s'; options of a place, such as wait_timeout and those of reverse_proxy, belong to the directive", name, d.Val())
 		}
 		if err := s.parseOption(d, seen); err != nil {
-			return err
+			return fmt.Errorf("service %s: %w", name, err)
 		}
 	}
 	if err := s.withDefaults().validate(); err != nil {

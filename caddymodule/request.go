@@ -92,7 +92,9 @@ func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) 
 	q.cancel = cancel
 	q.reservation.Interrupt = cancel
 	q.in = r.WithContext(ctx)
-	if r.Body != nil && r.Body != http.NoBody {
+	// Caddy wraps every body, so that one that is not there looks like one
+	// that is; the length tells.
+	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 {
 		q.body.init(r, &h.service.hub.held)
 		q.in.Body = &q.body
 	}
