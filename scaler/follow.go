@@ -1,6 +1,7 @@
 package scaler
 
 import (
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -34,7 +35,6 @@ func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
 // not call ready first, then the least loaded. It returns false if a request voided the advice: one that
 // came since the policy was asked, even if it has gone again.
 func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
-	cur := l.current()
 	guard := time.Time{}
 	if a.Idle {
 		guard = idleSince
@@ -42,27 +42,21 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 			return false
 		}
 	}
-	// Local platforms alone own what they run; of others, a service that is
-	// no longer configured leaves everything as it is.
-	leave := l.retired && !cur.traits.Local && l.suspended == nil && !l.asleep
-
-	ready := 0
-	for _, i := range cur.instances {
-		if i.state() == InstanceReady {
-			ready++
+	// An earlier revision serves for what the later ones cannot yet.
+	serving := 0
+	for _, r := range slices.Backward(l.revisions) {
+		alive, _ := r.count()
+		surplus := alive - max(0, a.Target-serving)
+		for _, i := range r.instances {
+			if i.state() == InstanceReady {
+				serving++
+			}
 		}
-	}
-	for _, r := range l.revisions {
-		keep := a.Target
-		if r != cur {
-			// An earlier revision serves for what the current one cannot yet.
-			keep = max(0, a.Target-ready)
-		}
-		if leave {
+		// Local platforms alone own what they run; of others, a service that
+		// is no longer configured leaves everything as it is.
+		if l.retired && !r.traits.Local && l.suspended == nil && !l.asleep {
 			continue
 		}
-		alive, _ := r.count()
-		surplus := alive - keep
 		for _, i := range r.unready() {
 			if surplus > 0 {
 				l.drain(i, now)
