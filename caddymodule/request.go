@@ -38,6 +38,7 @@ type request struct {
 
 	// of the wait
 	deadline time.Time // zero until it waits
+	inLine   bool
 	waited   time.Duration
 	cold     bool
 	granted  time.Time // when it got its slot; zero if it did not wait
@@ -152,6 +153,7 @@ func (q *request) hold() error {
 	if q.service.reserver.Stats().Open == 0 {
 		q.cold = true
 	}
+	q.inLine = true
 	timer := time.NewTimer(time.Until(q.deadline))
 	defer timer.Stop()
 	gone := q.body.readAhead()
@@ -166,6 +168,7 @@ func (q *request) hold() error {
 	case <-gone:
 		err = errClientGone
 	}
+	q.inLine = false
 	q.body.stopReadingAhead()
 	now := time.Now()
 	q.waited += now.Sub(start)
@@ -286,6 +289,9 @@ func (q *request) finish(err error) error {
 func (q *request) end() {
 	if !q.granted.IsZero() {
 		q.service.served(time.Since(q.granted))
+	}
+	if q.inLine {
+		q.reservation.Cancel()
 	}
 	q.reservation.Release(q.fate())
 	q.cancel(nil)
