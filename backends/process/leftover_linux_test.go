@@ -243,3 +243,22 @@ func TestAnUnwritableDataDirectoryIsSaidOnceAndDoesNotKeepServicesAsleep(t *test
 		t.Fatalf("said %d times", n)
 	}
 }
+
+func TestInstancesThatEndTogetherShareOneLookAtTheMachine(t *testing.T) {
+	look := &count{done: make(chan struct{}), residents: []resident{{pid: 1}}}
+	c := census{next: look} // about to begin
+	results := make(chan []resident)
+	for range 10 {
+		go func() { results <- c.take() }()
+	}
+	close(look.done)
+	for range 10 {
+		if got := <-results; len(got) != 1 || got[0].pid != 1 {
+			t.Fatalf("another look: %v", got)
+		}
+	}
+	c.next = nil
+	if len(c.take()) < 2 || c.next != nil {
+		t.Fatal("a look that has begun is joined")
+	}
+}
