@@ -81,7 +81,7 @@ func run(o options) int {
 	terminated := watchSignals(o.ignoreTerm)
 
 	if o.fork {
-		spawn("-never-listen", "-ignore-term")
+		spawn("-never-listen")
 	}
 	if o.daemonize {
 		spawn(withoutFlag(os.Args[1:], "-daemonize")...)

@@ -209,6 +209,35 @@ func TestExpectContinueThroughAColdStart(t *testing.T) {
 	}
 }
 
+func TestConnectionServesOnAfterARefusal(t *testing.T) {
+	c := newCaddy(t)
+	c.Start(web(c, args("-gate", c.Path("gate")), "wait_timeout 100ms"))
+	conns := map[string]*harness.Conn{}
+	for name, head := range map[string][]string{
+		"get":  {"GET"},
+		"post": {"POST", "Content-Length: 4"},
+	} {
+		conn := c.Dial()
+		conns[name] = conn
+		conn.SendHead(head[0], "/echo", head[1:]...)
+		if head[0] == "POST" {
+			conn.Send("body")
+		}
+		wantRefusal(t, conn.Receive(soon), "wait_timeout")
+	}
+	c.Open("gate")
+	c.AwaitState("web", "awake", soon)
+	for name, conn := range conns {
+		for range 2 {
+			conn.SendHead("GET", "/")
+			r := conn.Receive(soon)
+			if r.Err != nil || r.Status != 200 {
+				t.Errorf("after a refused %s: status %d, error %v", name, r.Status, r.Err)
+			}
+		}
+	}
+}
+
 func TestUnfinishedPostGetsItsRefusalAtOnce(t *testing.T) {
 	for name, f := range map[string]struct {
 		code, option, path string

@@ -176,6 +176,8 @@ func TestG9_RefusedConnectionIsTriedOnAnotherInstance(t *testing.T) {
 		for _, p := range c.Processes() {
 			p.Kill()
 		}
+		// A process that dies can still be connected to, until it is gone.
+		c.AwaitProcesses(0, soon)
 		// Whether Usher has noticed yet or not: this POST reaches the next
 		// instance, and no client learns of the first.
 		r := c.Do(harness.Request{Method: "POST", Path: "/echo", Body: strings.NewReader("whole")})
