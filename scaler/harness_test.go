@@ -39,6 +39,7 @@ type platform struct {
 	failStop  *Failure      // Scale fails with it if it has to stop something
 	hold      chan struct{} // Scale waits for it
 	deaf      bool          // and does not listen to its context meanwhile
+	meanwhile func()        // what somebody else does before Scale returns
 
 	n         int
 	want      int // what a remote platform works towards
@@ -136,6 +137,11 @@ func (p *platform) Scale(ctx context.Context, o Order) error {
 		time.AfterFunc(p.lag, func() { p.do(p.fill) })
 	}
 	p.tell()
+	if f := p.meanwhile; f != nil {
+		p.meanwhile = nil
+		f()
+		p.tell()
+	}
 	return nil
 }
 
@@ -271,6 +277,7 @@ func (r *recorder) add(format string, args ...any) {
 	defer r.mu.Unlock()
 	r.events = append(r.events, fmt.Sprintf(format, args...))
 }
+
 func (r *recorder) Decided(d Decision)               { r.add("target %d->%d: %s", d.From, d.To, d.Reason) }
 func (r *recorder) StateChanged(from, to State)      { r.add("%s->%s", from, to) }
 func (r *recorder) InstanceChanged(i InstanceStatus) { r.add("%s %s", i.ID, i.State) }
@@ -448,3 +455,6 @@ func bubble(t *testing.T, f func(t *testing.T)) { t.Helper(); synctest.Test(t, f
 func waitIdle() { synctest.Wait() }
 
 func exit(short string) *Failure { return &Failure{Reason: ReasonExit, Short: short} }
+
+// idsLocked is ids for those who hold the lock.
+func (p *platform) idsLocked() []string { return slices.Sorted(maps.Keys(p.instances)) }
