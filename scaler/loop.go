@@ -28,8 +28,9 @@ type Loop struct {
 	log      *zap.Logger
 	env      Env
 
-	// places are the places of the start budget that the loop holds.
-	places atomic.Int64
+	// granted are places of the start budget that the loop has got and not
+	// used yet.
+	granted atomic.Int64
 
 	// run guards the life of the goroutine. It is a leaf: nothing is locked
 	// under it, so anybody may call Poke.
@@ -63,6 +64,8 @@ type Loop struct {
 	refusal   *Refusal // what the reserver was told last
 
 	troubleTold *Failure // what the observer was told last
+
+	places int // of the start budget, held by starts in progress
 
 	failures     int  // failed starts in a row
 	hopeless     bool // one of them failed for good
@@ -359,7 +362,11 @@ func (l *Loop) Close(ctx context.Context) error {
 		errs[len(revisions)] = ctx.Err()
 	}
 	l.budget.claim(l, 0, false, time.Time{})
-	l.budget.giveBack(int(l.places.Swap(0)))
+	l.mu.Lock()
+	places := l.places
+	l.places = 0
+	l.mu.Unlock()
+	l.budget.giveBack(places + int(l.granted.Swap(0)))
 	for _, err := range errs {
 		if err != nil {
 			return fmt.Errorf("service %s: closing its backend: %w", l.service, err)

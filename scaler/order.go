@@ -125,8 +125,9 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	}
 }
 
-// returnPlaces gives back the places of the start budget that are no longer
-// needed: starts that are accepted, or for local platforms ready or failed.
+// returnPlaces gives back the places of the start budget whose starts are
+// over: accepted, or for local platforms ready or failed. The loop does not
+// use them for its next starts, to which others' may be preferred.
 func (l *Loop) returnPlaces() {
 	for _, r := range l.revisions {
 		if r.ordering {
@@ -134,16 +135,9 @@ func (l *Loop) returnPlaces() {
 			return
 		}
 	}
-	need := l.localStarts()
-	for {
-		have := l.places.Load()
-		if have <= int64(need) {
-			return
-		}
-		if l.places.CompareAndSwap(have, int64(need)) {
-			l.budget.giveBack(int(have) - need)
-			return
-		}
+	if done := l.places - l.localStarts(); done > 0 {
+		l.places -= done
+		l.budget.giveBack(done)
 	}
 }
 
