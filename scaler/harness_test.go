@@ -50,7 +50,7 @@ type platform struct {
 	closed    int
 }
 
-func (p *platform) Fingerprint() string { return "p" }
+func (p *platform) Fingerprint() string { return fmt.Sprintf("%p", p) }
 func (p *platform) Redacted() any       { return nil }
 
 func (p *platform) Traits() Traits {

@@ -349,6 +349,9 @@ func (l *Loop) Close(ctx context.Context) error {
 	for k, r := range revisions {
 		wg.Go(func() { errs[k] = r.scaler.Close(ctx, stop) })
 	}
+	// An instance that waits for its open streams to end must not delay the
+	// end: nobody is left to read them.
+	l.interruptAll()
 	wg.Wait()
 
 	ended := make(chan struct{})
@@ -380,4 +383,21 @@ func (l *Loop) current() *revision {
 		return nil
 	}
 	return l.revisions[len(l.revisions)-1]
+}
+
+// interruptAll ends the requests inside all instances.
+func (l *Loop) interruptAll() {
+	l.mu.Lock()
+	var all []*reserver.Instance
+	for _, r := range l.revisions {
+		for _, i := range r.instances {
+			if i.slots != nil {
+				all = append(all, i.slots)
+			}
+		}
+	}
+	l.mu.Unlock()
+	for _, i := range all {
+		i.Interrupt(ErrGone)
+	}
 }
