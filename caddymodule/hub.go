@@ -35,7 +35,8 @@ var retiring sync.Map
 var registerOnExit = sync.OnceFunc(func() {
 	caddy.OnExit(func(context.Context) {
 		retiring.Range(func(h, _ any) bool {
-			h.(*hub).closeAll()
+			// It has logged what it could not do.
+			_ = h.(*hub).closeAll()
 			return true
 		})
 	})
