@@ -424,3 +424,30 @@ func TestThePauseGrowsToAMinute(t *testing.T) {
 		}
 	}
 }
+
+func TestAStopThatSucceedsAtLastDoesNotHideWhyStartsFail(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := &platform{local: true}
+		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 2, 1 }), p, nil)
+		b.comesAndGoes()
+		time.Sleep(time.Minute)
+		p.do(func() {
+			p.fail = &Failure{Reason: ReasonExec, ForGood: true, Short: "no such command"}
+			p.failStop = exit("conflict")
+		})
+		r := b.inside()
+		w := b.waits() // its start fails for good
+		waitIdle()
+		p.do(func() { p.fail = nil })
+		b.StopInstance("r1-1")
+		r.Release(reserver.Answered)
+		waitIdle()
+		if b.Status().LastError == nil {
+			t.Fatal("no error is shown")
+		}
+		p.do(func() { p.failStop = nil; p.fail = &Failure{Reason: ReasonExec, ForGood: true, Short: "no such command"} })
+		time.Sleep(time.Minute)
+		w.Cancel()
+		b.is(Failing)
+	})
+}

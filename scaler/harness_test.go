@@ -163,7 +163,7 @@ func (p *platform) do(f func()) {
 func (p *platform) start() {
 	p.n++
 	id := fmt.Sprintf("%s-%d", p.env.Revision, p.n)
-	i := &Instance{ID: id, Network: "tcp", Address: "127.0.0.1:1", Since: time.Now(), Failure: p.blame}
+	i := &Instance{ID: id, Network: "unix", Address: "/nonexistent/usher", Since: time.Now(), Failure: p.blame}
 	if p.noAddress {
 		i.Network, i.Address = "", ""
 	}
@@ -397,17 +397,22 @@ func (b *bench) runs(n int) {
 
 // request asks for a slot.
 func (b *bench) request() (*reserver.Reservation, error) {
-	r := new(reserver.Reservation)
-	_, err := b.res.Reserve(r, false)
+	r, _, err := b.ask()
 	return r, err
+}
+
+func (b *bench) ask() (r *reserver.Reservation, has bool, err error) {
+	r = new(reserver.Reservation)
+	has, err = b.res.Reserve(r, false)
+	return r, has, err
 }
 
 // waits is a request that is expected to wait.
 func (b *bench) waits() *reserver.Reservation {
 	b.t.Helper()
-	r, err := b.request()
-	if err != nil || r.Instance() != nil {
-		b.t.Fatalf("does not wait: %v, %v\n%s", r.Instance(), err, b.story())
+	r, has, err := b.ask()
+	if err != nil || has {
+		b.t.Fatalf("does not wait: %v, %v\n%s", has, err, b.story())
 	}
 	return r
 }
@@ -435,11 +440,11 @@ func (b *bench) answer(r *reserver.Reservation) error {
 // inside is a request that has a slot.
 func (b *bench) inside() *reserver.Reservation {
 	b.t.Helper()
-	r, err := b.request()
+	r, has, err := b.ask()
 	if err != nil {
 		b.t.Fatalf("%v\n%s", err, b.story())
 	}
-	if r.Instance() == nil {
+	if !has {
 		b.granted(r)
 	}
 	return r

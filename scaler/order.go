@@ -79,9 +79,6 @@ func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
 	r.ordering = false
 	if err == nil {
 		r.retries, r.retryAt = 0, time.Time{}
-		if l.lastFailure == r.refusal {
-			l.lastFailure = nil
-		}
 		r.refusal = nil
 	} else {
 		// Not done, or only in part: what there was is not somebody else's.
@@ -116,7 +113,6 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	} else {
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
-		l.lastFailure, l.failedAt = f, now
 		r.refusal = f
 	}
 	if starts == 0 || len(o.Stop) > 0 {
