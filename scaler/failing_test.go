@@ -445,7 +445,10 @@ func TestAStopThatSucceedsAtLastDoesNotHideWhyStartsFail(t *testing.T) {
 		if b.Status().LastError == nil {
 			t.Fatal("no error is shown")
 		}
-		p.do(func() { p.failStop = nil; p.fail = &Failure{Reason: ReasonExec, ForGood: true, Short: "no such command"} })
+		p.do(func() {
+			p.failStop = nil
+			p.fail = &Failure{Reason: ReasonExec, ForGood: true, Short: "no such command"}
+		})
 		time.Sleep(time.Minute)
 		w.Cancel()
 		b.is(Failing)
