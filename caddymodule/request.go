@@ -27,7 +27,8 @@ import (
 type request struct {
 	handler     *Handler
 	service     *service
-	in          *http.Request // as it came, with the interruptible context
+	came        *http.Request // as the server knows it
+	in          *http.Request // the same, with the interruptible context
 	reservation reserver.Reservation
 	quiet       bool
 	cancel      context.CancelCauseFunc
@@ -85,7 +86,7 @@ func requestOf(ctx context.Context) *request {
 }
 
 func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) *request {
-	q := &request{handler: h, service: h.service, quiet: quiet}
+	q := &request{handler: h, service: h.service, quiet: quiet, came: r}
 	q.writer.ResponseWriterWrapper = &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
 	q.writer.request = q
 
