@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
@@ -166,6 +167,10 @@ func (q *request) hold() error {
 		err = errWaitTimeout
 	case <-q.in.Context().Done():
 		err = errClientGone
+		if errors.Is(context.Cause(q.in.Context()), scaler.ErrGone) {
+			// Of its last instance; the client is still there.
+			err = scaler.ErrGone
+		}
 	case <-gone:
 		err = errClientGone
 	}
@@ -173,7 +178,7 @@ func (q *request) hold() error {
 	q.body.stopReadingAhead()
 	now := time.Now()
 	q.waited += now.Sub(start)
-	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) {
+	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) || errors.Is(err, scaler.ErrGone) {
 		if q.reservation.Cancel() {
 			if errors.Is(err, errWaitTimeout) {
 				// The slot came in the last moment: it is as good as any.
@@ -276,7 +281,7 @@ func (q *request) finish(err error) error {
 	gone := errors.Is(context.Cause(q.in.Context()), scaler.ErrGone)
 	q.reservation.Release(q.fate())
 	switch {
-	case gone && q.writer.suppressed:
+	case gone && (q.writer.suppressed || q.refusal != nil):
 		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: instance %s: %w", q.service.name, q.instance, scaler.ErrGone))
 	case err == nil || q.refusal == nil || errors.Is(q.refusal, errSeen):
 		return err
@@ -382,8 +387,25 @@ func (w *responseWriter) WriteHeader(status int) {
 
 // Write implements http.ResponseWriter.
 func (w *responseWriter) Write(b []byte) (int, error) {
+	w.implicit()
+	return w.ResponseWriter.Write(b)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (w *responseWriter) ReadFrom(r io.Reader) (int64, error) {
+	w.implicit()
+	return w.ResponseWriterWrapper.ReadFrom(r)
+}
+
+// FlushError implements the flushing of http.ResponseController.
+func (w *responseWriter) FlushError() error {
+	w.implicit()
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// implicit is what net/http does where a handler gives no status.
+func (w *responseWriter) implicit() {
 	if !w.wrote {
 		w.WriteHeader(http.StatusOK)
 	}
-	return w.ResponseWriter.Write(b)
 }
