@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -61,21 +62,29 @@ type request struct {
 // attempt is what is known about one attempt to send the request. The trace
 // is called from several goroutines.
 type attempt struct {
+	handed    bool        // the proxy was given the instance
+	asked     bool        // the retry rules were asked: it is no dial error
 	tried     atomic.Bool // the transport looked for a connection
 	connected atomic.Bool
 	wrote     atomic.Bool // the header, at least, may have left
 	answered  atomic.Bool
 	starved   atomic.Bool // no connection for lack of something of our own
 	approved  bool        // the retry rules allow another attempt
+
+	// untraced is the fate where the transport does not tell the trace, as
+	// that of FastCGI.
+	untraced reserver.Fate
 }
 
 func (a *attempt) reset() {
+	a.handed, a.asked = false, false
 	a.tried.Store(false)
 	a.connected.Store(false)
 	a.wrote.Store(false)
 	a.answered.Store(false)
 	a.starved.Store(false)
 	a.approved = false
+	a.untraced = reserver.Neutral
 }
 
 type requestKey struct{}
@@ -233,6 +242,8 @@ func (q *request) fate() reserver.Fate {
 	switch {
 	case a.answered.Load():
 		return reserver.Answered
+	case !a.tried.Load() && a.handed && q.in.Context().Err() == nil && !q.body.failed():
+		return a.untraced
 	case !a.tried.Load(), a.starved.Load(), q.in.Context().Err() != nil, q.body.failed():
 		return reserver.Neutral
 	case !a.connected.Load():
@@ -243,7 +254,10 @@ func (q *request) fate() reserver.Fate {
 
 // maybeSeen says whether the instance may have seen something of the last
 // attempt.
-func (q *request) maybeSeen() bool { return q.attempt.wrote.Load() || q.attempt.answered.Load() }
+func (q *request) maybeSeen() bool {
+	a := &q.attempt
+	return a.wrote.Load() || a.answered.Load() || a.handed && a.asked && !a.tried.Load()
+}
 
 // errSeen ends a request that an instance may have seen and that no rule
 // allows to repeat.
@@ -254,6 +268,11 @@ var errSeen = errors.New("an instance may have seen the request, and the retry r
 func (q *request) again() {
 	if q.refusal != nil {
 		return
+	}
+	a := &q.attempt
+	if !a.asked {
+		// Without the rules the proxy repeats only what could not be dialled.
+		a.untraced = reserver.Refused
 	}
 	fate := q.fate()
 	if q.maybeSeen() {
@@ -279,6 +298,7 @@ func (q *request) again() {
 // finish takes what the next handlers have returned.
 func (q *request) finish(err error) error {
 	gone := errors.Is(context.Cause(q.in.Context()), scaler.ErrGone)
+	q.attempt.untraced = untracedFate(err)
 	q.reservation.Release(q.fate())
 	switch {
 	case gone && (q.writer.suppressed || q.refusal != nil):
@@ -289,6 +309,21 @@ func (q *request) finish(err error) error {
 		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: an instance may have seen the request, and there is none for another try: %w", q.service.name, q.refusal))
 	}
 	return q.refuse(q.refusal)
+}
+
+// untracedFate judges an attempt by what the proxy returned.
+func untracedFate(err error) reserver.Fate {
+	if err == nil {
+		return reserver.Answered
+	}
+	if _, ok := errors.AsType[reverseproxy.DialError](err); ok {
+		return reserver.Refused
+	}
+	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok && e.StatusCode >= http.StatusBadGateway {
+		return reserver.Failed
+	}
+	// An error of a route that handled the answer, say.
+	return reserver.Neutral
 }
 
 // end releases whatever is still held. It runs in any case, a panic included.
