@@ -7,7 +7,9 @@ import (
 	"html/template"
 	"maps"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -107,6 +109,10 @@ func (q *request) refuse(reason error) error {
 		h.Set("Connection", "close")
 	}
 	if q.handler.ServerTiming {
+		if q.timing != "" {
+			// It was said before the wait for another try.
+			h["Server-Timing"] = slices.DeleteFunc(h["Server-Timing"], func(v string) bool { return v == q.timing })
+		}
 		h.Add("Server-Timing", q.serverTiming())
 	}
 	// What error pages commonly show is for clients: the short words.
@@ -261,7 +267,7 @@ func (q *request) answer(w http.ResponseWriter) {
 		p.Detail = q.fullDetail
 	}
 	form := typeProblem
-	if accept := q.in.Header.Get("Accept"); accept != "" {
+	if accept := strings.Join(q.in.Header.Values("Accept"), ","); accept != "" {
 		if n := goautoneg.Negotiate(accept, []string{typeProblem, typeJSON, typeHTML, typePlain}); n != "" {
 			form = n
 		}

@@ -45,6 +45,7 @@ type request struct {
 	waited   time.Duration
 	cold     bool
 	granted  time.Time // when it got its slot; zero if it did not wait
+	timing   string    // the Server-Timing that it was given, if any
 
 	// of the instance that it has, or had last
 	instance, revision, address string
@@ -207,7 +208,8 @@ func (q *request) hold() error {
 // and with a trace that tells what becomes of each attempt.
 func (q *request) forwarded() *http.Request {
 	if q.handler.ServerTiming {
-		q.writer.Header().Add("Server-Timing", q.serverTiming())
+		q.timing = q.serverTiming()
+		q.writer.Header().Add("Server-Timing", q.timing)
 	}
 	a := &q.attempt
 	q.trace = httptrace.ClientTrace{
