@@ -137,6 +137,9 @@ func (a *App) define(ctx caddy.Context, name string, s *Service, place string) e
 	if err := checkName(name); err != nil {
 		return fmt.Errorf("%s: %w", place, err)
 	}
+	if s == nil {
+		return fmt.Errorf("service %s (%s): the definition is null", name, place)
+	}
 	d, err := newDefinition(ctx, *s, place)
 	if err != nil {
 		return fmt.Errorf("service %s (%s): %w", name, place, err)

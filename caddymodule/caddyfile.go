@@ -27,7 +27,8 @@ const (
 
 	// streamCloseDelay lets a reload cut no stream. Its timer ends with the
 	// last stream.
-	streamCloseDelay = caddy.Duration(24 * time.Hour)
+	streamCloseDelay       = caddy.Duration(24 * time.Hour)
+	optionStreamCloseDelay = "stream_close_delay"
 )
 
 // owned are the options of reverse_proxy that Usher sees to itself, with what
@@ -153,7 +154,7 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 		return d.Errf("%s belongs to usher: %s", option, instead)
 	}
 	switch option {
-	case "wait_timeout", "wake", "server_timing":
+	case "wait_timeout", "wake", "server_timing", optionStreamCloseDelay:
 		if p.seen[option] {
 			return d.Errf("%s is given twice", option)
 		}
@@ -279,8 +280,9 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 	if len(p.proxy) > 0 {
 		open, end := directive, p.proxy[len(p.proxy)-1]
 		open.Text = "{"
+		// On a line of its own, wherever the last token ends.
+		end.Line += end.NumLineBreaks() + 1
 		end.Text = "}"
-		end.Line++
 		tokens = append(append(append(tokens, open), p.proxy...), end)
 	}
 	rp := &reverseproxy.Handler{DynamicUpstreamsRaw: json.RawMessage(`{"source":"usher"}`)}
@@ -291,8 +293,11 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 	if err := rp.FinalizeUnmarshalCaddyfile(p.helper.WithDispenser(d)); err != nil {
 		return nil, err
 	}
-	if rp.StreamCloseDelay == 0 {
+	if !p.seen[optionStreamCloseDelay] {
 		rp.StreamCloseDelay = streamCloseDelay
+	}
+	if lb := rp.LoadBalancing; lb != nil && lb.Retries < 0 {
+		return nil, atToken(directive).Errf("lb_retries cannot be negative, but is %d", lb.Retries)
 	}
 	setRetries(rp)
 	return rp, nil

@@ -85,9 +85,6 @@ func (a *App) parseService(d *caddyfile.Dispenser) error {
 	if err := checkName(name); err != nil {
 		return d.WrapErr(err)
 	}
-	if a.Services[name] != nil {
-		return d.Errf("service %s is defined twice in the global options", name)
-	}
 	place := d.Token()
 	var s Service
 	seen := make(map[string]bool)
@@ -101,6 +98,15 @@ func (a *App) parseService(d *caddyfile.Dispenser) error {
 	}
 	if err := s.withDefaults().validate(); err != nil {
 		return atToken(place).Errf("service %s: %v", name, err)
+	}
+	if before := a.Services[name]; before != nil {
+		diff, err := before.differs(s)
+		if err != nil {
+			return atToken(place).WrapErr(err)
+		}
+		if diff != "" {
+			return atToken(place).Errf("service %s is defined twice in the global options, and not in the same way: the two differ in %s", name, diff)
+		}
 	}
 	if a.Services == nil {
 		a.Services = make(map[string]*Service)

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -48,13 +50,15 @@ func newDefinition(ctx caddy.Context, s Service, place string) (*definition, err
 	if mod, err = ctx.LoadModule(&s, "ScaleRaw"); err != nil {
 		return nil, fmt.Errorf("scale: %w", err)
 	}
+	policyName := inlineKey(scaleRaw, "policy")
 	if d.policy, ok = mod.(scaler.Policy); !ok {
-		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", inlineKey(scaleRaw, "policy"), mod)
+		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", policyName, mod)
 	}
 
 	d.service = s
 	d.service.BackendRaw, d.service.ScaleRaw = nil, nil
-	s.ScaleRaw = scaleRaw
+	// As provisioned: a default that is spelled out is no difference.
+	s.ScaleRaw = caddyconfig.JSONModuleObject(d.policy, "policy", policyName, nil)
 	if d.shown, err = d.show(s); err != nil {
 		return nil, err
 	}
@@ -83,6 +87,15 @@ func (d *definition) show(s Service) (json.RawMessage, error) {
 		redacted, _ = json.Marshal(fields)
 	}
 	s.BackendRaw = redacted
+	if len(s.Ready.Headers) > 0 {
+		// They may be there to be let in.
+		ready := *s.Ready
+		ready.Headers = make(http.Header, len(s.Ready.Headers))
+		for name := range s.Ready.Headers {
+			ready.Headers.Set(name, "***")
+		}
+		s.Ready = &ready
+	}
 	return json.Marshal(s)
 }
 
@@ -120,6 +133,17 @@ func canonicalFields(s Service) (map[string]string, error) {
 		fields[k] = string(canon)
 	}
 	return fields, nil
+}
+
+// differs returns in which options s is not the same as other, defaults
+// included.
+func (s Service) differs(other Service) (string, error) {
+	a, err := canonicalFields(s.withDefaults())
+	if err != nil {
+		return "", err
+	}
+	b, err := canonicalFields(other.withDefaults())
+	return differences(a, b), err
 }
 
 // differences names the keys in which a and b differ.

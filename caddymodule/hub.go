@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -78,6 +79,8 @@ type hub struct {
 	background  sync.WaitGroup
 	ctx         context.Context // of the background; ends when the hub does
 	cancel      context.CancelFunc
+
+	operating sync.Mutex // one suspension is written at a time
 
 	mu          sync.Mutex
 	services    map[string]*service
@@ -199,6 +202,8 @@ func (h *hub) retire(s *service) {
 		// No configuration that names it was ever in force.
 		s.reserver.Refuse(&scaler.Refusal{Kind: scaler.RefusedExiting, Short: "the configuration was withdrawn"})
 		h.forget(s)
+		// It runs nothing, but may be about to try again what failed.
+		h.background.Go(func() { _ = s.loop.Close(h.ctx) })
 		return
 	}
 	s.retired = true
@@ -220,8 +225,11 @@ func (h *hub) retire(s *service) {
 }
 
 func (h *hub) forget(s *service) {
-	if h.services[s.name] == s {
-		delete(h.services, s.name)
+	if h.services[s.name] != s {
+		return
+	}
+	delete(h.services, s.name)
+	if latest := latestHub.Load(); latest == nil || latest == h || latest.service(s.name) == nil {
 		s.metrics.forget(s.name)
 	}
 }
@@ -256,13 +264,13 @@ func (h *hub) all() []*service {
 }
 
 // storage returns the storage of the configuration in force.
-func (h *hub) storage() certmagic.Storage {
+func (h *hub) storage() (certmagic.Storage, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if n := len(h.generations); n > 0 {
-		return h.generations[n-1].storage
+		return h.generations[n-1].storage, nil
 	}
-	return nil
+	return nil, errors.New("no configuration is in force")
 }
 
 // exit answers everybody who waits: Caddy exits for good.
@@ -285,6 +293,8 @@ func (h *hub) Destruct() error {
 	if caddy.Exiting() {
 		return h.closeAll()
 	}
+	// The logging of the last configuration that had Usher is closed with it.
+	h.logs.use(caddy.Log().Named("usher"))
 	retiring.Store(h, true)
 	go func() {
 		h.background.Wait()

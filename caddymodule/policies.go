@@ -39,8 +39,20 @@ func (QueuePolicy) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the policy.
 func (p *QueuePolicy) Provision(caddy.Context) error {
+	p.dropDefaults()
 	p.Queue = scaler.Queue{Utilization: p.Utilization, DownWindow: time.Duration(p.DownWindow)}
 	return nil
+}
+
+// dropDefaults makes a policy that spells its defaults out equal to one that
+// does not.
+func (p *QueuePolicy) dropDefaults() {
+	if p.Utilization == 1 {
+		p.Utilization = 0
+	}
+	if p.DownWindow == caddy.Duration(time.Minute) {
+		p.DownWindow = 0
+	}
 }
 
 // Validate checks the values.
@@ -90,6 +102,7 @@ func (p *QueuePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Errf("unknown option '%s' of the policy queue: use utilization or down_window", option)
 		}
 	}
+	p.dropDefaults()
 	return nil
 }
 
