@@ -463,3 +463,24 @@ func exit(short string) *Failure { return &Failure{Reason: ReasonExit, Short: sh
 
 // idsLocked is ids for those who hold the lock.
 func (p *platform) idsLocked() []string { return slices.Sorted(maps.Keys(p.instances)) }
+
+// set changes something without reporting it.
+func (p *platform) set(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+// started returns how many instances were started so far.
+func (p *platform) started() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
+}
+
+// peak returns the most instances that there were, those that stop not counted.
+func (p *platform) peak() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.most
+}

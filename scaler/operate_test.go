@@ -29,7 +29,7 @@ func TestSuspendTellsWaitersAndLetsThoseInsideFinish(t *testing.T) {
 		b.Resume()
 		time.Sleep(time.Minute)
 		b.is(Asleep) // who was refused meanwhile is gone
-		if p.n != 1 {
+		if p.started() != 1 {
 			t.Fatal("started for nobody")
 		}
 		b.comesAndGoes()
@@ -46,7 +46,7 @@ func TestResumeTakesBackWhatStillDrains(t *testing.T) {
 		b.Resume()
 		b.is(Awake)
 		b.comesAndGoes()
-		if p.n != 1 {
+		if p.started() != 1 {
 			t.Fatal("started anew")
 		}
 		r.Release(reserver.Answered)
@@ -108,7 +108,7 @@ func TestARequestDuringTheDrainingOfASleepTakesTheInstanceBack(t *testing.T) {
 		b.is(Asleep)
 		start := time.Now()
 		b.comesAndGoes()
-		if time.Since(start) != 0 || p.n != 1 {
+		if time.Since(start) != 0 || p.started() != 1 {
 			t.Fatal("a new one was started beside it")
 		}
 		r.Release(reserver.Answered)
@@ -121,7 +121,7 @@ func TestWakeCutsThePauseShortAndLastsForAnIdleTimeout(t *testing.T) {
 		b := newBench(t, with(func(s *Settings) { s.IdleTimeout = time.Minute }), p, nil)
 		_ = b.answer(b.waits())
 		time.Sleep(time.Millisecond)
-		p.fail = nil
+		p.set(func() { p.fail = nil })
 		b.Wake()
 		b.is(Awake)
 		time.Sleep(59 * time.Second)
@@ -168,7 +168,7 @@ func TestExitTellsWaitersStartsNothingAndServesWhatIsReady(t *testing.T) {
 		p.end("r1-1", exit("bye"))
 		_, _ = b.request()
 		time.Sleep(time.Minute)
-		if p.n != 1 {
+		if p.started() != 1 {
 			t.Fatal("started for nobody")
 		}
 	})

@@ -63,7 +63,7 @@ func TestANewRevisionThatFailsKeepsTheOld(t *testing.T) {
 		}
 		r.Release(reserver.Answered)
 		b.comesAndGoes()
-		next.fail = nil
+		next.set(func() { next.fail = nil })
 		time.Sleep(70 * time.Second)
 		b.runs(0)
 		b.comesAndGoes()
@@ -166,8 +166,8 @@ func TestMaxHoldsForWhatDrainsAsWell(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		r.Release(reserver.Answered)
 		b.granted(w)
-		if p.most != 1 {
-			t.Fatalf("%d at once with max 1", p.most)
+		if p.peak() != 1 {
+			t.Fatalf("%d at once with max 1", p.peak())
 		}
 	})
 }

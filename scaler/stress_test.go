@@ -199,7 +199,7 @@ func chaos(t *testing.T, seed uint64) {
 			if b.active() {
 				t.Errorf("service %d: a service that sleeps has a goroutine", k)
 			}
-			if most := b.p.most; k != 3 && most > s.Max {
+			if most := b.p.peak(); k != 3 && most > s.Max {
 				t.Errorf("service %d: %d instances at once", k, most)
 			}
 		}
