@@ -145,7 +145,11 @@ func (a *App) define(ctx caddy.Context, name string, s *Service, place string) e
 		return fmt.Errorf("service %s (%s): %w", name, place, err)
 	}
 	if other, ok := a.generation.definitions[name]; ok {
-		if diff := d.differs(other); diff != "" {
+		diff, err := d.differs(other)
+		if err != nil {
+			return fmt.Errorf("service %s: %w", name, err)
+		}
+		if diff != "" {
 			return fmt.Errorf("service %s is defined twice, and not in the same way: %s and %s differ in %s", name, other.place, place, diff)
 		}
 		return nil
