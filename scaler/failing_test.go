@@ -67,15 +67,20 @@ func TestStartsThatFailTogetherAreOneFailure(t *testing.T) {
 			b.waits()
 		}
 		b.runs(5)
-		p.do(func() {
-			for _, i := range p.instances {
-				i.Failure = f
-			}
-		})
+		blame := func(id string, f *Failure) { p.do(func() { p.instances[id].Failure = f }) }
+		blame("r1-1", exit("exit status 1"))
+		blame("r1-2", f)
+		blame("r1-3", f)
 		_, err := b.request()
 		r := refusedWith(t, err, RefusedFailing, "no image")
 		if d := time.Until(r.Until); d > 1200*time.Millisecond {
-			t.Fatalf("five at once made a pause of %v", d)
+			t.Fatalf("three at once made a pause of %v", d)
+		}
+		time.Sleep(500 * time.Millisecond)
+		blame("r1-4", f)
+		_, err = b.request()
+		if again := refusedWith(t, err, RefusedFailing, "no image"); !again.Until.Equal(r.Until) {
+			t.Fatal("one more of them made the pause longer")
 		}
 	})
 }

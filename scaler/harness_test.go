@@ -29,6 +29,7 @@ type platform struct {
 
 	local     bool
 	openErr   error
+	silent    bool          // it says nothing when it is opened
 	startTime time.Duration // from existence to readiness; negative is never
 	lag       time.Duration // from an accepted order to the instance (remote)
 	lifetime  time.Duration // from existence to its end by itself; 0 is for ever
@@ -72,7 +73,9 @@ func (p *platform) Open(env Env) (Scaler, error) {
 	for range p.want {
 		p.start()
 	}
-	p.tell()
+	if !p.silent {
+		p.tell()
+	}
 	return p, nil
 }
 

@@ -26,6 +26,7 @@ func TestSuspendTellsWaitersAndLetsThoseInsideFinish(t *testing.T) {
 		time.Sleep(time.Minute)
 		b.runs(0)
 		b.is(Suspended)
+		_, _ = b.request()
 		b.Resume()
 		time.Sleep(time.Minute)
 		b.is(Asleep) // who was refused meanwhile is gone
@@ -158,7 +159,7 @@ func TestAStoppedInstanceDrainsAndIsReplaced(t *testing.T) {
 func TestExitTellsWaitersStartsNothingAndServesWhatIsReady(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := &platform{local: true}
-		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 1, 1 }), p, nil)
+		b := newBench(t, with(func(s *Settings) { s.Min, s.Max, s.Concurrency = 1, 1, 1 }), p, nil)
 		r := b.inside()
 		w := b.waits()
 		b.Exit()
