@@ -182,7 +182,7 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 func (p *directiveParser) wake(d *caddyfile.Dispenser) error {
 	set, ok, err := p.helper.WithDispenser(d).MatcherToken()
 	if err != nil {
-		return err
+		return d.WrapErr(err)
 	}
 	if !ok && d.Val() != "*" {
 		return d.Errf("wake needs a matcher: a named one (@name), a path, or *")
@@ -278,11 +278,12 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 	tokens := []caddyfile.Token{directive}
 	tokens[0].Text = "reverse_proxy"
 	if len(p.proxy) > 0 {
-		open, end := directive, p.proxy[len(p.proxy)-1]
-		open.Text = "{"
-		// On a line of its own, wherever the last token ends.
-		end.Line += end.NumLineBreaks() + 1
-		end.Text = "}"
+		open, end := directive, directive
+		open.Text, end.Text = "{", "}"
+		// On a line of its own, wherever the last token ends. It is made from
+		// the directive because a brace that was quoted would be none.
+		last := p.proxy[len(p.proxy)-1]
+		end.File, end.Line = last.File, last.Line+last.NumLineBreaks()+1
 		tokens = append(append(append(tokens, open), p.proxy...), end)
 	}
 	rp := &reverseproxy.Handler{DynamicUpstreamsRaw: json.RawMessage(`{"source":"usher"}`)}
