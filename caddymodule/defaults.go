@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -71,9 +72,7 @@ func (a App) MarshalJSON() ([]byte, error) {
 	if err := json.Unmarshal(own, &all); err != nil {
 		return nil, err
 	}
-	for name, raw := range a.backends {
-		all[name] = raw
-	}
+	maps.Copy(all, a.backends)
 	return json.Marshal(all)
 }
 
