@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -207,9 +208,11 @@ type config struct {
 	server *caddyhttp.Server
 	front  *httptest.Server
 	once   sync.Once
+	over   atomic.Bool
 }
 
-// provisioning is one at a time, as in Caddy: it sets up logs for the process.
+// provisioning and cleaning up is one at a time, as in Caddy: logs and
+// certificates are the whole process's.
 var provisioning sync.Mutex
 
 // tryProvision provisions a Caddyfile or JSON apps.
@@ -249,10 +252,19 @@ func tryProvision(t *testing.T, text string) (*config, error) {
 		cfg.AppsRaw = caddy.ModuleMap{}
 	}
 	c := &config{t: t}
-	c.ctx, c.cancel = caddy.NewContext(base)
+	ctx, cancel := caddy.NewContext(base)
+	c.ctx = ctx
+	c.cancel = func() {
+		if c.over.Swap(true) {
+			return
+		}
+		provisioning.Lock()
+		defer provisioning.Unlock()
+		cancel()
+	}
 	for name := range doc.Apps {
 		if _, err := c.ctx.App(name); err != nil {
-			c.cancel()
+			cancel()
 			return nil, err
 		}
 	}
