@@ -115,7 +115,12 @@ type fleetInstance struct {
 
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
-	f := &fleet{t: t, name: serviceFor(t), changed: make(chan struct{})}
+	return newFleetNamed(t, serviceFor(t))
+}
+
+func newFleetNamed(t *testing.T, name string) *fleet {
+	t.Helper()
+	f := &fleet{t: t, name: name, changed: make(chan struct{})}
 	f.handler = func(id string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			b, _ := io.ReadAll(r.Body)
@@ -123,8 +128,11 @@ func newFleet(t *testing.T) *fleet {
 			_, _ = fmt.Fprintf(w, "%s %s %s", r.Method, r.URL.Path, b)
 		})
 	}
-	fleets.Store(f.name, f)
+	if _, taken := fleets.LoadOrStore(f.name, f); taken {
+		t.Fatalf("the fleet %s exists: a second one is made by secondFleet", f.name)
+	}
 	t.Cleanup(func() {
+		fleets.Delete(f.name)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		for _, r := range f.revs {
@@ -134,6 +142,13 @@ func newFleet(t *testing.T) *fleet {
 		}
 	})
 	return f
+}
+
+// secondFleet is one more in the same test.
+func secondFleet(t *testing.T) *fleet {
+	t.Helper()
+	name := serviceFor(t)
+	return newFleetNamed(t, "other."+name[:min(50, len(name))])
 }
 
 // serviceFor names the service of a test.
@@ -184,7 +199,7 @@ func (f *fleet) until(what string, cond func() bool) {
 		select {
 		case <-changed:
 		case <-deadline:
-			f.t.Fatalf("%s does not come", what)
+			f.t.Fatalf("%s: %s does not come", f.name, what)
 		}
 	}
 }

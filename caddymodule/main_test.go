@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 	_ = os.RemoveAll(dir)
 	if code == 0 {
 		http.DefaultClient.CloseIdleConnections()
-		if err := goleak.Find(caddysOwn()...); err != nil {
+		if err := goleak.Find(caddysOwn()); err != nil {
 			_, _ = os.Stderr.WriteString(err.Error())
 			code = 1
 		}
@@ -45,18 +46,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// caddysOwn are the goroutines of Caddy that live as long as the process.
-func caddysOwn() []goleak.Option {
-	return []goleak.Option{
-		goleak.IgnoreTopFunction("github.com/caddyserver/certmagic.(*Cache).maintainAssets"),
-		goleak.IgnoreTopFunction("github.com/caddyserver/certmagic.(*RingBufferRateLimiter).permit"),
-		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy.Host.fillDynamicHost"),
-		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy.(*Upstream).fillDynamicHost.func1.1"),
-		goleak.IgnoreAnyFunction("github.com/golang/glog.(*fileSink).flushDaemon"),
-		goleak.IgnoreAnyFunction("go.opencensus.io/stats/view.(*worker).start"),
-		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2.(*Config).Metrics"),
-		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2.init.1.func1"),
-	}
+// caddysOwn is the goroutine of Caddy that lives as long as the process: the
+// sweeper of the hosts of dynamic upstreams.
+func caddysOwn() goleak.Option {
+	return goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy.(*Upstream).fillDynamicHost.func1.1")
 }
 
 // memory is a storage in memory that can be made to fail.
@@ -207,9 +200,11 @@ type config struct {
 	server *caddyhttp.Server
 	front  *httptest.Server
 	once   sync.Once
+	over   atomic.Bool
 }
 
-// provisioning is one at a time, as in Caddy: it sets up logs for the process.
+// provisioning and cleaning up is one at a time, as in Caddy: logs and
+// certificates are the whole process's.
 var provisioning sync.Mutex
 
 // tryProvision provisions a Caddyfile or JSON apps.
@@ -249,10 +244,19 @@ func tryProvision(t *testing.T, text string) (*config, error) {
 		cfg.AppsRaw = caddy.ModuleMap{}
 	}
 	c := &config{t: t}
-	c.ctx, c.cancel = caddy.NewContext(base)
+	ctx, cancel := caddy.NewContext(base)
+	c.ctx = ctx
+	c.cancel = func() {
+		if c.over.Swap(true) {
+			return
+		}
+		provisioning.Lock()
+		defer provisioning.Unlock()
+		cancel()
+	}
 	for name := range doc.Apps {
 		if _, err := c.ctx.App(name); err != nil {
-			c.cancel()
+			cancel()
 			return nil, err
 		}
 	}
