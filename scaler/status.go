@@ -39,6 +39,9 @@ func (l *Loop) Status() Status {
 	if st.LastError == nil {
 		st.LastError = st.Trouble
 	}
+	if r := l.current(); r != nil && r.hold != nil && st.LastError == nil {
+		st.LastError = r.hold.Failure
+	}
 	return st
 }
 
