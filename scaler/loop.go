@@ -235,8 +235,20 @@ func (l *Loop) Adopt(b Backend) error {
 			return nil
 		}
 	}
+	cur := l.current()
 	l.mu.Unlock()
-	return l.open(b)
+	if cur == nil {
+		return l.open(b)
+	}
+	if u, ok := cur.scaler.(Updater); !ok || !u.Update(b) {
+		return l.open(b)
+	}
+	l.mu.Lock()
+	cur.backend = b
+	l.fresh()
+	l.mu.Unlock()
+	l.Poke()
+	return nil
 }
 
 // fresh forgets failures: what is said of the starts of one revision is not
@@ -300,13 +312,19 @@ func (l *Loop) open(b Backend) error {
 }
 
 // Restart makes a new revision of the same: all instances are replaced, one
-// after the other, while they serve.
+// after the other, while they serve. A platform that does this by itself is
+// told to.
 func (l *Loop) Restart() error {
 	l.mu.Lock()
 	r := l.current()
 	l.mu.Unlock()
 	if r == nil {
 		return nil
+	}
+	if s, ok := r.scaler.(Restarter); ok {
+		ctx, cancel := context.WithTimeout(l.ctx, orderTimeout)
+		defer cancel()
+		return s.Restart(ctx)
 	}
 	return l.open(r.backend)
 }

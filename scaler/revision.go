@@ -85,7 +85,7 @@ func (i *instance) status() InstanceStatus {
 // them are not ready yet for the first time.
 func (r *revision) count() (alive, starting int) {
 	for _, i := range r.instances {
-		if i.stopping || i.draining {
+		if i.stopping || i.draining || i.Extra {
 			continue
 		}
 		alive++
@@ -101,7 +101,7 @@ func (r *revision) count() (alive, starting int) {
 func (r *revision) unready() []*instance {
 	var all []*instance
 	for _, i := range r.instances {
-		if !i.stopping && !i.draining && (i.slots == nil || i.withdrawn) {
+		if !i.stopping && !i.draining && !i.Extra && (i.slots == nil || i.withdrawn) {
 			all = append(all, i)
 		}
 	}
@@ -115,18 +115,19 @@ func (r *revision) unready() []*instance {
 func (r *revision) withSlots() []*reserver.Instance {
 	var all []*reserver.Instance
 	for _, i := range r.instances {
-		if !i.stopping && !i.draining && i.slots != nil && !i.withdrawn {
+		if !i.stopping && !i.draining && !i.Extra && i.slots != nil && !i.withdrawn {
 			all = append(all, i.slots)
 		}
 	}
 	return all
 }
 
-// existing is how many instances the platform has that are not stopping.
+// existing is how many instances the platform has that are not stopping and
+// that it counts.
 func (r *revision) existing() int {
 	n := 0
 	for _, i := range r.instances {
-		if !i.stopping {
+		if !i.stopping && !i.Extra {
 			n++
 		}
 	}

@@ -84,6 +84,31 @@ type Confirmer interface {
 	Confirm(ctx context.Context, instanceID string) error
 }
 
+// Updater is implemented by a Scaler that can go on under another description
+// of the same instances.
+type Updater interface {
+	// Update takes b over if it differs only in how the platform is reached,
+	// and returns true. Otherwise it changes nothing and returns false: b is a
+	// revision of its own then.
+	Update(b Backend) bool
+}
+
+// Restarter is implemented by a Scaler whose platform replaces instances by
+// itself, in a way of its own.
+type Restarter interface {
+	// Restart has all instances replaced. It returns when the platform has
+	// accepted or refused that.
+	Restart(ctx context.Context) error
+}
+
+// Hurrier is implemented by a Scaler whose platform makes pauses of its own
+// between starts that fail.
+type Hurrier interface {
+	// Hurry cuts such a pause short, now or after the next order: a person
+	// has asked for a start. It returns at once.
+	Hurry()
+}
+
 // Recoverer is implemented by backend modules whose instances can outlive a
 // Caddy that was killed.
 type Recoverer interface {
@@ -189,6 +214,16 @@ type Instance struct {
 	// Failure says why an instance ended unasked, or what keeps one from
 	// starting; nil otherwise.
 	Failure *Failure
+
+	// Unhealthy is true while the platform says that the instance does not
+	// serve, whatever a probe says: it gets no new request, and is probed anew
+	// afterwards.
+	Unhealthy bool
+
+	// Extra is true while the platform does not count the instance among those
+	// it works towards: it is about to be replaced, or out of sight. It serves
+	// as long as it can, but is not counted on, and nobody is stopped for it.
+	Extra bool
 }
 
 // Phase is where an instance is in its life, by the platform's word.
