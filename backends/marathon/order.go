@@ -182,6 +182,9 @@ func (w *order) refused(ctx context.Context, s step, err error) error {
 		return asFailure(err)
 	case st != nil && len(st.locks) > 0:
 		return w.locked(ctx, st.locks, err)
+	case st != nil && st.status/100 == 3:
+		// Every member that is known names one that is not.
+		return asFailure(err)
 	case unsure(err):
 		return w.settle(ctx, s, err)
 	case unsent(err):

@@ -257,11 +257,10 @@ func (a *app) takeTasks(doc *appJSON, fewer bool, now time.Time) {
 		}
 		t.unhealthy = true
 		f := taskFailure(failed, t.id)
-		if !t.stop && f == nil && now.Sub(t.absent) < vanishAfter {
-			continue
-		}
 		if fewer || t.missed {
 			t.phase = scaler.PhaseStopping // somebody had it stopped
+		} else if !t.stop && f == nil && now.Sub(t.absent) < vanishAfter {
+			continue
 		}
 		if t.stop || f != nil {
 			a.seen[t.id] = now.Add(forgetOver)
