@@ -15,6 +15,7 @@ type action struct {
 	def        *definition
 	named      []string // the instances that a caller sentenced
 
+	held        bool // by the simulator: it does not finish
 	begun, done bool
 	sync        *timer
 	readiness   map[string]*readinessState // by task id
@@ -38,7 +39,7 @@ type action struct {
 func (a *action) reset() {
 	a.halt()
 	*a = action{
-		e: a.e, deployment: a.deployment, kind: a.kind, app: a.app, def: a.def, named: a.named,
+		e: a.e, deployment: a.deployment, kind: a.kind, app: a.app, def: a.def, named: a.named, held: a.held,
 		readiness: map[string]*readinessState{}, replaced: map[string]bool{}, counted: map[string]bool{},
 	}
 }
@@ -79,7 +80,7 @@ func (a *action) begin() {
 
 // look is called whenever something of the app has changed.
 func (a *action) look() {
-	if a.done {
+	if a.done || a.held {
 		return
 	}
 	switch a.kind {

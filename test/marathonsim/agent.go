@@ -74,6 +74,9 @@ func (e *engine) spawn(t *task) {
 			}
 			t.proc = p
 			e.log("process", t.app, t.id, "pid %d", p.pid)
+			if t.released {
+				p.signal(sigkill) // its agent went down meanwhile
+			}
 			if t.order.asked {
 				e.carryOutKill(t) // the order came while it was being started
 			}

@@ -121,7 +121,7 @@ func (s *Sim) leaderResource(q *request) *response {
 	case q.method == http.MethodGet:
 		return answer(http.StatusOK, object{{"leader", leader.addr}})
 	case q.method == http.MethodDelete:
-		s.engine.after(s.cfg.AbdicateDelay, func() { go s.crashLeader(leader) })
+		s.engine.after(s.cfg.AbdicateDelay, func() { s.background.Go(func() { s.crashLeader(leader) }) })
 		return message(http.StatusOK, "Leadership abdicated")
 	}
 	return &response{status: http.StatusMethodNotAllowed}

@@ -109,10 +109,23 @@ func (b *bus) deliver(s *subscriber, ev event) {
 		body = ev.heavy
 	}
 	frame := []byte("event: " + ev.kind + "\r\ndata: " + string(marshal(body)) + "\r\n\r\n")
+	if _, ok := b.e.faults.strike(FaultUnknownEvent, nil); ok {
+		b.after(s, 0, []byte("event: moon_phase_event\r\ndata: {\"phase\":[1,null],\"eventType\":\"moon_phase_event\"}\r\n\r\n"))
+	}
+	if _, ok := b.e.faults.strike(FaultHugeEvent, nil); ok {
+		huge := object{{"clientIp", "127.0.0.1"}, {"uri", "/v2/apps/huge"}, {"appDefinition", object{
+			{"id", "/huge"}, {"cmd", strings.Repeat("x", 1<<20)},
+		}}, {"eventType", "api_post_event"}, {"timestamp", stamp(b.e.now())}}
+		b.after(s, 0, []byte("event: api_post_event\r\ndata: "+string(marshal(huge))+"\r\n\r\n"))
+	}
 	copies, delay := b.e.faults.eventFate(b.e.between(b.e.cfg.EventDelay))
 	for range copies {
-		b.e.after(delay, func() { b.push(s, frame) })
+		b.after(s, delay, frame)
 	}
+}
+
+func (b *bus) after(s *subscriber, delay time.Duration, frame []byte) {
+	b.e.after(delay, func() { b.push(s, frame) })
 }
 
 func (b *bus) push(s *subscriber, frame []byte) {

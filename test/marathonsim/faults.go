@@ -26,8 +26,9 @@ const (
 	// Of the event streams.
 	FaultEventLost      = "event_lost"
 	FaultEventTwice     = "event_twice"
-	FaultEventLate      = "event_late" // by up to Delay (2s), so the order is lost
-	FaultUnknownEvent   = "unknown_event"
+	FaultEventLate      = "event_late"      // by up to Delay (2s), so the order is lost
+	FaultUnknownEvent   = "unknown_event"   // one of a type that nobody knows, before another
+	FaultHugeEvent      = "huge_event"      // an api_post_event of a megabyte, before another
 	FaultSilentStream   = "silent_stream"   // a new stream says nothing from its first byte on
 	FaultTruncatedFrame = "truncated_frame" // a stream ends in the middle of a line
 
