@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -30,8 +31,11 @@ func asFailure(err error) *scaler.Failure {
 			Reason: scaler.ReasonPlatform, Short: "Marathon cannot be reached",
 			Detail: "what runs goes on serving; Usher tries again by itself", Err: err,
 		}
-		if errors.Is(err, context.DeadlineExceeded) {
+		switch _, transport := errors.AsType[*url.Error](err); {
+		case errors.Is(err, context.DeadlineExceeded):
 			f.Short = "Marathon does not answer in time"
+		case !transport:
+			f.Short = "Marathon's answer is not understood"
 		}
 		return f
 	}

@@ -29,12 +29,12 @@ func TestG10_AChangeOfTheLeaderAndATimeWithoutMarathonTouchNobodyInside(t *testi
 	for n := range 3 {
 		w.sim.CrashNode(n)
 	}
-	w.awaitWords("web", "platform")
+	w.awaitWords("web", "Marathon cannot be reached")
 	harness.Throughout(t, *outage, func() bool { return w.Service("web").Instances.Ready >= 1 }, "it serves without Marathon")
 	for n := range 3 {
 		w.sim.StartNode(n)
 	}
-	harness.Eventually(t, soon, func() bool { return !strings.Contains(w.lastError("web"), "platform") }, "Usher has caught up")
+	harness.Eventually(t, soon, func() bool { return !strings.Contains(w.lastError("web"), "Marathon") }, "Usher has caught up")
 	wantAllOK(t, load.Stop())
 	w.awaitBooks("web", "/web", soon)
 	w.never()

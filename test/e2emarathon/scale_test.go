@@ -123,16 +123,16 @@ func TestSeveralServicesShareACluster(t *testing.T) {
 	w := newTown(t, brisk())
 	var site strings.Builder
 	for k := range 5 {
-		w.app(fmt.Sprintf("/group/s%d", k), "")
+		w.app(fmt.Sprintf("/prod/s%d", k), "")
 		fmt.Fprintf(&site, "handle /s%d/* {\n\turi strip_prefix /s%d\n%s\n}\n", k, k,
-			harness.Usher(fmt.Sprintf("s%d", k), w.backend(fmt.Sprintf("/group/s%d", k))))
+			harness.Usher(fmt.Sprintf("s%d", k), w.backend(fmt.Sprintf("/prod/s%d", k))))
 	}
 	w.Start(harness.Config{Site: site.String()})
 	var wg sync.WaitGroup
 	for k := range 5 {
 		wg.Go(func() {
 			r := w.Get(fmt.Sprintf("/s%d/", k))
-			if !strings.HasPrefix(r.Header.Get("X-Instance"), fmt.Sprintf("group_s%d.", k)) {
+			if !strings.HasPrefix(r.Header.Get("X-Instance"), fmt.Sprintf("prod_s%d.", k)) {
 				t.Errorf("s%d: status %d, %q has answered, %v", k, r.Status, r.Header.Get("X-Instance"), r.Err)
 			}
 		})

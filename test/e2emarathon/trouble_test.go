@@ -42,7 +42,7 @@ func TestSomebodyElsesDeploymentIsAwaitedAndNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	waits := w.Send(harness.Request{})
-	w.awaitWords("web", "conflict", id)
+	w.awaitWords("web", "another deployment holds the app", id)
 	release()
 	wantOK(t, waits.Wait(t, soon))
 	w.never()
@@ -57,7 +57,7 @@ func TestAnAppThatFailsIsReportedAndComesBackWhenAskedFor(t *testing.T) {
 	if r.UsherError() != "start_failed" || !strings.Contains(r.Body, "exit status 1") {
 		t.Errorf("status %d, %s: %s", r.Status, r.UsherError(), r.Body)
 	}
-	w.awaitWords("web", "crash_loop", "Marathon starts the next task")
+	w.awaitWords("web", "exit status 1", "held back by Marathon", "Marathon starts the next task")
 	w.sim.ClearFaults()
 	// Marathon would wait 12 s and more; a person need not.
 	began := time.Now()
@@ -80,7 +80,7 @@ func TestNoMatchingOfferIsReportedWithWhatIsMissing(t *testing.T) {
 	w.sim.Inject(marathonsim.Fault{Kind: marathonsim.FaultStarved, App: "/web", Resource: "cpus"})
 	w.Start(w.web("wait_timeout 30s"))
 	waits := w.Send(harness.Request{})
-	w.awaitWords("web", "unschedulable", "cpus")
+	w.awaitWords("web", "no matching offer", "cpus")
 	w.sim.ClearFaults()
 	wantOK(t, waits.Wait(t, 30*time.Second))
 }
@@ -95,7 +95,7 @@ func TestAnAppThatIsMissingOrForbidden(t *testing.T) {
 	w.app("/web", "")
 	harness.Eventually(t, soon, func() bool { return w.Get("/").Status == http.StatusOK }, "it serves once the app is there")
 	w.sim.SetAuth(marathonsim.Auth{Denied: []string{"/web"}})
-	w.awaitWords("web", "forbidden")
+	w.awaitWords("web", "does not allow")
 	wantOK(t, w.Get("/")) // what runs, runs
 	w.sim.SetAuth(marathonsim.Auth{})
 	harness.Eventually(t, soon, func() bool { return w.lastError("web") == "null" }, "all is well again")
