@@ -231,8 +231,20 @@ func (l *Loop) Adopt(b Backend) error {
 			return nil
 		}
 	}
+	cur := l.current()
 	l.mu.Unlock()
-	return l.open(b)
+	if cur == nil {
+		return l.open(b)
+	}
+	if u, ok := cur.scaler.(Updater); !ok || !u.Update(b) {
+		return l.open(b)
+	}
+	l.mu.Lock()
+	cur.backend = b
+	l.fresh()
+	l.mu.Unlock()
+	l.Poke()
+	return nil
 }
 
 // fresh forgets failures: what is said of the starts of one revision is not

@@ -18,6 +18,12 @@ func (l *Loop) Wake() {
 	l.backoffUntil = time.Time{}
 	l.refuse()
 	l.reserver.Touch()
+	if r := l.current(); r != nil {
+		if h, ok := r.scaler.(Hurrier); ok {
+			// Without the lock: a Scaler may report with its own lock held.
+			l.background(h.Hurry)
+		}
+	}
 	l.Poke()
 }
 

@@ -20,14 +20,18 @@ func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
 		case i.stopping:
 			continue
 		case !i.draining:
-			o.Instances++
+			if !i.Extra {
+				o.Instances++
+			}
 			continue
 		}
 		switch empty := i.slots == nil || i.slots.Stats().InUse == 0; {
 		case empty || !now.Before(i.drainUntil):
 			o.Stop = append(o.Stop, i.ID)
 		default:
-			o.Instances++
+			if !i.Extra {
+				o.Instances++
+			}
 			next.by(i.drainUntil)
 		}
 	}

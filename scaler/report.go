@@ -112,11 +112,13 @@ func (l *Loop) judge(i *instance, now time.Time) {
 	platform := l.settings.Check.Kind == CheckPlatform
 	switch {
 	case i.Address == "" || i.stopping:
-	case platform && i.Phase == PhaseReady:
+	case i.Unhealthy && (i.slots == nil || i.withdrawn):
+		i.stopProbe()
+	case platform && !i.Unhealthy && i.Phase == PhaseReady:
 		if i.slots == nil || i.withdrawn {
 			l.ready(i)
 		}
-	case platform && i.slots != nil && !i.withdrawn:
+	case (platform || i.Unhealthy) && i.slots != nil && !i.withdrawn:
 		// Ready no longer: no new request until it is again.
 		i.withdrawn = true
 		if i.unreadyFrom.IsZero() {

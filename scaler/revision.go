@@ -87,7 +87,7 @@ func (i *instance) status() InstanceStatus {
 // them are not ready yet for the first time.
 func (r *revision) count() (alive, starting int) {
 	for _, i := range r.instances {
-		if i.stopping || i.draining {
+		if i.stopping || i.draining || i.Extra {
 			continue
 		}
 		alive++
@@ -103,7 +103,7 @@ func (r *revision) count() (alive, starting int) {
 func (r *revision) unready() []*instance {
 	var all []*instance
 	for _, i := range r.instances {
-		if !i.stopping && !i.draining && (i.slots == nil || i.withdrawn) {
+		if !i.stopping && !i.draining && !i.Extra && (i.slots == nil || i.withdrawn) {
 			all = append(all, i)
 		}
 	}
@@ -117,7 +117,7 @@ func (r *revision) unready() []*instance {
 func (r *revision) withSlots() []*reserver.Instance {
 	var all []*reserver.Instance
 	for _, i := range r.instances {
-		if !i.stopping && !i.draining && i.slots != nil && !i.withdrawn {
+		if !i.stopping && !i.draining && !i.Extra && i.slots != nil && !i.withdrawn {
 			all = append(all, i.slots)
 		}
 	}
@@ -159,11 +159,12 @@ func (r *revision) victims(n int) (unready []*instance, ready []*reserver.Instan
 	return unready, ready
 }
 
-// existing is how many instances the platform has that are not stopping.
+// existing is how many instances the platform has that are not stopping and
+// that it counts.
 func (r *revision) existing() int {
 	n := 0
 	for _, i := range r.instances {
-		if !i.stopping {
+		if !i.stopping && !i.Extra {
 			n++
 		}
 	}

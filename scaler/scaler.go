@@ -86,6 +86,15 @@ type Confirmer interface {
 	Confirm(ctx context.Context, instanceID string) error
 }
 
+// Updater is implemented by a Scaler that can go on under another description
+// of the same instances.
+type Updater interface {
+	// Update takes b over if it differs only in how the platform is reached,
+	// and returns true. Otherwise it changes nothing and returns false: b is a
+	// revision of its own then.
+	Update(b Backend) bool
+}
+
 // Restarter is implemented by a Scaler whose platform replaces instances by
 // itself: a second revision of the same description would be a second hand on
 // the same instances.
@@ -93,6 +102,14 @@ type Restarter interface {
 	// Restart asks the platform to replace all instances, one after the
 	// other, while they serve. It returns when the platform has accepted.
 	Restart(ctx context.Context) error
+}
+
+// Hurrier is implemented by a Scaler whose platform makes pauses of its own
+// between starts that fail.
+type Hurrier interface {
+	// Hurry cuts such a pause short, now or after the next order: a person
+	// has asked for a start. It returns at once.
+	Hurry()
 }
 
 // Recoverer is implemented by backend modules whose instances can outlive a
@@ -225,6 +242,16 @@ type Instance struct {
 	// StopRank is not 0 where the platform itself chooses which instance it
 	// stops: it takes the one with the highest rank.
 	StopRank int
+
+	// Unhealthy is true while the platform says that the instance does not
+	// serve, whatever a probe says: it gets no new request, and is probed anew
+	// afterwards.
+	Unhealthy bool
+
+	// Extra is true while the platform does not count the instance among those
+	// it works towards: it is about to be replaced, or out of sight. It serves
+	// as long as it can, but is not counted on, and nobody is stopped for it.
+	Extra bool
 }
 
 // Phase is where an instance is in its life, by the platform's word.

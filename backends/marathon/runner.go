@@ -1,0 +1,149 @@
+package marathon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	gomarathon "github.com/gambol99/go-marathon"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// runner is one revision on an app: the Scaler.
+type runner struct {
+	env  scaler.Env
+	port port
+	app  *app // set by join
+}
+
+func open(p *plan, env scaler.Env) (scaler.Scaler, error) {
+	r := &runner{env: env, port: p.port}
+	watch(p.app, p.access, r)
+	return r, nil
+}
+
+// Close ends the watch. The tasks are left as they are.
+func (r *runner) Close(ctx context.Context, _ time.Duration) error {
+	return r.app.leave(ctx, r)
+}
+
+// Update takes over another access to the same app: other URLs of the same
+// cluster, other credentials.
+func (r *runner) Update(b scaler.Backend) bool {
+	next, ok := b.(*Backend)
+	if !ok || next.plan == nil || next.plan.app != r.app.id || next.plan.port != r.port {
+		return false
+	}
+	apps.Lock()
+	defer apps.Unlock()
+	same := func(u string) bool { return slices.Contains(next.plan.access.urls, u) }
+	if !slices.ContainsFunc(r.app.access.urls, same) {
+		// Another cluster, for all that is known: its app is another one.
+		return false
+	}
+	r.app.reach(next.plan.access)
+	return true
+}
+
+// confirmAge is how old the end of a read may be that confirms a task: when
+// calls are slow, each probe would wait for a read of its own in vain.
+const confirmAge = time.Second
+
+// Confirm tells whether the task was running when it was probed, by a read
+// that began after that: a port that a task has left is given to another one
+// at once. While Marathon cannot be asked, no ports are given away, and what
+// was known last counts.
+func (r *runner) Confirm(ctx context.Context, id string) error {
+	a := r.app
+	a.mu.Lock()
+	t := a.named(id)
+	fresh := false
+	if t != nil {
+		if t.asked == 0 {
+			t.asked = a.begun
+		}
+		fresh = a.ended > t.asked && a.readErr == nil && time.Since(a.endedAt) < confirmAge
+	}
+	a.mu.Unlock()
+	if !fresh {
+		if err := a.fresh(ctx); err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t = a.named(id)
+	switch {
+	case t == nil || t.phase == scaler.PhaseEnded || t.phase == scaler.PhaseStopping:
+		return errors.New("the task runs no more; what answered is not it")
+	case t.state != taskRunning && !lost(t.state):
+		return fmt.Errorf("the task is in state %s; what answered is not it", t.state)
+	case t.unhealthy:
+		return errors.New("Marathon's health check of the task fails")
+	}
+	t.asked = 0
+	a.proved()
+	return nil
+}
+
+// named returns the task that is an instance. The lock is held.
+func (a *app) named(instance string) *task {
+	for _, t := range a.tasks {
+		if t.name == instance {
+			return t
+		}
+	}
+	return nil
+}
+
+// Hurry clears the pause that Marathon makes after failed starts, now or after
+// the next order: somebody who asks by hand may have mended the cause.
+func (r *runner) Hurry() {
+	r.app.mu.Lock()
+	r.app.hurry = time.Now().Add(hurryFor)
+	r.app.mu.Unlock()
+	r.app.kick()
+}
+
+// Restart has Marathon replace all tasks by the app's own upgrade strategy.
+func (r *runner) Restart(ctx context.Context) error {
+	a := r.app
+	if err := a.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer a.endTurn()
+	var done *gomarathon.DeploymentID
+	err := a.reached().change(ctx, func(ctx context.Context, m *member) error {
+		return m.library(ctx, func(lib gomarathon.Marathon) error {
+			var err error
+			done, err = lib.RestartApplication(a.id, false)
+			return err
+		})
+	})
+	switch s, ok := errors.AsType[*statusError](err); {
+	case ok && len(s.locks) > 0:
+		return conflict(a.id, s.locks, "a deployment", err)
+	case notFound(err):
+		return appMissing(a.id)
+	case err != nil:
+		return asFailure(err)
+	}
+	a.mu.Lock()
+	a.own[done.DeploymentID] = restarting
+	a.crashing = nil
+	a.mu.Unlock()
+	a.kick()
+	return nil
+}
+
+// Interface guards
+var (
+	_ scaler.Scaler    = (*runner)(nil)
+	_ scaler.Confirmer = (*runner)(nil)
+	_ scaler.Updater   = (*runner)(nil)
+	_ scaler.Restarter = (*runner)(nil)
+	_ scaler.Hurrier   = (*runner)(nil)
+)
