@@ -89,7 +89,7 @@ func TestRequestBeforeAStartThatNeverComesIsAnsweredByWhatIsInForce(t *testing.T
 }
 
 func TestConfigurationThatIsTakenBackLeavesTheOneBeforeInForce(t *testing.T) {
-	t.Parallel()
+	// Not parallel: the one before is the newest but one.
 	f := newFleet(t)
 	first := start(t, site(f.usher("concurrency 3", "error_detail full")))
 	if r := first.get("/"); r.status != 200 {
@@ -113,7 +113,7 @@ func TestConfigurationThatIsTakenBackLeavesTheOneBeforeInForce(t *testing.T) {
 }
 
 func TestStartThatFailsLeavesTheOneBeforeInForce(t *testing.T) {
-	t.Parallel()
+	// Not parallel: the one before is the newest but one.
 	f := newFleet(t)
 	first := start(t, site(f.usher("concurrency 3")))
 	f.set(func() {

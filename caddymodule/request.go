@@ -271,6 +271,17 @@ func (q *request) again() {
 	if q.refusal != nil {
 		return
 	}
+	switch cause := context.Cause(q.in.Context()); {
+	case errors.Is(cause, scaler.ErrGone):
+		q.refusal = scaler.ErrGone
+	case cause != nil:
+		q.refusal = errClientGone
+	}
+	if q.refusal != nil {
+		// No further attempt can succeed.
+		q.reservation.Release(reserver.Neutral)
+		return
+	}
 	a := &q.attempt
 	if !a.asked {
 		// Without the rules the proxy repeats only what could not be dialled.
@@ -307,6 +318,7 @@ func (q *request) finish(err error) error {
 		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: instance %s: %w", q.service.name, q.instance, scaler.ErrGone))
 	case err == nil || q.refusal == nil || errors.Is(q.refusal, errSeen):
 		return err
+	case errors.Is(q.refusal, errClientGone):
 	case q.seen > 0 || q.maybeSeen():
 		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: an instance may have seen the request, and there is none for another try: %w", q.service.name, q.refusal))
 	}
