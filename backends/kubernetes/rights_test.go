@@ -69,7 +69,9 @@ func TestTheManifestsGrantExactlyTheRightsThatAreUsed(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.Release(reserver.Answered)
-		eventually(t, "one pod", func() bool { return len(s.livePods()) == 1 })
+		eventually(t, "one pod", func() bool {
+			return len(s.livePods()) == 1 && (resource == "statefulset" || len(s.made("delete")) > 0)
+		})
 		a.Release(reserver.Answered)
 		s.change(resource+"s", "web", func(o object) {
 			merge(o, object{"metadata": object{"annotations": object{"test/quota": "yes"}}})
