@@ -50,6 +50,7 @@ func (c *change) carryOut(ctx context.Context) error {
 	changed := c.scale.replicas != c.from.replicas
 	c.mu.Unlock()
 	c.report()
+	c.poke(false) // whether what was ordered comes
 	if changed {
 		c.setMark(ctx)
 	}

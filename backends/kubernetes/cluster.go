@@ -65,7 +65,6 @@ type cluster struct {
 
 	ctx    context.Context // of the watches; ends with the last user
 	cancel context.CancelFunc
-	life   sync.WaitGroup
 }
 
 // client is what calls are made with.
@@ -125,7 +124,6 @@ func (cl *cluster) leave() {
 		return
 	}
 	cl.cancel()
-	cl.life.Wait()
 	utilnet.CloseIdleConnectionsFor(cl.client.Load().transport)
 }
 

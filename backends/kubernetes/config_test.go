@@ -165,6 +165,6 @@ func TestTheFilesThatKUBECONFIGNamesAreTheDefault(t *testing.T) {
 	s.workload("Deployment", "web", 1)
 	path := s.kubeconfig()
 	t.Setenv("KUBECONFIG", path)
-	b := openOn(t, s, "deployment/web", func(o *options) { o.backend.Kubeconfig = "default" })
+	b := openOn(t, s, "deployment/web", func(o *options) { o.backend.Kubeconfig = byDefault })
 	b.has(1, 1)
 }

@@ -37,6 +37,9 @@ type bench struct {
 	closed  bool
 }
 
+// byDefault stands for no kubeconfig of the service's own.
+const byDefault = "default"
+
 // options of a bench.
 type options struct {
 	backend  Backend
@@ -52,8 +55,11 @@ func openOn(t *testing.T, s *apiServer, resource string, change ...func(*options
 	for _, f := range change {
 		f(&o)
 	}
-	if o.backend.Kubeconfig == "" {
+	switch o.backend.Kubeconfig {
+	case "":
 		o.backend.Kubeconfig = s.kubeconfig()
+	case byDefault:
+		o.backend.Kubeconfig = ""
 	}
 	b := &o.backend
 	if err := b.Provision(caddy.Context{}); err != nil {

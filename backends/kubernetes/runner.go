@@ -179,6 +179,7 @@ func (r *runner) read(ctx context.Context) {
 	r.reading = 0
 	if before != r.changes {
 		// It was read before the latest order: what came of that is newer.
+		r.poke(true)
 		return
 	}
 	r.scale = s

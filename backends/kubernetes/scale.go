@@ -263,6 +263,7 @@ func (r *runner) setMark(ctx context.Context) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.changes++
 	r.scale.mark = m
 	r.scale.version = obj.GetResourceVersion()
 }
