@@ -119,7 +119,12 @@ func (f *faults) strike(kind string, applies func(*Fault) bool) (Fault, bool) {
 		if x.Times > 0 {
 			x.left--
 		}
-		f.e.log("fault", x.App, "", "%s", kind)
+		switch kind {
+		case FaultNoOffers, FaultStarved, FaultStale, FaultPortsReused:
+			// They strike many times a second.
+		default:
+			f.e.log("fault", x.App, "", "%s", kind)
+		}
 		return x.Fault, true
 	}
 	return Fault{}, false
