@@ -1,6 +1,7 @@
 package marathonsim_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -18,6 +19,34 @@ func TestRunningDoesNotMeanServing(t *testing.T) {
 	if address := endpoint(running(s.settled("/a", 1))[0]); !refuses(address) {
 		t.Error("it serves")
 	}
+}
+
+func TestATaskDiesAndAnotherWedges(t *testing.T) {
+	s := start(t, quick())
+	s.Inject(marathonsim.Fault{Kind: marathonsim.FaultDies, App: "/dies", Times: 1, Delay: 10 * time.Millisecond})
+	s.create("/dies", 1, "")
+	eventually(t, "the first incarnation was killed from outside", func() bool {
+		return s.get("/v2/apps/dies").str("app.lastTaskFailure.message") == "Command terminated with signal Killed"
+	})
+	s.create("/wedges", 1, "")
+	address := endpoint(running(s.settled("/wedges", 1))[0])
+	serves(t, address)
+	s.Inject(marathonsim.Fault{Kind: marathonsim.FaultWedges, App: "/wedges", Times: 1, Delay: time.Hour})
+	s.want(200, "POST", "/v2/apps/wedges/restart", "")
+	address = endpoint(running(s.settled("/wedges", 1))[0])
+	serves(t, address)
+	s.Advance(time.Hour)
+	eventually(t, "it accepts, and does not answer", func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err = conn.Read(make([]byte, 1))
+		return errors.Is(err, os.ErrDeadlineExceeded)
+	})
 }
 
 func TestAPartitionedTaskServesOnAndComesBack(t *testing.T) {

@@ -248,7 +248,7 @@ func TestTooManyDeploymentsAreForbidden(t *testing.T) {
 
 func TestKillAfterTheGracePeriodEndsTheWholeGroup(t *testing.T) {
 	s := start(t, quick())
-	s.createCmd("/a", appBinary+" -ignore-term & exec "+appBinary+" -never-listen -ignore-term", 1, `"taskKillGracePeriodSeconds":0.2`)
+	s.createCmd("/a", "trap '' TERM; "+appBinary+" -ignore-term & exec sleep 1000", 1, `"taskKillGracePeriodSeconds":0.2`)
 	task := running(s.settled("/a", 1))[0]
 	serves(t, endpoint(task))
 	began := time.Now()

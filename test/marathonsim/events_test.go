@@ -1,9 +1,15 @@
 package marathonsim_test
 
 import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -135,6 +141,49 @@ func TestStandbysSendConsumersOfEventsToTheLeader(t *testing.T) {
 	st := s.listen((lead+1)%3, "?event_type=status_update_event")
 	if want := s.URLs()[lead] + "/v2/events?event_type=status_update_event"; st.status != http.StatusFound || st.header.Get("Location") != want {
 		t.Errorf("%d %v, want 302 to %s", st.status, st.header, want)
+	}
+}
+
+func TestRedirectsOfEventsCanLeadAstray(t *testing.T) {
+	s := start(t, quick())
+	standby := (s.leader() + 1) % 3
+	s.Inject(marathonsim.Fault{Kind: marathonsim.FaultLoop, Times: 1})
+	if st := s.listen(standby, ""); st.header.Get("Location") != s.URLs()[standby]+"/v2/events" {
+		t.Errorf("a circle: %v", st.header)
+	}
+	s.Inject(marathonsim.Fault{Kind: marathonsim.FaultDeadEnd, Times: 1})
+	st := s.listen(standby, "")
+	to, err := url.Parse(st.header.Get("Location"))
+	if err != nil || !refuses(to.Host) {
+		t.Errorf("a dead end: %v", st.header)
+	}
+}
+
+func TestAConsumerThatDoesNotReadIsDisconnected(t *testing.T) {
+	s := start(t, quick())
+	lead := strings.TrimPrefix(s.URLs()[s.leader()], "http://")
+	conn, err := net.Dial("tcp", lead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET /v2/events HTTP/1.1\r\nHost: %s\r\nAccept: text/event-stream\r\n\r\n", lead)
+	one := make([]byte, 1)
+	if _, err := conn.Read(one); err != nil {
+		t.Fatal(err)
+	}
+	line := `"` + strings.Repeat("x", 64<<10) + `"`
+	eventually(t, "the consumer is disconnected", func() bool {
+		s.SendEvent("noise", line)
+		for _, e := range s.Journal(0) {
+			if e.Text == "a consumer is too slow and is disconnected" {
+				return true
+			}
+		}
+		return false
+	})
+	if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the end of the stream: %v", err)
 	}
 }
 

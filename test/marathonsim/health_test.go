@@ -27,17 +27,17 @@ func TestMarathonsChecksTickFromTheDeploymentOn(t *testing.T) {
 }
 
 func TestATaskThatComesLateWaitsForTheNextTick(t *testing.T) {
-	cfg := quick()
-	cfg.Speed = 20
-	s := start(t, cfg)
+	s := start(t, quick())
 	gate := t.TempDir() + "/gate"
-	s.createCmd("/a", "exec "+appBinary+" -gate "+gate, 1, `"healthChecks":[{"protocol":"TCP","portIndex":0,"intervalSeconds":60}]`)
+	s.createCmd("/a", "exec "+appBinary+" -gate "+gate, 1,
+		`"healthChecks":[{"protocol":"TCP","portIndex":0,"intervalSeconds":60,"gracePeriodSeconds":0,"maxConsecutiveFailures":0}]`)
 	eventually(t, "it runs", func() bool { return s.get("/v2/apps/a").num("app.tasksRunning") == 1 })
 	task := running(s.get("/v2/apps/a"))[0]
-	s.Advance(6 * time.Second) // the first tick has been, and was too early
+	s.Advance(6 * time.Second)
+	eventually(t, "the first tick has been, and was too early", func() bool { return s.get("/v2/apps/a").num("app.tasksUnhealthy") == 1 })
 	touch(t, gate)
 	serves(t, endpoint(task))
-	if a := s.get("/v2/apps/a"); a.num("app.tasksHealthy") != 0 {
+	if a := s.get("/v2/apps/a"); a.num("app.tasksHealthy") != 0 || len(a.list("app.deployments")) != 1 {
 		t.Errorf("healthy without a tick: %s", a.body)
 	}
 	s.Advance(60 * time.Second)

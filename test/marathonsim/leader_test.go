@@ -35,7 +35,7 @@ func TestTasksSurviveTheirLeader(t *testing.T) {
 	cfg.NodeRestart = 10 * time.Second
 	s := start(t, cfg)
 	s.createCmd("/crash", "exit 1", 1, `"backoffSeconds":300`)
-	s.create("/a", 2, `"healthChecks":[{"protocol":"MESOS_TCP","delaySeconds":0.1,"intervalSeconds":1000}]`)
+	s.create("/a", 2, `"healthChecks":[{"protocol":"MESOS_TCP","delaySeconds":5,"intervalSeconds":100}]`)
 	before := running(s.settled("/a", 2))
 	eventually(t, "/crash is in back-off", func() bool { return s.get("/v2/queue").num("queue.0.delay.timeLeftSeconds") > 100 })
 	lead := s.leader()
