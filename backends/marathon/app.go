@@ -172,8 +172,7 @@ func (a *app) reach(to access) {
 	a.cluster, a.access = next, to
 	a.mu.Unlock()
 	before.detach(a)
-	// Not while somebody waits for the answer to an admin's reload.
-	go before.release()
+	before.release()
 	a.kick()
 }
 

@@ -28,31 +28,45 @@ func TestEndpointOfATask(t *testing.T) {
 		"IPv6":                    {`{}`, `{"host":"fd00::7","ports":[31001]}`, port{}, "[fd00::7]:31001", ""},
 		"bridge": {
 			`{"networks":[{"mode":"container/bridge"}],"container":{"type":"MESOS","portMappings":[{"containerPort":80,"hostPort":0,"name":"http"},{"containerPort":81}]}}`,
-			host, port{index: 1}, "10.0.0.7:31002", "",
+			host,
+			port{index: 1},
+			"10.0.0.7:31002", "",
 		},
 		"container, mapped to the host": {
 			`{"networks":[{"mode":"container","name":"dcos"}],"container":{"portMappings":[{"containerPort":80,"name":"inner"},{"containerPort":81,"hostPort":0,"name":"outer"}]}}`,
-			host, port{name: "outer"}, "10.0.0.7:31001", "",
+			host,
+			port{name: "outer"},
+			"10.0.0.7:31001", "",
 		},
 		"container, of its own": {
 			`{"networks":[{"mode":"container","name":"dcos"}],"container":{"portMappings":[{"containerPort":80,"hostPort":0},{"containerPort":81}]}}`,
-			host, port{index: 1}, "9.0.0.1:81", "",
+			host,
+			port{index: 1},
+			"9.0.0.1:81", "",
 		},
 		"container, no address yet": {
 			`{"networks":[{"mode":"container","name":"dcos"}],"container":{"portMappings":[{"containerPort":80}]}}`,
-			`{"host":"h","ports":[],"ipAddresses":[]}`, port{}, "", "",
+			`{"host":"h","ports":[],"ipAddresses":[]}`,
+			port{},
+			"", "",
 		},
 		"1.4 bridge": {
 			`{"container":{"docker":{"network":"BRIDGE","portMappings":[{"containerPort":80,"hostPort":0,"name":"http"}]}}}`,
-			host, port{name: "http"}, "10.0.0.7:31001", "",
+			host,
+			port{name: "http"},
+			"10.0.0.7:31001", "",
 		},
 		"1.4 user network": {
 			`{"ipAddress":{"networkName":"dcos"},"container":{"docker":{"network":"USER","portMappings":[{"containerPort":80}]}}}`,
-			host, port{}, "9.0.0.1:80", "",
+			host,
+			port{},
+			"9.0.0.1:80", "",
 		},
 		"1.4 address per task": {
 			`{"ipAddress":{"discovery":{"ports":[{"number":8080,"name":"http","protocol":"tcp"}]}}}`,
-			host, port{name: "http"}, "9.0.0.1:8080", "",
+			host,
+			port{name: "http"},
+			"9.0.0.1:8080", "",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -30,6 +30,7 @@ type order struct {
 	o     scaler.Order
 	began time.Time
 	raise bool // something is to be started
+	known bool // that Marathon cannot be asked was known before
 }
 
 // Scale carries out an order. It reads first, because the number of an app is
@@ -46,7 +47,10 @@ func (r *runner) Scale(ctx context.Context, o scaler.Order) error {
 		return err
 	}
 	defer a.endTurn()
-	w := &order{app: a, r: r, o: o, began: time.Now()}
+	a.mu.Lock()
+	known := a.outage != nil
+	a.mu.Unlock()
+	w := &order{app: a, r: r, o: o, began: time.Now(), known: known}
 	return w.carryOut(ctx)
 }
 
@@ -107,7 +111,7 @@ func (w *order) carryOut(ctx context.Context) error {
 }
 
 // read waits for a read of the app, for as long as an outage may be a change
-// of the leader.
+// of the leader. One that is known to be more than that is told at once.
 func (w *order) read(ctx context.Context) error {
 	for {
 		err := w.app.fresh(ctx)
@@ -118,7 +122,7 @@ func (w *order) read(ctx context.Context) error {
 			return appMissing(w.app.id)
 		case !elsewhere(err):
 			return asFailure(err)
-		case ctx.Err() != nil || time.Since(w.began) > patienceDown:
+		case ctx.Err() != nil || w.known || time.Since(w.began) > patienceDown:
 			return asFailure(err)
 		}
 		if !sleep(ctx, paceFirst) {

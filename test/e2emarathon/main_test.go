@@ -60,6 +60,11 @@ func newTown(t *testing.T, cfg marathonsim.Config) *town {
 		if !t.Failed() {
 			return
 		}
+		for line := range strings.Lines(w.RawLog()) {
+			if strings.Contains(line, `"logger":"usher"`) {
+				t.Log(strings.TrimSpace(line))
+			}
+		}
 		t.Logf("seed %d; the simulator's journal:", sim.Seed)
 		entries := sim.Journal(0)
 		for _, e := range entries[max(0, len(entries)-150):] {
@@ -134,6 +139,22 @@ func (w *town) awaitBooks(name, app string, timeout time.Duration) {
 	if !agree {
 		w.t.Errorf("the books differ after %s: %s", timeout, said)
 	}
+}
+
+// awaitNodes waits until every node of the cluster answers.
+func (w *town) awaitNodes() {
+	w.t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
+	harness.Eventually(w.t, soon, func() bool {
+		for _, u := range w.sim.URLs() {
+			res, err := client.Get(u + "/ping")
+			if err != nil {
+				return false
+			}
+			res.Body.Close()
+		}
+		return true
+	}, "every node answers")
 }
 
 // never checks what Usher must not have done: order something by force.

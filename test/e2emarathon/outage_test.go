@@ -26,6 +26,7 @@ func TestG10_AChangeOfTheLeaderAndATimeWithoutMarathonTouchNobodyInside(t *testi
 	w.AwaitReady("web", 2, soon)
 	wantAllOK(t, more.Stop())
 
+	w.awaitNodes()
 	for n := range 3 {
 		w.sim.CrashNode(n)
 	}

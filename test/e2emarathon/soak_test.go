@@ -89,7 +89,11 @@ func TestSoak(t *testing.T) {
 		wantFrom(t, answers[s], "soak_"+s+".")
 		tally := make(map[string]int)
 		for _, r := range answers[s] {
-			tally[fmt.Sprint(r.Status, " ", r.UsherError())]++
+			why := fmt.Sprint(r.Status, " ", r.UsherError())
+			if r.Status == http.StatusServiceUnavailable {
+				why += ": " + strings.TrimSpace(r.Body)
+			}
+			tally[why]++
 			if r.Status == http.StatusServiceUnavailable && r.UsherError() == "" {
 				t.Errorf("%s: a 503 that is not Usher's: %q", s, r.Body)
 			}
