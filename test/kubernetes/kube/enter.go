@@ -62,8 +62,8 @@ func Enter(o Options) (status int, err error) {
 	if err := prepare(dir, binary, o.Race); err != nil {
 		return 1, err
 	}
-	removeCgroups("usher-kube-*") // of runs that were killed
-	defer removeCgroups(filepath.Base(dir))
+	removeCgroups("usher-kube-*", 0) // of runs that were killed
+	defer removeCgroups(filepath.Base(dir)+"-*", 3*time.Second)
 
 	// The death signal comes when the thread ends that has started the child.
 	runtime.LockOSThread()
@@ -218,9 +218,10 @@ func makeCgroup(name string) error {
 	return nil
 }
 
-// removeCgroups removes the cgroups whose names match. Those of a cluster that
+// removeCgroups removes the cgroups whose names match, and has some patience
+// with processes that are dead but not gone yet. The cgroups of a cluster that
 // runs have processes, and the kernel keeps them.
-func removeCgroups(pattern string) {
+func removeCgroups(pattern string, patience time.Duration) {
 	remove := func() (left bool) {
 		for _, root := range cgroupRoots() {
 			tops, _ := filepath.Glob(filepath.Join(root, pattern))
@@ -238,11 +239,6 @@ func removeCgroups(pattern string) {
 			}
 		}
 		return left
-	}
-	// The processes are dead but may not be gone yet.
-	patience := 3 * time.Second
-	if strings.Contains(pattern, "*") {
-		patience = 0
 	}
 	for deadline := time.Now().Add(patience); remove() && time.Now().Before(deadline); {
 		time.Sleep(20 * time.Millisecond)
