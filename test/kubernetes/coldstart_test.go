@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -118,15 +119,15 @@ func TestBurst(t *testing.T) {
 	s.Start(s.site("deployment/web", fmt.Sprintf("instances 0 %d", most), fmt.Sprintf("concurrency %d", slots)))
 	client := s.HTTP1()
 	start := time.Now()
-	var pending []*harness.Pending
+	pending := make([]*harness.Pending, 0, clients)
 	for i := range clients {
 		pending = append(pending, s.Send(harness.Request{
 			Path: "/sleep?d=50ms", Client: client,
-			Header: map[string][]string{"X-Seq": {fmt.Sprint(i)}},
+			Header: map[string][]string{"X-Seq": {strconv.Itoa(i)}},
 		}))
 	}
-	var took []time.Duration
-	var all []harness.Response
+	took := make([]time.Duration, 0, clients)
+	all := make([]harness.Response, 0, clients)
 	served := make(map[string]int)
 	for _, p := range pending {
 		r := p.Wait(t, soon)

@@ -64,7 +64,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	harness.Eventually(t, soon, func() bool { return load.Len() > 50 }, "the load runs")
 	orders := count(cluster.Calls(s.name), "patch", "deployments/scale")
 	const reloads = 5
-	var took []time.Duration
+	took := make([]time.Duration, 0, reloads)
 	for i := range reloads {
 		start := time.Now()
 		s.MustReload(site([]string{"62s", "63s"}[i%2]))

@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ func (s *space) holdThree() (byPod map[string]int, pending []*harness.Pending) {
 	for i := range 3 {
 		pending = append(pending, s.Send(harness.Request{
 			Path:   s.hold(fmt.Sprint("gate", i)),
-			Header: map[string][]string{"X-Seq": {fmt.Sprint(i)}},
+			Header: map[string][]string{"X-Seq": {strconv.Itoa(i)}},
 		}))
 		s.inside(i + 1)
 	}
@@ -65,8 +66,7 @@ func TestScaleDownTakesTheIdlePod(t *testing.T) {
 			_, pending := s.holdThree()
 			up := time.Since(start)
 
-			var ended []time.Duration
-			var order []string
+			ended, order := make([]time.Duration, 0, 3), make([]string, 0, 3)
 			// The second first: neither the oldest nor the newest.
 			for n, i := range []int{1, 2, 0} {
 				s.Open(fmt.Sprint("gate", i))

@@ -239,7 +239,7 @@ func (w *podWatch) of(name string) podLife {
 
 // names returns the names of pods, sorted.
 func names(lives []podLife) []string {
-	var all []string
+	all := make([]string, 0, len(lives))
 	for _, l := range lives {
 		all = append(all, l.Metadata.Name)
 	}

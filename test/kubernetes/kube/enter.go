@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -233,8 +234,8 @@ func removeCgroups(pattern string, patience time.Duration) {
 					}
 					return nil
 				})
-				for i := len(dirs) - 1; i >= 0; i-- {
-					left = syscall.Rmdir(dirs[i]) != nil || left
+				for _, dir := range slices.Backward(dirs) {
+					left = syscall.Rmdir(dir) != nil || left
 				}
 			}
 		}
