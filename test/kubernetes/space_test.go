@@ -163,6 +163,10 @@ type podWatch struct {
 	mu   sync.Mutex
 	pods map[string]*podLife // by UID
 	seq  []*podLife
+
+	// unseen are the pods that a new watch has not told of yet: those of which
+	// it never does were deleted when there was no watch.
+	unseen map[*podLife]bool
 }
 
 type podLife struct {
@@ -187,12 +191,28 @@ func watchPods(t *testing.T, namespace string) *podWatch {
 
 func (w *podWatch) note(kind string, object json.RawMessage) {
 	now := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch kind {
+	case "RESET":
+		w.unseen = make(map[*podLife]bool)
+		for _, life := range w.seq {
+			w.unseen[life] = life.goneAt.IsZero()
+		}
+		return
+	case "BOOKMARK":
+		for life, live := range w.unseen {
+			if live {
+				life.goneAt = now
+			}
+		}
+		w.unseen = nil
+		return
+	}
 	var pod kube.Pod
 	if json.Unmarshal(object, &pod) != nil || pod.Metadata.UID == "" {
 		return
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	life := w.pods[pod.Metadata.UID]
 	if life == nil {
 		life = new(podLife)
@@ -200,6 +220,7 @@ func (w *podWatch) note(kind string, object json.RawMessage) {
 		w.seq = append(w.seq, life)
 	}
 	life.Pod = pod
+	delete(w.unseen, life)
 	first := func(at *time.Time, is bool) {
 		if is && at.IsZero() {
 			*at = now

@@ -107,10 +107,11 @@ func (c *Client) Delete(path string) error {
 }
 
 // Watch calls f with every change of the objects at the path, until ctx ends.
-// When the server ends the watch it begins anew.
+// When the server ends the watch it begins anew: with RESET, then all objects
+// that there are, then a BOOKMARK.
 func (c *Client) Watch(ctx context.Context, path string, f func(kind string, object json.RawMessage)) {
 	for ctx.Err() == nil {
-		res, err := c.send(ctx, http.MethodGet, path+"?watch=1", "", nil)
+		res, err := c.send(ctx, http.MethodGet, path+"?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true", "", nil)
 		if err != nil {
 			select {
 			case <-ctx.Done():
@@ -118,6 +119,7 @@ func (c *Client) Watch(ctx context.Context, path string, f func(kind string, obj
 			}
 			continue
 		}
+		f("RESET", nil)
 		lines := bufio.NewScanner(res.Body)
 		lines.Buffer(nil, 4<<20)
 		for lines.Scan() {
