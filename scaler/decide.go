@@ -108,6 +108,9 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 		return
 	}
 	f := &Failure{Reason: ReasonTimeout, Short: "not ready within " + l.settings.StartTimeout.String(), Err: i.lastProbe}
+	if d := i.Delay; d != nil {
+		f = &Failure{Reason: d.Reason, Short: f.Short + ": " + d.Short, Detail: d.Detail, Err: d.Err}
+	}
 	i.doomed = true
 	i.stopProbe()
 	l.drain(i, now)
@@ -168,6 +171,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
 	}
 	a := l.settings.Policy.Target(in)
 	a.Target = max(in.Min, min(a.Target, in.Max))
+	a = l.current().held(a)
 	// The policy has seen this demand: only more than that is news to it.
 	a.Mark = max(a.Mark, stats.Demand)
 	if a.Target == 0 {
@@ -177,6 +181,26 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
 		a.Reason = "asked for by an operator, or by a request that could not wait"
 	}
 	return a, in.IdleSince
+}
+
+// held returns the advice as far as somebody else leaves it to us.
+func (r *revision) held(a Advice) Advice {
+	h, n := r.hold, r.desired
+	if h == nil || n == 0 {
+		return a
+	}
+	switch {
+	case a.Target == 0 && !h.None:
+		return a
+	case a.Target > n && h.More, a.Target < n && (h.Fewer || a.Target == 0):
+	default:
+		return a
+	}
+	a.Target, a.Idle, a.Reason = n, false, "the platform is busy with a change of its own"
+	if h.Failure != nil {
+		a.Reason = h.Failure.Short
+	}
+	return a
 }
 
 // remember adds the present to the history and forgets what is too old.

@@ -8,6 +8,10 @@ import (
 // ErrNotYet is returned by a Confirmer that cannot tell yet.
 var ErrNotYet = errors.New("not confirmed yet")
 
+// ErrLater is returned by Scale where the order is right, and the platform has
+// to come to rest before it can be carried out.
+var ErrLater = errors.New("the platform has to come to rest first")
+
 // Reason classifies failures. Reasons are used as values of a metric's
 // label, so their number is fixed.
 type Reason string

@@ -32,8 +32,9 @@ func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
 }
 
 // shrink cordons what is above the target: what the platform or a probe does
-// not call ready first, then the least loaded. It returns false if a request voided the advice: one that
-// came since the policy was asked, even if it has gone again.
+// not call ready first, then the least loaded, unless the platform insists on
+// an order. It returns false if a request voided the advice: one that came
+// since the policy was asked, even if it has gone again.
 func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 	guard := time.Time{}
 	if a.Idle {
@@ -45,8 +46,7 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 	// An earlier revision serves for what the later ones cannot yet.
 	serving := 0
 	for _, r := range slices.Backward(l.revisions) {
-		alive, _ := r.count()
-		surplus := alive - max(0, a.Target-serving)
+		surplus := r.surplus(max(0, a.Target-serving))
 		for _, i := range r.instances {
 			if i.state() == InstanceReady {
 				serving++
@@ -57,7 +57,8 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 		if l.retired && !r.traits.Local && l.suspended == nil && !l.asleep {
 			continue
 		}
-		for _, i := range r.unready() {
+		unready, ready := r.victims(surplus)
+		for _, i := range unready {
 			if surplus > 0 {
 				l.drain(i, now)
 				surplus--
@@ -66,7 +67,7 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 		if surplus <= 0 {
 			continue
 		}
-		chosen := l.reserver.CordonLeastLoaded(surplus, r.withSlots(), guard)
+		chosen := l.reserver.CordonLeastLoaded(surplus, ready, guard)
 		if len(chosen) == 0 && !guard.IsZero() {
 			return false
 		}

@@ -287,6 +287,7 @@ func (l *Loop) open(b Backend) error {
 	}
 	r.scaler, r.traits = s, traits
 	r.confirmer, _ = s.(Confirmer)
+	r.restarter, _ = s.(Restarter)
 	l.revisions = append(l.revisions, r)
 	l.fresh()
 	if r.early != nil {
@@ -299,8 +300,8 @@ func (l *Loop) open(b Backend) error {
 	return nil
 }
 
-// Restart makes a new revision of the same: all instances are replaced, one
-// after the other, while they serve.
+// Restart replaces all instances, one after the other, while they serve: by a
+// new revision of the same, or by the platform's own means where it has them.
 func (l *Loop) Restart() error {
 	l.mu.Lock()
 	r := l.current()
@@ -308,7 +309,12 @@ func (l *Loop) Restart() error {
 	if r == nil {
 		return nil
 	}
-	return l.open(r.backend)
+	if r.restarter == nil {
+		return l.open(r.backend)
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, orderTimeout)
+	defer cancel()
+	return r.restarter.Restart(ctx)
 }
 
 // Close ends the loop and closes its scalers, which stop their local

@@ -2,6 +2,7 @@ package scaler
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -29,6 +30,11 @@ func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
 			o.Instances++
 			next.by(i.drainUntil)
 		}
+	}
+	if !r.traits.Local {
+		// What the platform has above what it works towards, in the midst of
+		// a replacement or after somebody else's order, is on its way out.
+		o.Instances = max(0, o.Instances-max(0, r.existing()-len(o.Stop)-r.desired))
 	}
 	// What the platform is about to make stays wanted, as far as the target
 	// goes.
@@ -111,15 +117,20 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 			l.changed(i)
 		}
 	}
-	if starts > 0 && r == l.current() {
+	later := errors.Is(f, ErrLater)
+	switch {
+	case later:
+		l.log.Debug("order postponed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
+			zap.Strings("stop", o.Stop), zap.Error(f))
+	case starts > 0 && r == l.current():
 		l.startFailed(f, now)
-	} else {
+	default:
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
 		l.lastFailure, l.failedAt = f, now
 		r.refusal = f
 	}
-	if starts == 0 || len(o.Stop) > 0 {
+	if starts == 0 || len(o.Stop) > 0 || later {
 		r.retries++
 		r.retryAt = now.Add(backoff(r.retries))
 	}

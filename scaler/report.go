@@ -56,6 +56,26 @@ func (l *Loop) take(r *revision, rep Report) {
 		l.adoptNumber(r, now)
 	}
 	l.trouble(r, rep.Trouble)
+	r.holding(rep.Hold)
+}
+
+// holding takes note of what somebody else has to say about the number of
+// instances, and says who it is when that changes.
+func (r *revision) holding(h *Hold) {
+	var before, now *Failure
+	if r.hold != nil {
+		before = r.hold.Failure
+	}
+	if h != nil {
+		now = h.Failure
+	}
+	r.hold = h
+	switch log := r.loop.log; {
+	case now != nil && (before == nil || before.Reason != now.Reason || before.Short != now.Short):
+		log.Warn("somebody else scales the service", zap.Error(now))
+	case now == nil && before != nil:
+		log.Info("nobody else scales the service any more", zap.String("before", before.Short))
+	}
 }
 
 // update takes in what a report says about one instance.

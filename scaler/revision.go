@@ -17,12 +17,14 @@ type revision struct {
 	scaler    Scaler
 	traits    Traits
 	confirmer Confirmer
+	restarter Restarter
 
 	instances map[string]*instance
 	early     *Report // said before Open had returned
 	desired   int     // what the platform works towards
 	ordered   int     // the last number that was ordered or adopted
 	trouble   *Failure
+	hold      *Hold
 	blamed    bool      // trouble was counted as a failed start
 	missing   time.Time // since when fewer instances exist than desired
 
@@ -120,6 +122,41 @@ func (r *revision) withSlots() []*reserver.Instance {
 		}
 	}
 	return all
+}
+
+// surplus returns how many instances of r are above n. What a remote platform
+// has above what it works towards (in the midst of a replacement), it stops by
+// itself.
+func (r *revision) surplus(n int) int {
+	alive, _ := r.count()
+	if !r.traits.Local {
+		alive = min(alive, r.desired)
+	}
+	return alive - n
+}
+
+// victims returns the instances of r among which n are to be stopped: those
+// that are not ready, and those with slots. Where the platform insists on an
+// order these are the very n that it would stop.
+func (r *revision) victims(n int) (unready []*instance, ready []*reserver.Instance) {
+	var ranked []*instance
+	for _, i := range r.instances {
+		if !i.stopping && !i.draining && i.StopRank != 0 {
+			ranked = append(ranked, i)
+		}
+	}
+	if len(ranked) == 0 {
+		return r.unready(), r.withSlots()
+	}
+	slices.SortFunc(ranked, func(a, b *instance) int { return cmp.Compare(b.StopRank, a.StopRank) })
+	for _, i := range ranked[:max(0, min(n, len(ranked)))] {
+		if i.slots == nil || i.withdrawn {
+			unready = append(unready, i)
+		} else {
+			ready = append(ready, i.slots)
+		}
+	}
+	return unready, ready
 }
 
 // existing is how many instances the platform has that are not stopping.

@@ -45,7 +45,9 @@ type Scaler interface {
 	// treated as one with ReasonPlatform.
 	//
 	// An order that could be carried out in part is carried out in part, and
-	// the report says what there is.
+	// the report says what there is. ErrLater says that the platform has to
+	// come to rest before it can be: the same is ordered again after a pause,
+	// and nobody has failed.
 	Scale(ctx context.Context, order Order) error
 
 	// Close ends the adapter and everything it keeps running for itself.
@@ -82,6 +84,15 @@ type Confirmer interface {
 	// same probe in a moment, and any other error if the probe proved
 	// nothing and is to be repeated.
 	Confirm(ctx context.Context, instanceID string) error
+}
+
+// Restarter is implemented by a Scaler whose platform replaces instances by
+// itself: a second revision of the same description would be a second hand on
+// the same instances.
+type Restarter interface {
+	// Restart asks the platform to replace all instances, one after the
+	// other, while they serve. It returns when the platform has accepted.
+	Restart(ctx context.Context) error
 }
 
 // Recoverer is implemented by backend modules whose instances can outlive a
@@ -167,6 +178,23 @@ type Report struct {
 	// truth), a quota that keeps instances from being made, a resource that
 	// is missing. Nil if all is well.
 	Trouble *Failure
+
+	// Hold is set while somebody else has a say in how many instances there
+	// are.
+	Hold *Hold
+}
+
+// A Hold keeps the control loop from changing the number of instances, as far
+// as it goes. Starting the first instance is never kept from it: where that is
+// not wanted, Scale refuses it, and who waits is told why.
+type Hold struct {
+	// Fewer, More and None keep it from ordering fewer than Desired, more
+	// than Desired, and none at all.
+	Fewer, More, None bool
+
+	// Failure says who it is, and is told to operators. It is nil where the
+	// platform is only busy for a while.
+	Failure *Failure
 }
 
 // An Instance is one running copy of the service, as the platform sees it.
@@ -189,6 +217,14 @@ type Instance struct {
 	// Failure says why an instance ended unasked, or what keeps one from
 	// starting; nil otherwise.
 	Failure *Failure
+
+	// Delay says what a start waits for that may yet come by itself. It is
+	// the reason for the failure if the instance is not ready in time.
+	Delay *Failure
+
+	// StopRank is not 0 where the platform itself chooses which instance it
+	// stops: it takes the one with the highest rank.
+	StopRank int
 }
 
 // Phase is where an instance is in its life, by the platform's word.

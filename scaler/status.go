@@ -30,9 +30,12 @@ func (l *Loop) Status() Status {
 	}
 	if r := l.current(); r != nil {
 		st.Trouble = r.trouble
-	}
-	if st.LastError == nil {
-		st.LastError = st.Trouble
+		if st.LastError == nil {
+			st.LastError = r.trouble
+		}
+		if st.LastError == nil && r.hold != nil {
+			st.LastError = r.hold.Failure
+		}
 	}
 	return st
 }

@@ -1,0 +1,135 @@
+package kubernetes
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+func init() {
+	caddy.RegisterModule(new(Backend))
+}
+
+// Backend scales a workload of a Kubernetes cluster: a Deployment, a
+// StatefulSet, or any other resource that has a `scale` subresource.
+//
+// The pods are found by the selector of the scale, and requests go to their
+// IPs, so Caddy has to be able to reach these. The workload is there already;
+// Usher changes its number of replicas, and stops the pods that it chooses.
+//
+// `{env.*}` and `{file.*}` are resolved when the configuration is loaded.
+type Backend struct {
+	// The workload, as `<resource>/<name>`: `deployment/web`,
+	// `statefulset/db`, `replicaset/x`, or `<plural>.<version>.<group>/<name>`
+	// for any other.
+	Resource string `json:"resource"`
+
+	// The namespace of the workload. Default: that of the context of the
+	// kubeconfig, or, in a cluster, Caddy's own.
+	Namespace string `json:"namespace,omitempty"`
+
+	// The port of the pods that serves: its number, or its name in the pod's
+	// containers. Default: the first port that the pod declares.
+	Port string `json:"port,omitempty"`
+
+	// The kubeconfig file. Default: the service account of the pod that Caddy
+	// runs in, then the files that KUBECONFIG names, then ~/.kube/config.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+
+	// The context of the kubeconfig. Default: its current one.
+	Context string `json:"context,omitempty"`
+
+	plan *plan
+}
+
+// plan is a configuration after Provision.
+type plan struct {
+	workload  workload
+	namespace string // may be empty: the connection's
+	port      string
+	connection
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Backend) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "usher.backends.kubernetes",
+		New: func() caddy.Module { return new(Backend) },
+	}
+}
+
+// Provision resolves the configuration. It asks no cluster, and does not look
+// for one.
+func (b *Backend) Provision(caddy.Context) error {
+	resolve := caddy.NewReplacer()
+	resolved := [5]string{b.Resource, b.Namespace, b.Port, b.Kubeconfig, b.Context}
+	for i, field := range [...]string{"resource", "namespace", "port", "kubeconfig", "context"} {
+		value, err := resolve.ReplaceOrErr(resolved[i], true, true)
+		if err != nil {
+			return fmt.Errorf("kubernetes: %s: %w", field, err)
+		}
+		resolved[i] = value
+	}
+	if resolved[0] == "" {
+		return errors.New("kubernetes: a resource is required, for example deployment/web")
+	}
+	w, err := parseWorkload(resolved[0])
+	if err == nil {
+		err = checkNamespace(resolved[1])
+	}
+	if err == nil {
+		err = checkPort(resolved[2])
+	}
+	if err != nil {
+		return fmt.Errorf("kubernetes: %w", err)
+	}
+	b.plan = &plan{
+		workload: w, namespace: resolved[1], port: resolved[2],
+		connection: connection{kubeconfig: resolved[3], context: resolved[4]},
+	}
+	return nil
+}
+
+// Open connects to the cluster, without waiting for it.
+func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
+	if b.plan == nil {
+		return nil, &scaler.Failure{
+			Reason: scaler.ReasonPlatform, ForGood: true, Short: "backend not provisioned",
+			Detail: "the kubernetes backend of " + env.Service + " was opened before it was provisioned",
+		}
+	}
+	return open(b.plan, env)
+}
+
+// Fingerprint identifies everything that shapes an instance.
+func (b *Backend) Fingerprint() string {
+	p := b.plan
+	text, err := json.Marshal([]string{p.workload.String(), p.namespace, p.port, p.kubeconfig, p.context})
+	if err != nil {
+		// Strings always encode.
+		panic(fmt.Sprintf("kubernetes: encoding a plan: %v", err))
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
+
+// Redacted returns the configuration as it was written. It holds no secrets:
+// those are in the files that it names.
+func (b *Backend) Redacted() any {
+	shown := *b
+	shown.plan = nil
+	return &shown
+}
+
+// Interface guards
+var (
+	_ caddy.Module      = (*Backend)(nil)
+	_ caddy.Provisioner = (*Backend)(nil)
+	_ scaler.Backend    = (*Backend)(nil)
+)

@@ -1,0 +1,153 @@
+package kubernetes
+
+import (
+	"context"
+	"sync"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// A namespace is what is watched in one namespace of one cluster, for all
+// services that live there.
+type namespace struct {
+	cluster *cluster
+	name    string
+	refs    int // guarded by the cluster's mu
+
+	pods *mirror[*pod]
+	sets *mirror[*replicaSet]
+
+	mu      sync.Mutex
+	members map[*runner]bool
+	begun   bool // the watch of pods
+	setsOn  bool // the watch of ReplicaSets
+
+	scaled autoscaled
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	life   sync.WaitGroup
+}
+
+// join returns the namespace of that name. Every join needs a leave.
+func (cl *cluster) join(name string) *namespace {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	ns := cl.namespaces[name]
+	if ns == nil {
+		ns = &namespace{cluster: cl, name: name, members: make(map[*runner]bool)}
+		ns.ctx, ns.cancel = context.WithCancel(cl.ctx)
+		ns.pods = &mirror[*pod]{
+			gvr: pods, namespace: name, cluster: cl, convert: newPod, changed: ns.podChanged, replaced: ns.everything,
+		}
+		ns.sets = &mirror[*replicaSet]{
+			gvr: replicaSets, namespace: name, cluster: cl, convert: newReplicaSet, changed: ns.setChanged, replaced: ns.everything,
+		}
+		cl.namespaces[name] = ns
+	}
+	ns.refs++
+	return ns
+}
+
+// leave gives the namespace back. The last one to leave ends its watches.
+func (ns *namespace) leave() {
+	cl := ns.cluster
+	cl.mu.Lock()
+	ns.refs--
+	last := ns.refs == 0
+	if last {
+		delete(cl.namespaces, ns.name)
+	}
+	cl.mu.Unlock()
+	if last {
+		ns.cancel()
+		ns.life.Wait()
+	}
+}
+
+// subscribe lets r know what changes, and begins to watch what it needs.
+func (ns *namespace) subscribe(r *runner) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	ns.members[r] = true
+	if !ns.begun {
+		ns.begun = true
+		ns.life.Go(func() { ns.pods.run(ns.ctx) })
+	}
+	if r.plan.workload.needsReplicaSets() && !ns.setsOn {
+		ns.setsOn = true
+		ns.life.Go(func() { ns.sets.run(ns.ctx) })
+	}
+}
+
+func (ns *namespace) unsubscribe(r *runner) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	delete(ns.members, r)
+}
+
+// podChanged tells those whose pod it is. Neither before nor after is nil when
+// it was there and is there.
+func (ns *namespace) podChanged(before, after **pod) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	for r := range ns.members {
+		sel := r.selector.Load()
+		if sel == nil {
+			continue
+		}
+		if before != nil && (*sel).Matches((*before).labels) || after != nil && (*sel).Matches((*after).labels) {
+			r.poke(false)
+		}
+	}
+}
+
+// setChanged tells those whose ReplicaSet it is.
+func (ns *namespace) setChanged(before, after **replicaSet) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	one := after
+	if one == nil {
+		one = before
+	}
+	for r := range ns.members {
+		switch w := r.plan.workload; {
+		case w.gvr == deployments && (*one).owner.kind == "Deployment" && (*one).owner.name == w.name,
+			w.gvr == replicaSets && (*one).name == w.name:
+			// A new one may be that of a workload that did not exist before.
+			r.poke(before == nil)
+		}
+	}
+}
+
+// everything tells all: the lists are new, or the state of the connection.
+func (ns *namespace) everything() {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	for r := range ns.members {
+		r.poke(true)
+	}
+}
+
+// view is what is known of a namespace at one moment, as far as one workload
+// is concerned.
+type view struct {
+	pods    []*pod
+	sets    []*replicaSet
+	synced  bool
+	trouble *scaler.Failure
+}
+
+// see returns the view for r.
+func (ns *namespace) see(r *runner) view {
+	var v view
+	v.pods, v.synced, v.trouble = ns.pods.all()
+	if r.plan.workload.needsReplicaSets() {
+		sets, synced, trouble := ns.sets.all()
+		v.sets, v.synced = sets, v.synced && synced
+		if v.trouble == nil {
+			v.trouble = trouble
+		}
+	}
+	return v
+}

@@ -1,0 +1,225 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// The pauses between attempts to list and watch again. An API server that was
+// away is noticed to be back within a few seconds.
+var watchBackoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 6, Cap: 5 * time.Second}
+
+// slowAfter is how long the API server may take to begin to answer before that
+// is trouble.
+const slowAfter = 10 * time.Second
+
+// identified are the objects that a mirror holds.
+type identified interface {
+	identity() (uid string, version uint64)
+}
+
+// A mirror is a watched copy of the objects of one kind in one namespace. It
+// is the store of a reflector.
+type mirror[T identified] struct {
+	gvr       schema.GroupVersionResource
+	namespace string
+	cluster   *cluster
+	convert   func(*unstructured.Unstructured) T
+	changed   func(before, after *T) // one object; called without the lock
+	replaced  func()                 // everything, or the trouble
+
+	mu      sync.Mutex
+	items   map[string]T // by name; nil before the first list
+	gone    map[string]bool
+	trouble *scaler.Failure
+	failed  string // the verb of the call that had the trouble
+}
+
+// goneKept is how many objects that are gone are remembered, so that a word
+// about them that comes late does not bring them back.
+const goneKept = 1024
+
+// run keeps the mirror in step with the cluster until the context ends.
+func (m *mirror[T]) run(ctx context.Context) {
+	// What goes wrong is reported by list and watch themselves.
+	var quiet klog.Logger
+	ctx = klog.NewContext(ctx, quiet)
+	lw := &cache.ListWatch{ListWithContextFunc: m.list, WatchFuncWithContext: m.watch}
+	backoff := watchBackoff
+	cache.NewReflectorWithOptions(lw, nil, m, cache.ReflectorOptions{
+		Name: "usher", TypeDescription: m.gvr.Resource, Backoff: &backoff, Logger: &quiet,
+	}).RunWithContext(ctx)
+}
+
+func (m *mirror[T]) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
+	defer cancel()
+	var list *unstructured.UnstructuredList
+	err := m.cluster.do(func(c dynamic.Interface) (err error) {
+		list, err = c.Resource(m.gvr).Namespace(m.namespace).List(ctx, options)
+		return err
+	})
+	m.settle(ctx, "list", err)
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+func (m *mirror[T]) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	slow := time.AfterFunc(slowAfter, func() {
+		m.settle(ctx, "watch", &scaler.Failure{
+			Reason: scaler.ReasonPlatform, Short: "the Kubernetes API does not answer",
+			Detail: "a watch of " + m.gvr.Resource + " in namespace " + m.namespace + " has had no answer for " + slowAfter.String() + "; ready instances go on serving",
+		})
+	})
+	defer slow.Stop()
+	var w watch.Interface
+	err := m.cluster.do(func(c dynamic.Interface) (err error) {
+		w, err = c.Resource(m.gvr).Namespace(m.namespace).Watch(ctx, options)
+		return err
+	})
+	m.settle(ctx, "watch", err)
+	if utilnet.IsConnectionRefused(err) || apierrors.IsTooManyRequests(err) {
+		// The reflector would sleep over these without listening to its
+		// context. What it does not know makes it list, after a pause.
+		err = errors.New(err.Error())
+	}
+	return w, err
+}
+
+// settle takes note of how a call went.
+func (m *mirror[T]) settle(ctx context.Context, verb string, err error) {
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return
+	}
+	f := apiFailure(err, verb, m.gvr.Resource+" in namespace "+m.namespace)
+	if f != nil && f.Reason == scaler.ReasonNotFound {
+		// The kind of object is not known: an API server that has only begun.
+		f = &scaler.Failure{Reason: scaler.ReasonPlatform, Short: "the Kubernetes API is not complete", Err: err}
+	}
+	m.mu.Lock()
+	before := m.trouble
+	if f == nil && verb == "list" && m.failed == "watch" {
+		// To be permitted to list alone is not enough.
+		f = before
+	} else {
+		m.trouble, m.failed = f, verb
+	}
+	m.mu.Unlock()
+	if (f == nil) != (before == nil) || f != nil && f.Short != before.Short {
+		if f != nil {
+			m.cluster.log.Debug("watching fails", zap.String("resource", m.gvr.Resource), zap.String("namespace", m.namespace), zap.Error(f))
+		}
+		m.replaced()
+	}
+}
+
+// all returns the objects, whether they are known at all, and what is wrong.
+func (m *mirror[T]) all() (items []T, synced bool, trouble *scaler.Failure) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	items = make([]T, 0, len(m.items))
+	for _, item := range m.items {
+		items = append(items, item)
+	}
+	return items, m.items != nil, m.trouble
+}
+
+// Add is called by the reflector for a new object, which may be one of which
+// an event was missed.
+func (m *mirror[T]) Add(obj any) error { return m.Update(obj) }
+
+// Update is called by the reflector for a changed object.
+func (m *mirror[T]) Update(obj any) error {
+	u, ok := obj.(*unstructured.Unstructured)
+	if !ok {
+		return nil
+	}
+	item := m.convert(u)
+	uid, version := item.identity()
+	m.mu.Lock()
+	before, had := m.items[u.GetName()]
+	stale := m.items == nil || m.gone[uid]
+	if had {
+		oldUID, oldVersion := before.identity()
+		stale = stale || oldUID == uid && version != 0 && version < oldVersion
+	}
+	if stale {
+		m.mu.Unlock()
+		return nil
+	}
+	m.items[u.GetName()] = item
+	m.mu.Unlock()
+	if had {
+		m.changed(&before, &item)
+	} else {
+		m.changed(nil, &item)
+	}
+	return nil
+}
+
+// Delete is called by the reflector for an object that is gone.
+func (m *mirror[T]) Delete(obj any) error {
+	u, ok := obj.(*unstructured.Unstructured)
+	if !ok {
+		return nil
+	}
+	m.mu.Lock()
+	before, had := m.items[u.GetName()]
+	if uid := string(u.GetUID()); had {
+		if old, _ := before.identity(); old != uid {
+			had = false
+		}
+		if len(m.gone) >= goneKept {
+			clear(m.gone)
+		}
+		m.gone[uid] = true
+	}
+	if had {
+		delete(m.items, u.GetName())
+	}
+	m.mu.Unlock()
+	if had {
+		m.changed(&before, nil)
+	}
+	return nil
+}
+
+// Replace is called by the reflector with a complete list.
+func (m *mirror[T]) Replace(list []any, _ string) error {
+	items := make(map[string]T, len(list))
+	for _, obj := range list {
+		if u, ok := obj.(*unstructured.Unstructured); ok {
+			items[u.GetName()] = m.convert(u)
+		}
+	}
+	m.mu.Lock()
+	m.items, m.gone = items, make(map[string]bool)
+	m.mu.Unlock()
+	m.replaced()
+	return nil
+}
+
+// Resync is called by the reflector, never with a period of 0.
+func (m *mirror[T]) Resync() error { return nil }
+
+// Interface guard
+var _ cache.ReflectorStore = (*mirror[*pod])(nil)
