@@ -60,7 +60,7 @@ func TestCustomResource(t *testing.T) {
 	s.Open("one")
 	r := first.Wait(t, soon)
 	wantOK(t, r)
-	if going := s.original(s.gone(1)); len(going) != 1 || going[0] != pod(r) {
+	if going := s.gone(1); len(going) != 1 || going[0] != pod(r) {
 		t.Errorf("going: %v, want the idle one, %s", going, pod(r))
 	}
 	s.Open("two")

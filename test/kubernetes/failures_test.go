@@ -20,7 +20,7 @@ var noPatch = strings.ReplaceAll(rights, "scale], verbs: [get, patch]", "scale],
 type hopeless struct {
 	name   string
 	pods   workload
-	space  string   // suffix of its namespace
+	space  string   // which namespace
 	none   bool     // there is no such workload
 	reason string   // of caddy_usher_start_failures_total
 	words  []string // one of which the answer has
@@ -30,31 +30,38 @@ var hopelessOnes = []hopeless{
 	{name: "image", pods: workload{image: "localhost/nothing:v1"}, reason: "image", words: []string{"ImagePullBackOff", "ErrImagePull"}},
 	{name: "image-name", pods: workload{image: "NOT A NAME"}, reason: "image", words: []string{"InvalidImageName"}},
 	{name: "crash", pods: workload{args: []string{"-exit-code", "7"}}, reason: "crash_loop", words: []string{"CrashLoopBackOff", "exit code 7", "exit status 7"}},
-	{name: "config", pods: workload{more: "envFrom: [{secretRef: {name: nothing}}]"}, reason: "platform", words: []string{"CreateContainerConfigError", `secret "nothing" not found`}},
+	{name: "config", pods: workload{more: "envFrom: [{secretRef: {name: nothing}}]"}, reason: "exec", words: []string{"CreateContainerConfigError", `secret "nothing" not found`}},
 	{name: "huge", pods: workload{more: "resources: {requests: {cpu: 1000}}"}, reason: "unschedulable", words: []string{"Insufficient cpu"}},
-	{name: "quota", pods: workload{}, space: "-q", reason: "quota", words: []string{"exceeded quota"}},
-	{name: "rights", pods: workload{}, space: "-r", reason: "forbidden", words: []string{"patch", "forbidden"}},
+	{name: "quota", pods: workload{}, space: "quota", reason: "quota", words: []string{"exceeded quota"}},
+	{name: "rights", pods: workload{}, space: "rights", reason: "forbidden", words: []string{"patch", "forbidden"}},
 	{name: "nothing", none: true, reason: "not_found", words: []string{"not found"}},
 }
 
 // TestStartFailures lets clients wait for what cannot start.
 func TestStartFailures(t *testing.T) {
 	s := newSpace(t)
-	makeNamespace(t, "-q", rights)
-	makeNamespace(t, "-r", noPatch)
-	apply(t, fmt.Sprintf("apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: none, namespace: %s-q}\nspec: {hard: {pods: 0}}\n", s.name))
+	namespace := map[string]string{
+		"":       s.name,
+		"quota":  makeNamespace(t, rights),
+		"rights": makeNamespace(t, noPatch),
+	}
+	apply(t, fmt.Sprintf("apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: none, namespace: %s}\nspec: {hard: {pods: 0}}\n", namespace["quota"]))
 	harness.Eventually(t, soon, func() bool {
-		return strings.Contains(s.kubectl("get", "resourcequota", "none", "-n", s.name+"-q", "-o", "jsonpath={.status.hard}"), "pods")
+		var quota struct {
+			Status struct{ Hard map[string]string }
+		}
+		err := cluster.Get("/api/v1/namespaces/"+namespace["quota"]+"/resourcequotas/none", &quota)
+		return err == nil && quota.Status.Hard["pods"] == "0"
 	}, "the quota holds")
 
 	var site strings.Builder
 	for _, h := range hopelessOnes {
 		if !h.none {
 			h.pods.name = h.name
-			s.createIn(s.name+h.space, h.pods)
+			s.createIn(namespace[h.space], h.pods)
 		}
 		fmt.Fprintf(&site, "handle /%s {\n%s\n}\n", h.name,
-			usherIn(s.name+h.space, h.name, "deployment/"+h.name, "start_timeout 4s", "wait_timeout 90s", "error_detail full"))
+			usherIn(namespace[h.space], h.name, "deployment/"+h.name, "start_timeout 4s", "wait_timeout 90s", "error_detail full"))
 	}
 	s.Start(harness.Config{Global: "metrics", Site: site.String()})
 

@@ -21,6 +21,11 @@ import (
 // unless something is wrong.
 var soon = harness.Slow(40 * time.Second)
 
+// recovered is the time in which Kubernetes itself has come back after its API
+// server was away: its controllers pause for up to half a minute between their
+// attempts.
+var recovered = harness.Slow(2 * time.Minute)
+
 // A space is a namespace, a Caddy, and an eye on the pods.
 type space struct {
 	*harness.Caddy
@@ -45,16 +50,20 @@ const rights = `
 func newSpace(t *testing.T) *space {
 	t.Helper()
 	s := &space{Caddy: harness.New(t), t: t}
-	s.name = makeNamespace(t, "", rights)
+	s.name = makeNamespace(t, rights)
 	s.pods = watchPods(t, s.name)
 	return s
 }
 
+// namespaces counts them: a name is not free again at once.
+var namespaces int
+
 // makeNamespace makes a namespace with rules for Usher's user. It goes with
 // the test, and its pods are gone before the next test begins.
-func makeNamespace(t *testing.T, suffix, rules string) string {
+func makeNamespace(t *testing.T, rules string) string {
 	t.Helper()
-	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name())) + suffix
+	namespaces++
+	name := fmt.Sprintf("%s-%d", strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name())), namespaces)
 	apply(t, fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
@@ -71,6 +80,10 @@ metadata: {name: usher, namespace: %[1]s}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: usher}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: usher}]
 `, name, rules))
+	harness.Eventually(t, recovered, func() bool {
+		status, _, err := cluster.Do(http.MethodGet, "/api/v1/namespaces/"+name+"/serviceaccounts/default", "", nil)
+		return err == nil && status == http.StatusOK
+	}, "the namespace has a service account, without which there are no pods")
 	t.Cleanup(func() {
 		if t.Failed() {
 			report(t, name)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/caddy-usher/usher/test/harness"
 	"github.com/caddy-usher/usher/test/kubernetes/kube"
 )
 
@@ -66,6 +67,14 @@ spec:
     metadata: {labels: {app: %[2]s}}
     spec:
 %[5]s`, cmp.Or(w.kind, "Deployment"), name, namespace, w.replicas, indent(s.podSpec(w), 6)))
+	// From now on the controller follows, also when it had lost the API before.
+	path := fmt.Sprintf("/apis/apps/v1/namespaces/%s/%ss/%s", namespace, strings.ToLower(cmp.Or(w.kind, "Deployment")), name)
+	harness.Eventually(s.t, recovered, func() bool {
+		var object struct {
+			Status struct{ ObservedGeneration int }
+		}
+		return cluster.Get(path, &object) == nil && object.Status.ObservedGeneration > 0
+	}, "the controller has seen %s", name)
 }
 
 func indent(text string, by int) string {
