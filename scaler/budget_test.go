@@ -67,13 +67,13 @@ func TestALocalStartHoldsItsPlaceUntilItIsReadyOrHasFailed(t *testing.T) {
 func TestARemoteStartHoldsItsPlaceUntilItIsAccepted(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		budget := NewBudget(1)
-		p := &platform{startTime: time.Minute, lag: time.Minute, hold: make(chan struct{})}
+		p := &platform{startTime: time.Minute, lag: time.Minute, gate: make(chan struct{})}
 		b := newBench(t, defaults(), p, budget)
 		b.waits()
 		if waitIdle(); budget.Used() != 1 {
 			t.Fatal("no place was taken")
 		}
-		close(p.hold)
+		close(p.gate)
 		if waitIdle(); budget.Used() != 0 {
 			t.Fatal("not given back")
 		}

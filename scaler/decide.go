@@ -109,7 +109,7 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 	}
 	f := &Failure{Reason: ReasonTimeout, Short: "not ready within " + l.settings.StartTimeout.String(), Err: i.lastProbe}
 	if d := i.Delay; d != nil {
-		f = &Failure{Reason: d.Reason, Short: f.Short + ": " + d.Short, Detail: d.Detail, Err: d.Err}
+		f = &Failure{Reason: d.Reason, ForGood: d.ForGood, Short: f.Short + ": " + d.Short, Detail: d.Detail, Err: d.Err}
 	}
 	i.doomed = true
 	i.stopProbe()

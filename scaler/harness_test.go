@@ -34,10 +34,13 @@ type platform struct {
 	lifetime  time.Duration // from existence to its end by itself; 0 is for ever
 	stopTime  time.Duration // from the stop order to the end
 	noAddress bool
+	hold      *Hold         // what somebody else has a say in
+	delay     *Failure      // what instances that start wait for
+	ranked    bool          // the youngest is stopped first, whoever is named
 	blame     *Failure      // what instances that start are said to suffer from
 	fail      *Failure      // Scale fails with it
 	failStop  *Failure      // Scale fails with it if it has to stop something
-	hold      chan struct{} // Scale waits for it
+	gate      chan struct{} // Scale waits for it
 	deaf      bool          // and does not listen to its context meanwhile
 	meanwhile func()        // what somebody else does before Scale returns
 
@@ -78,7 +81,7 @@ func (p *platform) Open(env Env) (Scaler, error) {
 
 // tell reports. The lock is held.
 func (p *platform) tell(ended ...Instance) {
-	rep := Report{Instances: ended, Trouble: p.trouble, Desired: p.want}
+	rep := Report{Instances: ended, Trouble: p.trouble, Desired: p.want, Hold: p.hold}
 	for _, id := range slices.Sorted(maps.Keys(p.instances)) {
 		rep.Instances = append(rep.Instances, *p.instances[id])
 	}
@@ -104,7 +107,7 @@ func (p *platform) Scale(ctx context.Context, o Order) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.orders = append(p.orders, o)
-	if hold := p.hold; hold != nil {
+	if gate := p.gate; gate != nil {
 		done := ctx.Done()
 		if p.deaf {
 			done = nil
@@ -112,7 +115,7 @@ func (p *platform) Scale(ctx context.Context, o Order) error {
 		p.mu.Unlock()
 		var err error
 		select {
-		case <-hold:
+		case <-gate:
 		case <-done:
 			err = ctx.Err()
 		}
@@ -163,7 +166,10 @@ func (p *platform) do(f func()) {
 func (p *platform) start() {
 	p.n++
 	id := fmt.Sprintf("%s-%d", p.env.Revision, p.n)
-	i := &Instance{ID: id, Network: "tcp", Address: "127.0.0.1:1", Since: time.Now(), Failure: p.blame}
+	i := &Instance{ID: id, Network: "tcp", Address: "127.0.0.1:1", Since: time.Now(), Failure: p.blame, Delay: p.delay}
+	if p.ranked {
+		i.StopRank = p.n
+	}
 	if p.noAddress {
 		i.Network, i.Address = "", ""
 	}

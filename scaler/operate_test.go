@@ -291,7 +291,7 @@ func TestCloseTellsWhoWaitsAndClosesEachBackendOnce(t *testing.T) {
 
 func TestCloseWaitsNoLongerThanItsContext(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		p := &platform{local: true, hold: make(chan struct{}), deaf: true}
+		p := &platform{local: true, gate: make(chan struct{}), deaf: true}
 		b := bareBench(t, defaults(), p, nil)
 		if err := b.Adopt(p); err != nil {
 			t.Fatal(err)
@@ -307,6 +307,6 @@ func TestCloseWaitsNoLongerThanItsContext(t *testing.T) {
 		if d := time.Since(start); d != 5*time.Second {
 			t.Fatalf("after %v", d)
 		}
-		close(p.hold)
+		close(p.gate)
 	})
 }

@@ -44,7 +44,7 @@ func (ns *namespace) autoscaler(ctx context.Context, kind schema.GroupKind, name
 	defer a.mu.Unlock()
 	if time.Since(a.at) >= autoscaledLife {
 		var list *unstructured.UnstructuredList
-		err := ns.cluster.do(func(c dynamic.Interface) (err error) {
+		err := ns.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
 			list, err = c.Resource(autoscalers).Namespace(ns.name).List(ctx, metav1.ListOptions{})
 			return err
 		})

@@ -50,6 +50,7 @@ func (c *change) carryOut(ctx context.Context) error {
 	changed := c.scale.replicas != c.from.replicas
 	c.mu.Unlock()
 	c.report()
+	c.poke(false) // whether what was ordered comes
 	if changed {
 		c.setMark(ctx)
 	}
@@ -211,7 +212,7 @@ func (c *change) delete(ctx context.Context, victims []*pod) error {
 	var failed error
 	for _, p := range victims {
 		uid := types.UID(p.uid)
-		err := c.cluster.do(func(d dynamic.Interface) error {
+		err := c.cluster.do(ctx, func(ctx context.Context, d dynamic.Interface) error {
 			return d.Resource(pods).Namespace(c.ns.name).Delete(ctx, p.name, metav1.DeleteOptions{
 				Preconditions: &metav1.Preconditions{UID: &uid},
 			})

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/flowcontrol"
+	"k8s.io/klog/v2"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -64,7 +65,6 @@ type cluster struct {
 
 	ctx    context.Context // of the watches; ends with the last user
 	cancel context.CancelFunc
-	life   sync.WaitGroup
 }
 
 // client is what calls are made with.
@@ -124,7 +124,6 @@ func (cl *cluster) leave() {
 		return
 	}
 	cl.cancel()
-	cl.life.Wait()
 	utilnet.CloseIdleConnectionsFor(cl.client.Load().transport)
 }
 
@@ -191,12 +190,14 @@ func configFailure(err error) *scaler.Failure {
 
 // do makes a call. If the credentials are refused they are read again, since
 // somebody may have renewed them, and the call is made once more.
-func (cl *cluster) do(call func(dynamic.Interface) error) error {
-	err := call(cl.client.Load())
+func (cl *cluster) do(ctx context.Context, call func(context.Context, dynamic.Interface) error) error {
+	// What goes wrong is returned, so the client need not write it to stderr.
+	ctx = klog.NewContext(ctx, klog.Logger{})
+	err := call(ctx, cl.client.Load())
 	if err == nil || !apierrors.IsUnauthorized(err) || !cl.renew() {
 		return err
 	}
-	return call(cl.client.Load())
+	return call(ctx, cl.client.Load())
 }
 
 // renew reads the credentials again, but not all the time.

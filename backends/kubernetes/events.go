@@ -61,7 +61,7 @@ func (r *runner) alive() int {
 // refusalOf reads the latest refusal to make a pod from the events.
 func (r *runner) refusalOf(ctx context.Context, uid string) *scaler.Failure {
 	var list *unstructured.UnstructuredList
-	err := r.cluster.do(func(c dynamic.Interface) (err error) {
+	err := r.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
 		list, err = c.Resource(events).Namespace(r.ns.name).List(ctx, metav1.ListOptions{
 			FieldSelector: "involvedObject.uid=" + uid + ",reason=FailedCreate",
 		})

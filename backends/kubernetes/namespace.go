@@ -120,12 +120,13 @@ func (ns *namespace) setChanged(before, after **replicaSet) {
 	}
 }
 
-// everything tells all: the lists are new, or the state of the connection.
-func (ns *namespace) everything() {
+// everything tells all: the lists are new, or the state of the connection. If
+// events were missed, one may have been about the scale.
+func (ns *namespace) everything(missed bool) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	for r := range ns.members {
-		r.poke(true)
+		r.poke(missed)
 	}
 }
 

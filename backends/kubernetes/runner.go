@@ -1,8 +1,10 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -177,6 +179,7 @@ func (r *runner) read(ctx context.Context) {
 	r.reading = 0
 	if before != r.changes {
 		// It was read before the latest order: what came of that is newer.
+		r.poke(true)
 		return
 	}
 	r.scale = s
@@ -271,7 +274,9 @@ func (r *runner) own(v view) (mine []*pod, sets []*replicaSet) {
 			mine = append(mine, p)
 		}
 	}
-	slices.SortFunc(mine, func(a, b *pod) int { return a.created.Compare(b.created) })
+	slices.SortFunc(mine, func(a, b *pod) int {
+		return cmp.Or(a.created.Compare(b.created), strings.Compare(a.name, b.name))
+	})
 	return mine, sets
 }
 

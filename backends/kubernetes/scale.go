@@ -78,7 +78,7 @@ func (r *runner) newScale(sub *unstructured.Unstructured) (scale, *scaler.Failur
 // get reads the workload, or a subresource of it.
 func (r *runner) get(ctx context.Context, sub ...string) (u *unstructured.Unstructured, err error) {
 	w := r.plan.workload
-	err = r.cluster.do(func(c dynamic.Interface) error {
+	err = r.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) error {
 		u, err = c.Resource(w.gvr).Namespace(r.ns.name).Get(ctx, w.name, metav1.GetOptions{}, sub...)
 		return err
 	})
@@ -91,7 +91,7 @@ func (r *runner) patch(ctx context.Context, gvr schema.GroupVersionResource, nam
 	if err != nil {
 		return nil, err
 	}
-	err = r.cluster.do(func(c dynamic.Interface) error {
+	err = r.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) error {
 		u, err = c.Resource(gvr).Namespace(r.ns.name).Patch(ctx, name, types.MergePatchType, body, metav1.PatchOptions{}, sub...)
 		return err
 	})
@@ -263,6 +263,7 @@ func (r *runner) setMark(ctx context.Context) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.changes++
 	r.scale.mark = m
 	r.scale.version = obj.GetResourceVersion()
 }

@@ -180,7 +180,7 @@ func (p *pod) failure() *scaler.Failure {
 func (p *pod) delay() *scaler.Failure {
 	if c := p.scheduled; c.status == "False" && p.node == "" {
 		return &scaler.Failure{
-			Reason: scaler.ReasonUnschedulable, Short: c.reason,
+			Reason: scaler.ReasonUnschedulable, ForGood: true, Short: c.reason,
 			Detail: fmt.Sprintf("pod %s: %s", p.name, c.message),
 		}
 	}

@@ -43,7 +43,7 @@ type mirror[T identified] struct {
 	cluster   *cluster
 	convert   func(*unstructured.Unstructured) T
 	changed   func(before, after *T) // one object; called without the lock
-	replaced  func()                 // everything, or the trouble
+	replaced  func(missed bool)      // everything, perhaps after a time when events were missed, or the trouble
 
 	mu      sync.Mutex
 	items   map[string]T // by name; nil before the first list
@@ -72,7 +72,7 @@ func (m *mirror[T]) list(ctx context.Context, options metav1.ListOptions) (runti
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
 	var list *unstructured.UnstructuredList
-	err := m.cluster.do(func(c dynamic.Interface) (err error) {
+	err := m.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
 		list, err = c.Resource(m.gvr).Namespace(m.namespace).List(ctx, options)
 		return err
 	})
@@ -92,10 +92,14 @@ func (m *mirror[T]) watch(ctx context.Context, options metav1.ListOptions) (watc
 	})
 	defer slow.Stop()
 	var w watch.Interface
-	err := m.cluster.do(func(c dynamic.Interface) (err error) {
+	err := m.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
 		w, err = c.Resource(m.gvr).Namespace(m.namespace).Watch(ctx, options)
 		return err
 	})
+	if options.SendInitialEvents != nil && apierrors.IsInvalid(err) {
+		// This cluster does not stream lists. The reflector asks for one.
+		return nil, err
+	}
 	m.settle(ctx, "watch", err)
 	if utilnet.IsConnectionRefused(err) || apierrors.IsTooManyRequests(err) {
 		// The reflector would sleep over these without listening to its
@@ -128,7 +132,7 @@ func (m *mirror[T]) settle(ctx context.Context, verb string, err error) {
 		if f != nil {
 			m.cluster.log.Debug("watching fails", zap.String("resource", m.gvr.Resource), zap.String("namespace", m.namespace), zap.Error(f))
 		}
-		m.replaced()
+		m.replaced(f == nil)
 	}
 }
 
@@ -212,9 +216,10 @@ func (m *mirror[T]) Replace(list []any, _ string) error {
 		}
 	}
 	m.mu.Lock()
+	missed := m.items != nil
 	m.items, m.gone = items, make(map[string]bool)
 	m.mu.Unlock()
-	m.replaced()
+	m.replaced(missed)
 	return nil
 }
 

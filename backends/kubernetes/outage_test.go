@@ -1,0 +1,207 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+func TestAnAPIServerThatIsAwayKeepsTheLastListAndCatchesUp(t *testing.T) {
+	s, b, before := threeReady(t)
+	s.stop()
+	r := b.settled("the trouble", func(r scaler.Report) bool { return r.Trouble != nil })
+	if r.Trouble.Reason != scaler.ReasonPlatform || r.Trouble.ForGood {
+		t.Fatalf("%+v", r.Trouble)
+	}
+	if len(alive(r)) != 3 || r.Desired != 3 || r.Instances[0].ID != before.Instances[0].ID {
+		t.Fatalf("%+v", r)
+	}
+	if f, ok := errors.AsType[*scaler.Failure](b.order(4)); !ok || f.Reason != scaler.ReasonPlatform {
+		t.Fatalf("%v", f)
+	}
+	// Much happens meanwhile, and the history of it is forgotten.
+	s.scaleTo("deployments", "web", 1)
+	s.change("pods", s.livePods()[0], running("10.0.0.9", true))
+	s.compact()
+	s.start()
+	r = b.settled("the catch-up", func(r scaler.Report) bool { return r.Trouble == nil && len(alive(r)) == 1 && r.Desired == 1 })
+	if alive(r)[0].Address != "10.0.0.9:8080" {
+		t.Fatalf("%+v", r)
+	}
+	b.scale(2)
+	b.has(2, 2)
+}
+
+func TestAnAPIServerThatIsAwayAtTheStartIsFoundLater(t *testing.T) {
+	s := newAPIServer(t)
+	s.controllers(running("10.0.0.1", true))
+	s.workload("Deployment", "web", 0)
+	s.stop()
+	b := openOn(t, s, "deployment/web")
+	b.settled("the trouble", func(r scaler.Report) bool { return r.Trouble != nil })
+	if f, ok := errors.AsType[*scaler.Failure](b.order(1)); !ok || f.Reason != scaler.ReasonPlatform {
+		t.Fatalf("%v", f)
+	}
+	s.start()
+	b.settled("its end", func(r scaler.Report) bool { return r.Trouble == nil })
+	b.scale(1)
+	b.has(1, 1)
+}
+
+func TestClosingDoesNotWaitForAnAPIServerThatIsAway(t *testing.T) {
+	s, b, _ := threeReady(t)
+	b.scale(4)
+	s.stop()
+	b.settled("the trouble", func(r scaler.Report) bool { return r.Trouble != nil })
+	began := time.Now()
+	b.close()
+	if took := time.Since(began); took > unmarkTimeout+time.Second {
+		t.Fatalf("took %s", took)
+	}
+	n := len(b.history())
+	s.start()
+	if f, ok := errors.AsType[*scaler.Failure](b.order(1)); !ok || f == nil {
+		t.Fatal("an order after the end was accepted")
+	}
+	if len(b.history()) != n {
+		t.Fatal("a report after the end")
+	}
+}
+
+func TestWatchFaultsAreMadeGood(t *testing.T) {
+	for name, fault := range map[string]func(s *apiServer){
+		"cut":                          func(s *apiServer) { s.dropWatches() },
+		"cut, and the history is gone": func(s *apiServer) { s.compact(); s.dropWatches(); s.compact() },
+		"held back, then cut": func(s *apiServer) {
+			s.do(func() { s.held = true })
+			defer s.do(func() { s.held = false })
+			s.dropWatches()
+		},
+		"the wrong way round":           func(s *apiServer) { s.do(func() { s.swap = true }) },
+		"streaming lists are forbidden": func(s *apiServer) { s.do(func() { s.noWatchList = true }); s.compact(); s.dropWatches() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, b, _ := threeReady(t)
+			fault(s)
+			s.scaleTo("deployments", "web", 1)
+			s.change("pods", s.livePods()[0], running("10.0.0.2", false))
+			s.change("pods", s.livePods()[0], running("10.0.0.3", true))
+			fault(s)
+			b.settled("the present state", func(r scaler.Report) bool {
+				return len(r.Instances) == 1 && r.Instances[0].Address == "10.0.0.3:8080" && r.Desired == 1 && r.Trouble == nil
+			})
+			s.scaleTo("deployments", "web", 5)
+			b.has(5, 5)
+		})
+	}
+}
+
+func TestAClusterWithoutStreamingListsIsListed(t *testing.T) {
+	s := newAPIServer(t)
+	s.noWatchList = true
+	s.controllers(running("10.0.0.1", true))
+	s.workload("Deployment", "web", 2)
+	b := openOn(t, s, "deployment/web")
+	b.has(2, 2)
+	if len(s.made("list pods")) != 1 {
+		t.Fatal("the pods were not listed")
+	}
+	b.scale(3)
+	b.has(3, 3)
+}
+
+func TestWordsThatComeLateDoNotBringAPodBack(t *testing.T) {
+	s, b, _ := threeReady(t)
+	pods := b.runner.ns.pods
+	gone := s.objects["pods"]["web-1-p1"]
+	if err := pods.Delete(wrap(gone)); err != nil {
+		t.Fatal(err)
+	}
+	if err := pods.Update(wrap(gone)); err != nil {
+		t.Fatal(err)
+	}
+	older := copyOf(s.objects["pods"]["web-1-p2"])
+	older["metadata"].(object)["resourceVersion"] = "1"
+	older["status"].(object)["podIP"] = "10.0.0.99"
+	if err := pods.Update(wrap(older)); err != nil {
+		t.Fatal(err)
+	}
+	items, _, _ := pods.all()
+	if len(items) != 2 || slices.ContainsFunc(items, func(p *pod) bool { return p.name == "web-1-p1" || p.ip == "10.0.0.99" }) {
+		t.Fatalf("%+v", items)
+	}
+}
+
+func TestThrottlingIsPassing(t *testing.T) {
+	s := newAPIServer(t)
+	s.controllers(running("10.0.0.1", true))
+	s.workload("Deployment", "web", 1)
+	var busy atomic.Bool
+	busy.Store(true)
+	s.refuse = func(call) (int, string) {
+		if busy.Load() {
+			return http.StatusTooManyRequests, "too many requests, please try again later"
+		}
+		return 0, ""
+	}
+	b := openOn(t, s, "deployment/web")
+	r := b.settled("the trouble", func(r scaler.Report) bool { return r.Trouble != nil })
+	if r.Trouble.Reason != scaler.ReasonPlatform || r.Trouble.Short != "the Kubernetes API is overloaded" {
+		t.Fatalf("%+v", r.Trouble)
+	}
+	busy.Store(false)
+	b.settled("its end", func(r scaler.Report) bool { return r.Trouble == nil && len(alive(r)) == 1 })
+}
+
+func TestRotatedCredentialsAreReadAgain(t *testing.T) {
+	s, b, _ := threeReady(t)
+	s.do(func() {
+		s.token = "rotated"
+		s.writeKubeconfig(b.config)
+	})
+	b.scale(4)
+	s.dropWatches()
+	b.has(4, 4)
+	b.settled("no trouble", func(r scaler.Report) bool { return r.Trouble == nil })
+}
+
+func TestAnAPIServerThatDoesNotAnswerHoldsUpNoOrderForLongerThanItsTime(t *testing.T) {
+	s, b, _ := threeReady(t)
+	hold := make(chan struct{})
+	defer close(hold)
+	s.do(func() { s.slow["patch deployments/web/scale"] = hold })
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err := b.runner.Scale(ctx, scaler.Order{Instances: 4})
+	if f, ok := errors.AsType[*scaler.Failure](err); !ok || f.Reason != scaler.ReasonPlatform || f.ForGood {
+		t.Fatalf("%v", err)
+	}
+	if r := b.has(3, 3); r.Trouble != nil {
+		t.Fatalf("%v", r.Trouble)
+	}
+}
+
+func TestRightsThatAreNotNeededAreMissedOnce(t *testing.T) {
+	s := newAPIServer(t)
+	s.controllers(running("10.0.0.1", true))
+	s.workload("Deployment", "web", 1)
+	s.refuse = func(c call) (int, string) {
+		if c.resource == "horizontalpodautoscalers" || c.resource == "events" {
+			return http.StatusForbidden, c.resource + ` is forbidden: User "u" cannot list resource "` + c.resource + `"`
+		}
+		return 0, ""
+	}
+	b := openOn(t, s, "deployment/web")
+	b.has(1, 1)
+	b.scale(2)
+	b.has(2, 2)
+	if n := b.logs.FilterMessageSnippet("not permitted to list horizontalpodautoscalers").Len(); n != 1 {
+		t.Fatalf("said %d times", n)
+	}
+}
