@@ -58,17 +58,15 @@ func newSpace(t *testing.T) *space {
 // namespaces counts them: a name is not free again at once.
 var namespaces int
 
-// makeNamespace makes a namespace with rules for Usher's user. It goes with
-// the test, and its pods are gone before the next test begins.
+// makeNamespace makes a namespace with rules for Usher's user, if there are
+// any. It goes with the test, and its pods are gone before the next test begins.
 func makeNamespace(t *testing.T, rules string) string {
 	t.Helper()
 	namespaces++
 	name := fmt.Sprintf("%s-%d", strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name())), namespaces)
-	apply(t, fmt.Sprintf(`
-apiVersion: v1
-kind: Namespace
-metadata: {name: %[1]s}
----
+	apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+name+"}\n")
+	if rules != "" {
+		apply(t, fmt.Sprintf(`
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: usher, namespace: %[1]s}
@@ -80,6 +78,7 @@ metadata: {name: usher, namespace: %[1]s}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: usher}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: usher}]
 `, name, rules))
+	}
 	harness.Eventually(t, recovered, func() bool {
 		status, _, err := cluster.Do(http.MethodGet, "/api/v1/namespaces/"+name+"/serviceaccounts/default", "", nil)
 		return err == nil && status == http.StatusOK

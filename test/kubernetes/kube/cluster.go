@@ -103,10 +103,10 @@ func (c *Cluster) writeFiles() error {
 	if err := os.WriteFile(c.path("etc", "audit.yaml"), []byte(auditPolicy), 0o644); err != nil {
 		return err
 	}
-	if err := writeImage(c.path("images", "pause.tar"), pauseImage, c.bin("app"), "-never-listen"); err != nil {
+	if err := writeImage(c.path("images", "pause.tar"), pauseImage, c.bin("app"), "/app", "-never-listen"); err != nil {
 		return err
 	}
-	if err := writeImage(c.path("images", "app.tar"), AppImage, c.bin("app")); err != nil {
+	if err := writeImage(c.path("images", "app.tar"), AppImage, c.bin("app"), "/app"); err != nil {
 		return err
 	}
 	client, err := newClient(c.Kubeconfig(Admin), c.pki("ca.crt"))

@@ -103,11 +103,12 @@ func prepare(dir, binary string, race bool) error {
 	if given := os.Getenv("USHER_TEST_CADDY"); given != "" {
 		return os.Symlink(given, filepath.Join(dir, "bin", "caddy"))
 	}
-	var flags []string
+	caddy := filepath.Join(dir, "bin", "caddy")
 	if race {
-		flags = []string{"-race"}
+		return buildOwn(caddy, "test/caddy", nil, "-race")
 	}
-	return buildOwn(filepath.Join(dir, "bin", "caddy"), "test/caddy", nil, flags...)
+	// As xcaddy does it, so that it runs in an image, too.
+	return buildOwn(caddy, "test/caddy", []string{"CGO_ENABLED=0"}, "-trimpath")
 }
 
 // again is this program as the next stage.

@@ -9,8 +9,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"runtime"
+	"strings"
 )
 
 // The images of every cluster. Both hold the test app and nothing else; the
@@ -20,15 +20,29 @@ const (
 	pauseImage = "localhost/pause:v1"
 )
 
+// LoadImage gives all nodes an image that holds one static binary, under the
+// path place.
+func (c *Cluster) LoadImage(tag, binary, place string) error {
+	path := c.path("images", "more.tar")
+	if err := writeImage(path, tag, binary, place); err != nil {
+		return err
+	}
+	for _, n := range c.Nodes {
+		if err := n.ctr("images", "import", path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // writeImage writes an image made from one static binary, as an archive that
-// containerd can import.
-func writeImage(path, tag, binary string, args ...string) error {
+// containerd can import. The binary is what it runs, with these arguments.
+func writeImage(path, tag, binary, place string, args ...string) error {
 	program, err := os.ReadFile(binary)
 	if err != nil {
 		return err
 	}
-	name := filepath.Base(binary)
-	layer, err := archive(file{name, 0o755, program})
+	layer, err := archive(file{strings.TrimPrefix(place, "/"), 0o755, program})
 	if err != nil {
 		return err
 	}
@@ -38,7 +52,7 @@ func writeImage(path, tag, binary string, args ...string) error {
 		"os":           "linux",
 		"created":      "2000-01-01T00:00:00Z",
 		"config": map[string]any{
-			"Entrypoint": append([]string{"/" + name}, args...),
+			"Entrypoint": append([]string{place}, args...),
 			"Env":        []string{"PATH=/"},
 			"WorkingDir": "/",
 		},

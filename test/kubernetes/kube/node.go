@@ -107,20 +107,22 @@ func (c *Cluster) startContainers() error {
 		}
 	}
 	for _, n := range c.Nodes {
-		ctr := func(args ...string) error {
-			return run("ctr", append([]string{"-a", n.socket(), "-n", "k8s.io"}, args...)...)
-		}
-		err := await(30*time.Second, "containerd on "+n.Name, func() bool { return ctr("version") == nil }, c.components...)
+		err := await(30*time.Second, "containerd on "+n.Name, func() bool { return n.ctr("version") == nil }, c.components...)
 		if err != nil {
 			return err
 		}
 		for _, image := range []string{"pause.tar", "app.tar"} {
-			if err := ctr("images", "import", c.path("images", image)); err != nil {
+			if err := n.ctr("images", "import", c.path("images", image)); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// ctr asks the node's containerd.
+func (n *Node) ctr(args ...string) error {
+	return run("ctr", append([]string{"-a", n.socket(), "-n", "k8s.io"}, args...)...)
 }
 
 func (n *Node) startContainerd() error {
