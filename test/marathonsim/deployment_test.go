@@ -73,14 +73,13 @@ func TestAForcedWakeSucceedsAtOnceWithNothingRunning(t *testing.T) {
 		t.Errorf("the scale-down: %v", failed)
 	}
 	// The replacement comes when the victim is dead, and not before.
-	a := s.settled("/a", 1)
 	eventually(t, "the replacement runs", func() bool {
-		a = s.get("/v2/apps/a")
-		return len(running(a)) == 1 && running(a)[0]["id"] != victim["id"]
+		books := s.Tasks()
+		if len(books) > 1 {
+			t.Fatalf("the replacement was started beside the victim: %+v", books)
+		}
+		return len(books) == 1 && books[0].ID != victim["id"] && books[0].State == "TASK_RUNNING"
 	})
-	if !refuses(endpoint(victim)) && endpoint(victim) != endpoint(running(a)[0]) {
-		t.Error("the replacement runs beside the victim")
-	}
 }
 
 func TestADeploymentThatCannotSucceedGoesOnUntilItIsCancelled(t *testing.T) {

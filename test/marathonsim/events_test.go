@@ -173,9 +173,13 @@ func TestAConsumerThatDoesNotReadIsDisconnected(t *testing.T) {
 		t.Fatal(err)
 	}
 	line := `"` + strings.Repeat("x", 64<<10) + `"`
+	seen := 0
 	eventually(t, "the consumer is disconnected", func() bool {
-		s.SendEvent("noise", line)
-		for _, e := range s.Journal(0) {
+		for range 50 {
+			s.SendEvent("noise", line)
+		}
+		for _, e := range s.Journal(seen) {
+			seen = e.Seq
 			if e.Text == "a consumer is too slow and is disconnected" {
 				return true
 			}

@@ -7,15 +7,15 @@ import (
 )
 
 func TestMarathonsChecksTickFromTheDeploymentOn(t *testing.T) {
-	cfg := quick()
-	cfg.Speed = 20
-	s := start(t, cfg)
+	s := start(t, quick())
 	s.create("/a", 1, `"healthChecks":[{"protocol":"HTTP","path":"/healthz","portIndex":0,"intervalSeconds":60}]`)
 	eventually(t, "it runs", func() bool { return s.get("/v2/apps/a").num("app.tasksRunning") == 1 })
 	a := s.get("/v2/apps/a")
 	if len(a.list("app.tasks.0.healthCheckResults")) != 0 || a.num("app.tasksHealthy") != 0 || a.num("app.tasksUnhealthy") != 0 || len(a.list("app.deployments")) != 1 {
 		t.Errorf("before the first check: %s", a.body)
 	}
+	serves(t, endpoint(running(a)[0]))
+	s.Advance(5 * time.Second)
 	s.settled("/a", 1)
 	eventually(t, "it is seen to be healthy", func() bool { a = s.get("/v2/apps/a"); return a.num("app.tasksHealthy") == 1 })
 	if a.at("app.tasks.0.healthCheckResults.0.alive") != true {

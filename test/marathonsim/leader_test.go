@@ -73,10 +73,10 @@ func TestTasksSurviveTheirLeader(t *testing.T) {
 	if len(a.list("app.deployments")) != 1 {
 		t.Error("the deployment is lost")
 	}
-	q, err := s.try(standby, "GET", "/v2/queue", "")
-	if err != nil || q.num("queue.0.delay.timeLeftSeconds") > 300 {
-		t.Errorf("back-off survives: %v %s", err, q.body)
-	}
+	eventually(t, "back-off is forgotten, and /crash launched again", func() bool {
+		a, err := s.try(standby, "GET", "/v2/apps/crash", "")
+		return err == nil && strings.HasSuffix(a.str("app.tasks.0.id"), "._app.2")
+	})
 	eventually(t, "the old leader is back, as a standby", func() bool {
 		a, err := s.try(lead, "GET", "/v2/apps", "")
 		return err == nil && a.status == 200 && a.header.Get("X-Marathon-Via") != ""

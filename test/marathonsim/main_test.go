@@ -263,10 +263,22 @@ type stream struct {
 	ended  bool
 }
 
+// attached is how many streams were attached so far.
+func (s *sim) attached() int {
+	n := 0
+	for _, e := range s.Journal(0) {
+		if e.Kind == "event" && e.Text == "event_stream_attached" {
+			n++
+		}
+	}
+	return n
+}
+
 // listen opens an event stream at a node, byte by byte as it comes.
 func (s *sim) listen(node int, query string) *stream {
 	s.t.Helper()
 	host := strings.TrimPrefix(s.URLs()[node], "http://")
+	before := s.attached()
 	conn, err := net.Dial("tcp", host)
 	if err != nil {
 		s.t.Fatal(err)
@@ -285,6 +297,8 @@ func (s *sim) listen(node int, query string) *stream {
 		conn.Close()
 		return st
 	}
+	// As with Marathon, the answer is out before the stream is attached.
+	eventually(s.t, "the stream is attached", func() bool { return s.attached() > before })
 	done := make(chan struct{})
 	s.t.Cleanup(func() { conn.Close(); <-done })
 	go func() {

@@ -46,8 +46,9 @@ func (nd *node) start() error {
 	nd.up = true
 	nd.conns = map[net.Conn]struct{}{}
 	nd.stop = make(chan struct{})
-	nd.srv = &http.Server{Handler: nd, ConnState: nd.connState}
-	nd.handlers.Go(func() { _ = nd.srv.Serve(ln) })
+	srv := &http.Server{Handler: nd, ConnState: nd.connState}
+	nd.srv = srv
+	nd.handlers.Go(func() { _ = srv.Serve(ln) })
 	return nil
 }
 
