@@ -424,3 +424,33 @@ func TestThePauseGrowsToAMinute(t *testing.T) {
 		}
 	}
 }
+
+func TestAStopThatSucceedsAtLastDoesNotMakeFailedStartsForgotten(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := &platform{}
+		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 3, 1 }), p, nil)
+		inside := b.inside()
+		b.inside()
+		time.Sleep(time.Minute) // their starts have proved themselves
+		p.do(func() { p.fail = exit("no place") })
+		w := b.waits()
+		time.Sleep(4 * time.Second) // three starts in a row
+		p.do(func() { p.fail, p.failStop = nil, exit("not now") })
+		first := inside.Instance().ID
+		inside.Release(reserver.Answered)
+		b.granted(w)
+		w.Release(reserver.Answered)
+		b.StopInstance(first)
+		waitIdle()
+		p.do(func() { p.failStop = nil })
+		time.Sleep(1500 * time.Millisecond) // it is stopped now
+		// The last one is stopped by somebody else, which is no failure.
+		for _, id := range p.ids() {
+			p.do(func() { p.instances[id].Phase = PhaseStopping })
+		}
+		b.is(Failing)
+		if st := b.Status(); st.LastError == nil || st.LastError.Short != "no place" {
+			t.Fatalf("%+v\n%s", st, b.story())
+		}
+	})
+}

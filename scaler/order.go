@@ -120,8 +120,12 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	} else {
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
-		l.lastFailure, l.failedAt = f, now
-		r.refusal = f
+		if l.failures == 0 {
+			// While starts fail, that is what everybody is told, and it must
+			// not be forgotten with this.
+			l.lastFailure, l.failedAt = f, now
+			r.refusal = f
+		}
 	}
 	if starts == 0 || len(o.Stop) > 0 {
 		r.retries++
