@@ -158,9 +158,6 @@ func (s *Sim) updated(q *request, id string, in map[string]any) (*definition, *r
 }
 
 func (s *Sim) updateApp(q *request, id string) *response {
-	if q.method == http.MethodPatch && s.engine.profile.name < "1.4" {
-		return &response{status: http.StatusMethodNotAllowed}
-	}
 	v, bad := readJSON(q)
 	if bad != nil {
 		return bad

@@ -2,6 +2,7 @@ package marathonsim
 
 import (
 	"container/heap"
+	"sync/atomic"
 	"time"
 )
 
@@ -11,7 +12,7 @@ import (
 type clock struct {
 	start  time.Time
 	speed  float64
-	offset time.Duration
+	offset atomic.Int64
 }
 
 func newClock(speed float64) *clock {
@@ -23,7 +24,7 @@ func newClock(speed float64) *clock {
 
 func (c *clock) now() time.Time {
 	wall := time.Since(c.start)
-	return c.start.Add(time.Duration(float64(wall)*c.speed) + c.offset)
+	return c.start.Add(time.Duration(float64(wall)*c.speed) + time.Duration(c.offset.Load()))
 }
 
 // wall is how long d of the simulator's time takes on the wall clock.

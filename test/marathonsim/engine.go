@@ -212,6 +212,9 @@ func (e *engine) stepDown() {
 func (e *engine) elected(node string) {
 	e.leading = true
 	e.log("leader", "", "", "%s is the leader", node)
+	for _, i := range e.instances {
+		e.publishView(i)
+	}
 	held := e.heldBack
 	e.heldBack = nil
 	for _, f := range held {

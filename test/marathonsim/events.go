@@ -1,6 +1,7 @@
 package marathonsim
 
 import (
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,7 +31,7 @@ type bus struct {
 
 // A subscriber is one open stream.
 type subscriber struct {
-	node   *node
+	conn   net.Conn
 	types  map[string]bool // nil is all
 	light  bool
 	remote string
@@ -44,7 +45,13 @@ type subscriber struct {
 	silent atomic.Bool
 }
 
-func (s *subscriber) close() { s.once.Do(func() { close(s.gone) }) }
+// close ends the stream, also one whose consumer does not read.
+func (s *subscriber) close() {
+	s.once.Do(func() {
+		close(s.gone)
+		s.conn.Close()
+	})
+}
 
 func newBus(e *engine) *bus { return &bus{e: e, subscribers: map[*subscriber]struct{}{}} }
 

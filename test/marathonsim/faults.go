@@ -14,7 +14,7 @@ import (
 const (
 	// Of the API. Method, Path (a prefix) and Node say where.
 	FaultLatency  = "latency"   // Delay before anything happens
-	FaultStatus   = "status"    // answers Status and does nothing
+	FaultStatus   = "status"    // answers Status (500) and does nothing
 	FaultReset    = "reset"     // the request is carried out, and the connection reset
 	FaultTruncate = "truncate"  // half of the body, and the end
 	FaultSlowBody = "slow_body" // the body comes in pieces, with Delay between them
@@ -119,7 +119,12 @@ func (f *faults) strike(kind string, applies func(*Fault) bool) (Fault, bool) {
 		if x.Times > 0 {
 			x.left--
 		}
-		f.e.log("fault", x.App, "", "%s", kind)
+		switch kind {
+		case FaultNoOffers, FaultStarved, FaultStale, FaultPortsReused:
+			// They strike many times a second.
+		default:
+			f.e.log("fault", x.App, "", "%s", kind)
+		}
 		return x.Fault, true
 	}
 	return Fault{}, false

@@ -278,6 +278,9 @@ func (s *sim) listen(node int, query string) *stream {
 		s.t.Fatal(err)
 	}
 	st := &stream{status: resp.StatusCode, header: resp.Header, conn: conn}
+	if resp.Close {
+		st.header.Set("Connection", "close") // net/http takes it out
+	}
 	if resp.StatusCode != 200 {
 		conn.Close()
 		return st
@@ -351,4 +354,18 @@ func (s *sim) leader() int {
 		return false
 	})
 	return n
+}
+
+func touch(t *testing.T, file string) {
+	t.Helper()
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(t *testing.T, file string) {
+	t.Helper()
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
 }

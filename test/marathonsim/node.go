@@ -40,7 +40,9 @@ func (nd *node) start() error {
 	if err != nil {
 		return err
 	}
-	nd.addr = ln.Addr().String()
+	if nd.srv == nil {
+		nd.addr = ln.Addr().String() // from now on it is always this one
+	}
 	nd.up = true
 	nd.conns = map[net.Conn]struct{}{}
 	nd.stop = make(chan struct{})
@@ -142,7 +144,11 @@ func (nd *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	if x, ok := f.ofRequest(FaultStatus, nd.n, r.Method, r.URL.Path); ok {
-		sendError(w, x.Status, http.StatusText(x.Status))
+		status := x.Status
+		if status == 0 {
+			status = http.StatusInternalServerError
+		}
+		sendError(w, status, http.StatusText(status))
 		return
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, 32<<20))

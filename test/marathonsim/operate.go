@@ -29,7 +29,7 @@ func (s *Sim) SetAuth(a Auth) {
 // Advance puts the clock forward: what would have happened meanwhile happens
 // now, in its order.
 func (s *Sim) Advance(d time.Duration) {
-	s.engine.do(func() { s.engine.clock.offset += d })
+	s.engine.do(func() { s.engine.clock.offset.Add(int64(d)) })
 }
 
 // Agents are the addresses of the agents, in the order in which the other

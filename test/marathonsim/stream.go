@@ -20,7 +20,7 @@ func (nd *node) serveEvents(w http.ResponseWriter, r *http.Request) {
 	e := nd.s.engine
 	query := r.URL.Query()
 	sub := &subscriber{
-		node: nd, types: eventTypes(query["event_type"]), remote: remoteHost(r),
+		types: eventTypes(query["event_type"]), remote: remoteHost(r),
 		light: e.profile.lightOnly || !e.profile.heavyPlans || query.Get("plan-format") == "light",
 		queue: make(chan []byte, maxOutstanding), gone: make(chan struct{}),
 	}
@@ -32,6 +32,7 @@ func (nd *node) serveEvents(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
+	sub.conn = conn
 	defer conn.Close()
 	nd.track(conn)
 	defer nd.untrack(conn)
