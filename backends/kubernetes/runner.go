@@ -171,6 +171,9 @@ func (r *runner) read(ctx context.Context) {
 	defer r.mu.Unlock()
 	r.trouble = f
 	if f != nil {
+		if r.scale.known {
+			mayPass(f)
+		}
 		if f.Reason == scaler.ReasonNotFound {
 			// Nobody works towards anything. The pods that are left are seen.
 			r.scale.replicas = 0
