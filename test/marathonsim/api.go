@@ -169,7 +169,7 @@ func (s *Sim) route(q *request) *response {
 
 // appResource is everything below one app, whose id has slashes itself.
 func (s *Sim) appResource(q *request, rest string) *response {
-	if rest == "group/*" || strings.HasPrefix(rest, "group/") {
+	if q.method == http.MethodGet && (rest == "*" || strings.HasSuffix(rest, "/*")) {
 		return s.groupedApps(q)
 	}
 	if app, task, ok := cutLast(rest, "/tasks/"); ok && q.method == http.MethodDelete {

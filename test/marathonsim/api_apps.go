@@ -36,7 +36,7 @@ func (s *Sim) listApps(q *request) *response {
 	return answer(http.StatusOK, object{{"apps", apps}})
 }
 
-// groupedApps is GET /v2/apps/group/*.
+// groupedApps is GET /v2/apps/{group}/*: the apps of a group and below.
 func (s *Sim) groupedApps(q *request) *response {
 	prefix := strings.TrimSuffix(strings.TrimPrefix(q.path, "/v2/apps"), "*")
 	apps := []any{}

@@ -84,6 +84,9 @@ func TestAnAppLooksAsMarathonWritesIt(t *testing.T) {
 	if list := s.get("/v2/apps"); list.at("apps.0.tasks") != nil || list.at("apps.0.deployments") == nil {
 		t.Errorf("the list embeds tasks, or no deployments, unasked: %s", list.body)
 	}
+	if list := s.get("/v2/apps/prod/*"); list.str("*.0.id") != "/prod/web" || len(s.get("/v2/apps/test/*").list("*")) != 0 {
+		t.Errorf("the apps of a group: %s", list.body)
+	}
 	if list := s.get("/v2/apps?embed=apps.tasks&label=USHER==true,!x"); list.status != 422 {
 		t.Errorf("a bad selector: %d", list.status)
 	}
