@@ -30,6 +30,9 @@ type change struct {
 // carryOut does what the order says.
 func (c *change) carryOut(ctx context.Context) error {
 	var err error
+	c.mu.Lock()
+	c.ordering = true
+	c.mu.Unlock()
 	switch {
 	case c.to == 0 || c.to >= c.from.replicas:
 		// From zero nobody can lose anything, so that takes one call.
@@ -47,10 +50,10 @@ func (c *change) carryOut(ctx context.Context) error {
 		err = c.shrink(ctx)
 	}
 	c.mu.Lock()
+	c.ordering = false
 	changed := c.scale.replicas != c.from.replicas
 	c.mu.Unlock()
-	c.report()
-	c.poke(false) // whether what was ordered comes
+	c.poke(c.report()) // also to see whether what was ordered comes
 	if changed {
 		c.setMark(ctx)
 	}

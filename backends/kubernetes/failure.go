@@ -51,6 +51,14 @@ func apiFailure(err error, verb, what string) *scaler.Failure {
 	return f
 }
 
+// mayPass makes a missing right a passing failure, where the right was there
+// before: an API server that has only begun does not know the Roles yet.
+func mayPass(f *scaler.Failure) {
+	if f.Reason == scaler.ReasonForbidden {
+		f.ForGood = false
+	}
+}
+
 // passing tells whether a failed call may succeed when it is merely repeated.
 func passing(f *scaler.Failure) bool {
 	return f != nil && f.Reason == scaler.ReasonPlatform && !f.ForGood

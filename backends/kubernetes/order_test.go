@@ -59,12 +59,10 @@ func TestAReplacementMadeInBetweenIsTheOneThatGoes(t *testing.T) {
 		if c.String() == "patch deployments/web" {
 			// After both: the pod first.
 			s.mu.Lock()
-			set := s.objects["replicasets"]["web-1"]
 			d := copyOf(s.objects["deployments"]["web"])
 			n := d["spec"].(object)["replicas"]
 			d["spec"].(object)["replicas"] = float64(3)
 			s.store("deployments", d)
-			_ = set
 			real(s)
 			d = copyOf(d)
 			d["spec"].(object)["replicas"] = n

@@ -205,3 +205,29 @@ func TestRightsThatAreNotNeededAreMissedOnce(t *testing.T) {
 		t.Fatalf("said %d times", n)
 	}
 }
+
+func TestAnAPIServerThatDoesNotKnowTheRolesYetIsNoFailureForGood(t *testing.T) {
+	s, b, _ := threeReady(t)
+	s.stop()
+	b.settled("the trouble", func(r scaler.Report) bool { return r.Trouble != nil })
+	var begun atomic.Bool
+	s.do(func() {
+		s.refuse = func(c call) (int, string) {
+			if !begun.Load() {
+				return http.StatusForbidden, c.resource + ` is forbidden: User "u" cannot ` + c.verb + ` resource "` + c.resource + `"`
+			}
+			return 0, ""
+		}
+	})
+	s.start()
+	b.settled("the refusal", func(r scaler.Report) bool {
+		return r.Trouble != nil && r.Trouble.Reason == scaler.ReasonForbidden
+	})
+	begun.Store(true)
+	b.settled("its end", func(r scaler.Report) bool { return r.Trouble == nil })
+	for _, r := range b.history() {
+		if r.Trouble != nil && r.Trouble.ForGood {
+			t.Fatalf("%+v", r.Trouble)
+		}
+	}
+}

@@ -57,8 +57,11 @@ type runner struct {
 	looked   time.Duration   // the pause before the next look at events
 	told     map[string]string
 	finished map[string]bool
-	leaving  map[string]bool   // by uid, the pods that were on their way out then
-	wanted   int               // the sum of the ReplicaSets' numbers then
+	leaving  map[string]bool // by uid, the pods that were on their way out then
+	wanted   int             // the sum of the ReplicaSets' numbers then
+	came     bool            // pods, since the number was last held against them
+	went     bool
+	ordering bool              // an order is under way: its effects can be seen before its answer
 	ghosts   map[string]string // ids of before another revision took over, by uid
 	suffix   string            // of ids
 	taken    int               // how often another revision took over
@@ -168,6 +171,9 @@ func (r *runner) read(ctx context.Context) {
 	defer r.mu.Unlock()
 	r.trouble = f
 	if f != nil {
+		if r.scale.known {
+			mayPass(f)
+		}
 		if f.Reason == scaler.ReasonNotFound {
 			// Nobody works towards anything. The pods that are left are seen.
 			r.scale.replicas = 0
@@ -220,18 +226,19 @@ func (r *runner) report() (doubtful bool) {
 		r.giveUp()
 		rep.Desired = 0
 	}
-	var came, went bool
-	rep.Instances, came, went = r.list(mine, superseded)
+	rep.Instances = r.list(mine, superseded)
 	if !superseded {
 		rep.Hold = r.hold(mine)
 		live, wanted := countLive(mine), 0
 		for _, s := range sets {
 			wanted += s.replicas
 		}
-		// What follows from our own orders is no news.
-		doubtful = came && live > rep.Desired || went && live < rep.Desired ||
-			sets != nil && wanted != rep.Desired && wanted != r.wanted
-		r.wanted = wanted
+		if !r.ordering {
+			// What follows from our own orders is no news.
+			doubtful = r.came && live > rep.Desired || r.went && live < rep.Desired ||
+				sets != nil && wanted != rep.Desired && wanted != r.wanted
+			r.came, r.went, r.wanted = false, false, wanted
+		}
 		if live >= rep.Desired {
 			r.refusal, r.looked = nil, 0
 		} else if rep.Trouble == nil {
@@ -280,10 +287,9 @@ func (r *runner) own(v view) (mine []*pod, sets []*replicaSet) {
 	return mine, sets
 }
 
-// list describes the pods, and the ends of those that are no more. It returns
-// whether pods came, and whether some began to go, since the last time. The
-// lock is held.
-func (r *runner) list(mine []*pod, superseded bool) (all []scaler.Instance, came, went bool) {
+// list describes the pods, and the ends of those that are no more. It takes
+// note of pods that came and of those that began to go. The lock is held.
+func (r *runner) list(mine []*pod, superseded bool) (all []scaler.Instance) {
 	told := make(map[string]string, len(mine))
 	ghosts := make(map[string]string)
 	finished := make(map[string]bool)
@@ -305,27 +311,31 @@ func (r *runner) list(mine []*pod, superseded bool) (all []scaler.Instance, came
 			}
 			if r.full && !r.finished[p.uid] {
 				all = append(all, scaler.Instance{ID: before, Since: p.created, Phase: scaler.PhaseEnded, Failure: p.exit(end)})
-				went = true
+				r.went = true
 			}
 			continue
 		}
 		in := p.instance(r.plan.port, r.suffix)
+		if before != "" && p.deleting {
+			// That its containers end is no new run.
+			in.ID = before
+		}
 		if before != "" && before != in.ID {
 			all = append(all, scaler.Instance{ID: before, Since: p.created, Phase: scaler.PhaseEnded, Failure: p.exit(end)})
 		}
-		came = came || before == "" && !p.deleting
+		r.came = r.came || before == "" && !p.deleting
 		leaving[p.uid] = p.deleting
 		told[p.uid] = in.ID
 		all = append(all, in)
 	}
 	for uid := range r.told {
-		went = went || told[uid] == ""
+		r.went = r.went || told[uid] == ""
 	}
 	for uid, going := range leaving {
-		went = went || going && !r.leaving[uid]
+		r.went = r.went || going && !r.leaving[uid]
 	}
 	r.told, r.ghosts, r.finished, r.leaving = told, ghosts, finished, leaving
-	return all, came, went
+	return all
 }
 
 // giveUp leaves the pods to a later revision: to this one they are on their

@@ -134,6 +134,33 @@ func TestAContainerThatRestartsIsANewInstanceAtTheSameAddress(t *testing.T) {
 	}
 }
 
+func TestAContainerThatEndsBecauseItsPodIsDeletedIsNoNewInstance(t *testing.T) {
+	s := newAPIServer(t)
+	s.controllers(running("10.0.0.1", true))
+	s.workload("Deployment", "web", 1)
+	b := openOn(t, s, "deployment/web")
+	id := b.has(1, 1).Instances[0].ID
+	pod := s.livePods()[0]
+	s.change("pods", pod, func(o object) {
+		merge(o, object{"metadata": object{"annotations": object{"test/lingers": "yes"}}})
+	})
+	b.scale(0, id)
+	b.has(0, 0)
+	s.change("pods", pod, func(o object) {
+		containerIs(object{"restartCount": float64(0), "state": object{"terminated": object{"exitCode": float64(137)}}})(o)
+		merge(o, object{"status": object{"phase": "Failed", "podIP": "10.0.0.2"}})
+	})
+	s.do(func() { s.remove("pods", pod) })
+	b.settled("its end", func(r scaler.Report) bool { return len(r.Instances) == 0 })
+	for _, r := range b.history() {
+		for _, in := range r.Instances {
+			if in.ID != id || in.Phase == scaler.PhaseEnded {
+				t.Fatalf("%+v", in)
+			}
+		}
+	}
+}
+
 func TestThePortIsFoundByNumberNameOrAsTheFirstDeclared(t *testing.T) {
 	for port, want := range map[string]string{"": "10.0.0.1:8080", "9090": "10.0.0.1:9090", "metrics": "10.0.0.1:9100", "http": "10.0.0.1:8080"} {
 		p := newObject("Pod", "web")

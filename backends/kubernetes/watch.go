@@ -120,6 +120,9 @@ func (m *mirror[T]) settle(ctx context.Context, verb string, err error) {
 		f = &scaler.Failure{Reason: scaler.ReasonPlatform, Short: "the Kubernetes API is not complete", Err: err}
 	}
 	m.mu.Lock()
+	if f != nil && m.items != nil {
+		mayPass(f)
+	}
 	before := m.trouble
 	if f == nil && verb == "list" && m.failed == "watch" {
 		// To be permitted to list alone is not enough.
