@@ -30,7 +30,7 @@ func TestColdStart(t *testing.T) {
 			s.create(workload{})
 			s.Start(s.site("deployment/web", "ready "+ready))
 			var patch, address, first, total []time.Duration
-			for round := range 7 {
+			for round := range 8 {
 				c := s.wake(fmt.Sprintf("round%d", round))
 				if t.Failed() {
 					return
@@ -56,16 +56,18 @@ func TestColdStart(t *testing.T) {
 			figure(t, "scale patch to pod IP: %s ms", ms(address...))
 			figure(t, "%s to first byte: %s ms", known, ms(first...))
 			figure(t, "request to first byte: %s ms", ms(total...))
-			// Half of them: what else this machine does is not in the budget.
-			checkBudget(t, "request to scale patch", quantile(patch, 0.5), budgetPatch)
-			checkBudget(t, known+" to first byte", quantile(first, 0.5), budgetFirst)
+			checkBudget(t, "request to scale patch", patch, budgetPatch)
+			checkBudget(t, known+" to first byte", first, budgetFirst)
 		})
 	}
 }
 
-func checkBudget(t *testing.T, what string, got, budget time.Duration) {
+// checkBudget looks at the best quarter: what else this machine does is not in
+// the budget, and can only make it worse. A poll or a pause would be in there.
+func checkBudget(t *testing.T, what string, times []time.Duration, budget time.Duration) {
 	t.Helper()
-	figure(t, "P5: %s: %s ms, budget %s ms", what, ms(got), ms(budget))
+	got := quantile(times, 0.25)
+	figure(t, "P5: %s: best quarter %s ms, half %s ms, budget %s ms", what, ms(got), ms(quantile(times, 0.5)), ms(budget))
 	if got > budget {
 		t.Errorf("%s takes %s ms, over the budget of %s ms", what, ms(got), ms(budget))
 	}

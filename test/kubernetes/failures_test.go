@@ -3,6 +3,7 @@
 package kubernetes
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -20,6 +21,7 @@ var noPatch = strings.ReplaceAll(rights, "scale], verbs: [get, patch]", "scale],
 type hopeless struct {
 	name   string
 	pods   workload
+	ready  string   // start_timeout, where the test waits for it
 	space  string   // which namespace
 	none   bool     // there is no such workload
 	reason string   // of caddy_usher_start_failures_total
@@ -31,7 +33,7 @@ var hopelessOnes = []hopeless{
 	{name: "image-name", pods: workload{image: "NOT A NAME"}, reason: "image", words: []string{"InvalidImageName"}},
 	{name: "crash", pods: workload{args: []string{"-exit-code", "7"}}, reason: "crash_loop", words: []string{"CrashLoopBackOff", "exit code 7", "exit status 7"}},
 	{name: "config", pods: workload{more: "envFrom: [{secretRef: {name: nothing}}]"}, reason: "exec", words: []string{"CreateContainerConfigError", `secret "nothing" not found`}},
-	{name: "huge", pods: workload{more: "resources: {requests: {cpu: 1000}}"}, reason: "unschedulable", words: []string{"Insufficient cpu"}},
+	{name: "huge", pods: workload{more: "resources: {requests: {cpu: 1000}}"}, ready: "4s", reason: "unschedulable", words: []string{"Insufficient cpu"}},
 	{name: "quota", pods: workload{}, space: "quota", reason: "quota", words: []string{"exceeded quota"}},
 	{name: "rights", pods: workload{}, space: "rights", reason: "forbidden", words: []string{"patch", "forbidden"}},
 	{name: "nothing", none: true, reason: "not_found", words: []string{"not found"}},
@@ -61,7 +63,7 @@ func TestStartFailures(t *testing.T) {
 			s.createIn(namespace[h.space], h.pods)
 		}
 		fmt.Fprintf(&site, "handle /%s {\n%s\n}\n", h.name,
-			usherIn(namespace[h.space], h.name, "deployment/"+h.name, "start_timeout 4s", "wait_timeout 90s", "error_detail full"))
+			usherIn(namespace[h.space], h.name, "deployment/"+h.name, "start_timeout "+cmp.Or(h.ready, "60s"), "wait_timeout 90s", "error_detail full"))
 	}
 	s.Start(harness.Config{Global: "metrics", Site: site.String()})
 
