@@ -53,7 +53,8 @@ type app struct {
 	lastDeath *scaler.Failure // why a task ended last
 	hurry     time.Time       // until when pauses of Marathon's own are cleared
 
-	begun, ended int // reads
+	begun, ended int       // reads
+	readBegan    time.Time // when the last one that has ended began
 	endedAt      time.Time
 	readErr      error         // of the last one
 	told         chan struct{} // closed when a read has ended
@@ -95,7 +96,8 @@ type task struct {
 	missed    bool      // the app was not there when it was looked for
 	absent    time.Time // since when the list does not show it
 	stopped   bool      // reported as stopping
-	asked     int       // the reads that had begun when it was first to be confirmed
+	askFrom   time.Time // a read that began after it confirms a probe
+	confirmed bool      // it was ready once
 }
 
 // counted says whether Marathon counts t among its instances, as far as can be

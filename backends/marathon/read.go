@@ -18,6 +18,7 @@ import (
 func (a *app) read() {
 	a.mu.Lock()
 	a.begun++
+	began := time.Now()
 	c := a.cluster
 	a.mu.Unlock()
 
@@ -44,8 +45,11 @@ func (a *app) read() {
 	}
 	clear := a.clearable(item)
 	a.ended++
-	a.endedAt = time.Now()
+	a.readBegan, a.endedAt = began, time.Now()
 	a.readErr = err
+	if stale {
+		a.readErr = errStale
+	}
 	close(a.told)
 	a.told = make(chan struct{})
 	a.mu.Unlock()
@@ -53,6 +57,8 @@ func (a *app) read() {
 		a.clearDelay(c)
 	}
 }
+
+var errStale = errors.New("the answer was older than what is known")
 
 // active counts the tasks in a document that Marathon has given a place.
 func active(doc *appJSON) int {
@@ -289,7 +295,8 @@ const survivalAfter = time.Minute
 func (t *task) revive() {
 	t.lives++
 	t.name = fmt.Sprintf("%s~%d", t.id, t.lives)
-	t.stop, t.stopped, t.asked = false, false, 0
+	t.stop, t.stopped = false, false
+	t.askFrom, t.confirmed = time.Time{}, true
 	t.phase = scaler.PhaseStarting
 }
 

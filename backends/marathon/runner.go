@@ -54,37 +54,47 @@ const confirmAge = time.Second
 
 // Confirm tells whether the task was running when it was probed, by a read
 // that began after that: a port that a task has left is given to another one
-// at once. While Marathon cannot be asked, no ports are given away, and what
-// was known last counts.
+// at once. What cannot be asked is not confirmed.
+//
+// A task that was confirmed before has refused connections since, so it may
+// well have ended. It is not taken back before an answer that is behind would
+// have caught up.
 func (r *runner) Confirm(ctx context.Context, id string) error {
 	a := r.app
 	a.mu.Lock()
-	t := a.named(id)
+	now := time.Now()
 	fresh := false
-	if t != nil {
-		if t.asked == 0 {
-			t.asked = a.begun
+	if t := a.named(id); t != nil {
+		if t.askFrom.IsZero() {
+			t.askFrom = now
+			if t.confirmed {
+				t.askFrom = now.Add(vanishAfter)
+			}
 		}
-		fresh = a.ended > t.asked && a.readErr == nil && time.Since(a.endedAt) < confirmAge
+		if now.Before(t.askFrom) {
+			a.mu.Unlock()
+			return errors.New("the task has refused connections; whether it still runs shows in a moment")
+		}
+		fresh = a.readErr == nil && a.readBegan.After(t.askFrom) && now.Sub(a.endedAt) < confirmAge
 	}
 	a.mu.Unlock()
 	if !fresh {
-		if err := a.fresh(ctx); err != nil && ctx.Err() != nil {
-			return ctx.Err()
+		if err := a.fresh(ctx); err != nil {
+			return fmt.Errorf("Marathon does not say whether the task still runs: %w", err)
 		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	t = a.named(id)
+	t := a.named(id)
 	switch {
 	case t == nil || t.phase == scaler.PhaseEnded || t.phase == scaler.PhaseStopping:
 		return errors.New("the task runs no more; what answered is not it")
-	case t.state != taskRunning && !lost(t.state):
-		return fmt.Errorf("the task is in state %s; what answered is not it", t.state)
+	case t.state != taskRunning:
+		return fmt.Errorf("the task is in state %s; what answered need not be it", t.state)
 	case t.unhealthy:
-		return errors.New("Marathon's health check of the task fails")
+		return errors.New("the task is not on Marathon's list, or its health check there fails")
 	}
-	t.asked = 0
+	t.askFrom, t.confirmed = time.Time{}, true
 	a.proved()
 	return nil
 }

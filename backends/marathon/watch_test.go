@@ -352,7 +352,7 @@ func TestAProbeIsConfirmedByAReadThatBeganLater(t *testing.T) {
 	if err := b.r.Confirm(t.Context(), "nobody"); err == nil {
 		t.Error("a task that is not known")
 	}
-	// While nobody can be asked, no port changes hands either.
+	// What nobody can be asked about is not confirmed.
 	m.set(func() { m.tasks = []string{running("b", 31002)} })
 	m.awaitStream(1)
 	m.event("/web")
@@ -361,7 +361,27 @@ func TestAProbeIsConfirmedByAReadThatBeganLater(t *testing.T) {
 		w.WriteHeader(http.StatusInternalServerError)
 		return true
 	})
-	if err := b.r.Confirm(t.Context(), id("b")); err != nil {
-		t.Error(err)
+	if err := b.r.Confirm(t.Context(), id("b")); err == nil {
+		t.Error("confirmed without an answer")
+	}
+}
+
+func TestATaskThatRefusedConnectionsIsNotTakenBackOnAnOldAnswer(t *testing.T) {
+	t.Parallel()
+	m := newMasters(t, 1)
+	m.instances, m.tasks = 1, []string{running("a", 31001)}
+	b := at(t, m)
+	if err := b.r.Confirm(t.Context(), id("a")); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	eventually(t, func() bool { return b.r.Confirm(t.Context(), id("a")) == nil }, "it is taken back")
+	if took := time.Since(began); took < vanishAfter {
+		t.Errorf("after %v: an answer can be behind by %v", took, vanishAfter)
+	}
+	// Nor is one that Mesos has lost: whose port that is nobody knows.
+	m.set(func() { m.tasks = []string{task1("b", "TASK_UNREACHABLE", 31002, "")} })
+	if err := b.r.Confirm(t.Context(), id("b")); err == nil {
+		t.Error("confirmed out of sight")
 	}
 }

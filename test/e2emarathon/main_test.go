@@ -188,9 +188,13 @@ func wantAllOK(t *testing.T, all []harness.Response) {
 // wantFrom checks that nobody but tasks of an app has answered.
 func wantFrom(t *testing.T, all []harness.Response, prefix string) {
 	t.Helper()
+	wrong := make(map[string]int)
 	for _, r := range all {
 		if who := r.Header.Get("X-Instance"); r.Status == http.StatusOK && !strings.HasPrefix(who, prefix) {
-			t.Errorf("%q has answered in place of %s", who, prefix)
+			wrong[who]++
 		}
+	}
+	if len(wrong) > 0 {
+		t.Errorf("in place of %s have answered: %v", prefix, wrong)
 	}
 }
