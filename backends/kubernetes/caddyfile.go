@@ -90,5 +90,5 @@ func hasPlaceholder(value string) bool {
 	return false
 }
 
-// Interface guard
+// Interface guard.
 var _ caddyfile.Unmarshaler = (*Backend)(nil)

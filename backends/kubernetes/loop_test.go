@@ -113,7 +113,7 @@ func TestAServiceGoesUpAndDownWithItsRequestsAndCutsNone(t *testing.T) {
 	if n := len(s.livePods()); n != 3 {
 		t.Fatalf("%d pods", n)
 	}
-	kept := strings.Split(b.Instance().ID, ".")[0]
+	kept, _, _ := strings.Cut(b.Instance().ID, ".")
 	a.Release(reserver.Answered)
 	c.Release(reserver.Answered)
 	eventually(t, "one pod", func() bool { return slices.Equal(s.livePods(), []string{kept}) })

@@ -295,7 +295,7 @@ func TestAnAutoscalerKeepsTheNumberAndUsherTheZero(t *testing.T) {
 		t.Fatalf("%+v", r.Hold)
 	}
 	b.scale(1)
-	r = b.has(1, 1)
+	b.has(1, 1)
 	b.scale(2)
 	s.scaleTo("deployments", "web", 3) // the autoscaler
 	r = b.has(3, 3)

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -344,9 +345,7 @@ func (r *runner) giveUp() {
 	if len(r.told) == 0 {
 		return
 	}
-	for uid, id := range r.told {
-		r.ghosts[uid] = id
-	}
+	maps.Copy(r.ghosts, r.told)
 	r.told = make(map[string]string)
 }
 
@@ -462,7 +461,7 @@ func (r *runner) Close(ctx context.Context, _ time.Duration) error {
 	return nil
 }
 
-// Interface guards
+// Interface guards.
 var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Restarter = (*runner)(nil)

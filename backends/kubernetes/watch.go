@@ -229,5 +229,5 @@ func (m *mirror[T]) Replace(list []any, _ string) error {
 // Resync is called by the reflector, never with a period of 0.
 func (m *mirror[T]) Resync() error { return nil }
 
-// Interface guard
+// Interface guard.
 var _ cache.ReflectorStore = (*mirror[*pod])(nil)

@@ -132,5 +132,5 @@ func one(d *caddyfile.Dispenser, seen map[string]bool) (string, error) {
 	return value, nil
 }
 
-// Interface guard
+// Interface guard.
 var _ caddyfile.Unmarshaler = (*Backend)(nil)

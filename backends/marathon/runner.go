@@ -149,7 +149,7 @@ func (r *runner) Restart(ctx context.Context) error {
 	return nil
 }
 
-// Interface guards
+// Interface guards.
 var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Confirmer = (*runner)(nil)

@@ -2,6 +2,7 @@ package marathonsim
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -272,9 +273,8 @@ func (s *Sim) appVersions(id string) *response {
 		return noSuchApp(id)
 	}
 	out := []any{}
-	list := s.engine.versions[id]
-	for n := len(list) - 1; n >= 0; n-- {
-		out = append(out, stamp(list[n].version))
+	for _, v := range slices.Backward(s.engine.versions[id]) {
+		out = append(out, stamp(v.version))
 	}
 	return answer(http.StatusOK, object{{"versions", out}})
 }

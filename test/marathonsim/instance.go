@@ -99,13 +99,6 @@ func (i *instance) active() bool {
 // does not matter: an instance that dies slowly still counts.
 func (i *instance) countsAsStarted() bool { return i.active() || i.condition == scheduled }
 
-func (i *instance) taskState() string {
-	if i.task == nil {
-		return ""
-	}
-	return i.task.state
-}
-
 // placedAt is when it came to where it is: what "youngest" goes by.
 func (i *instance) placedAt() time.Time {
 	if i.task != nil && i.active() {

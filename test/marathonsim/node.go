@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -283,11 +285,9 @@ func (nd *node) forward(w http.ResponseWriter, r *http.Request, leader *node, pa
 			return
 		}
 	}
-	for _, v := range r.Header.Values("X-Marathon-Via") {
-		if v == via {
-			sendError(w, http.StatusBadGateway, "Detected proxying loop.")
-			return
-		}
+	if slices.Contains(r.Header.Values("X-Marathon-Via"), via) {
+		sendError(w, http.StatusBadGateway, "Detected proxying loop.")
+		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
@@ -322,9 +322,7 @@ func (nd *node) forward(w http.ResponseWriter, r *http.Request, leader *node, pa
 		nd.relayEvents(w, resp, via)
 		return
 	}
-	for k, vs := range resp.Header {
-		w.Header()[k] = vs
-	}
+	maps.Copy(w.Header(), resp.Header)
 	w.Header().Add("X-Marathon-Via", via)
 	w.WriteHeader(resp.StatusCode)
 	if _, err := io.Copy(w, resp.Body); err != nil {
