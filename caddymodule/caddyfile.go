@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -326,9 +327,7 @@ func setRetries(rp *reverseproxy.Handler) {
 		}
 		for _, rule := range rules {
 			set := caddy.ModuleMap{"usher_retry": retry(attempts)}
-			for k, v := range rule {
-				set[k] = v
-			}
+			maps.Copy(set, rule)
 			sets = append(sets, set)
 		}
 	}

@@ -21,6 +21,7 @@ func init() {
 //		start_limit <n>
 //		max_waiting <n>
 //		on_exit stop|keep
+//		<backend> { options that its services share }
 //	}
 //
 // It may stand several times; each option once.
@@ -72,6 +73,9 @@ func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
 			return d.Errf("on_exit '%s' is unknown: use stop or keep", a.OnExit)
 		}
 	default:
+		if ok, err := a.parseDefaults(d); ok {
+			return err
+		}
 		return d.Errf("unknown option '%s' of usher: use service, ports, start_limit, max_waiting or on_exit", option)
 	}
 	return err

@@ -21,11 +21,7 @@ type definition struct {
 	backend     scaler.Backend
 	backendType string
 	policy      scaler.Policy
-
-	// fields has every option in its canonical form, to compare definitions.
-	fields map[string]string
-	// shown is what the admin API shows: no secrets.
-	shown json.RawMessage
+	policyName  string
 }
 
 // newDefinition checks s and loads its modules.
@@ -50,33 +46,49 @@ func newDefinition(ctx caddy.Context, s Service, place string) (*definition, err
 	if mod, err = ctx.LoadModule(&s, "ScaleRaw"); err != nil {
 		return nil, fmt.Errorf("scale: %w", err)
 	}
-	policyName := inlineKey(scaleRaw, "policy")
+	d.policyName = inlineKey(scaleRaw, "policy")
 	if d.policy, ok = mod.(scaler.Policy); !ok {
-		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", policyName, mod)
+		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", d.policyName, mod)
 	}
-
 	d.service = s
 	d.service.BackendRaw, d.service.ScaleRaw = nil, nil
-	// As provisioned: a default that is spelled out is no difference.
-	s.ScaleRaw = caddyconfig.JSONModuleObject(d.policy, "policy", policyName, nil)
-	if d.shown, err = d.show(s); err != nil {
-		return nil, err
-	}
-	if d.fields, err = canonicalFields(s); err != nil {
-		return nil, err
-	}
-	d.fields["backend"] = d.fingerprint()
 	return d, nil
+}
+
+// whole returns the service with its policy as provisioned: there a default
+// that is spelled out is no difference.
+func (d *definition) whole() Service {
+	s := d.service
+	s.ScaleRaw = caddyconfig.JSONModuleObject(d.policy, "policy", d.policyName, nil)
+	return s
+}
+
+// fields returns every option in its canonical form, to compare definitions.
+// It is made when it is needed: most services are defined once.
+func (d *definition) fields() (map[string]string, error) {
+	fields, err := canonicalFields(d.whole())
+	if err == nil {
+		fields["backend"] = d.fingerprint()
+	}
+	return fields, err
 }
 
 // fingerprint identifies what the instances are made from.
 func (d *definition) fingerprint() string { return d.backendType + "\x00" + d.backend.Fingerprint() }
 
 // differs returns in which options d is not the same as other.
-func (d *definition) differs(other *definition) string { return differences(d.fields, other.fields) }
+func (d *definition) differs(other *definition) (string, error) {
+	a, err := d.fields()
+	if err != nil {
+		return "", err
+	}
+	b, err := other.fields()
+	return differences(a, b), err
+}
 
-// show encodes the effective configuration, secrets hidden.
-func (d *definition) show(s Service) (json.RawMessage, error) {
+// shown encodes the effective configuration, secrets hidden.
+func (d *definition) shown() (json.RawMessage, error) {
+	s := d.whole()
 	redacted, err := json.Marshal(d.backend.Redacted())
 	if err != nil {
 		return nil, fmt.Errorf("backend %s: encoding its configuration: %w", d.backendType, err)

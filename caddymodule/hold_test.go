@@ -291,7 +291,7 @@ func TestPlaceholdersTellWhatUsherDid(t *testing.T) {
 	}
 	var entry map[string]any
 	eventually(t, "the access log", func() bool {
-		all := logsOf(t.Name()).entries("handled request")
+		all := logsOf(logName(t)).entries("handled request")
 		if len(all) == 2 {
 			entry = all[0]["usher"].(map[string]any)
 		}
@@ -306,7 +306,7 @@ func TestWaitTimeoutBeyondWriteTimeoutIsWarnedAbout(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
 	provision(t, "{\nauto_https off\nservers {\ntimeouts {\nwrite 5s\n}\n}\n}\n:80 {\n"+f.usher()+"}\n")
-	if n := len(logsOf(t.Name()).entries("requests may wait longer than the server's write_timeout allows: they would be cut off without an answer")); n != 1 {
+	if n := len(logsOf(logName(t)).entries("requests may wait longer than the server's write_timeout allows: they would be cut off without an answer")); n != 1 {
 		t.Errorf("%d warnings", n)
 	}
 }

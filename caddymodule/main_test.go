@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -180,6 +181,21 @@ func (l testLog) OpenWriter() (io.WriteCloser, error) {
 	return logsOf(l.Name), nil
 }
 
+// logNames are the names of the logs of tests. Caddy's default logger keeps
+// the last writer that it was given, so every run of a test has its own.
+var (
+	logNames sync.Map
+	logCount atomic.Int64
+)
+
+func logName(t *testing.T) string {
+	if name, ok := logNames.Load(t); ok {
+		return name.(string)
+	}
+	name, _ := logNames.LoadOrStore(t, fmt.Sprintf("%s#%d", t.Name(), logCount.Add(1)))
+	return name.(string)
+}
+
 func logsOf(name string) *logBuffer {
 	v, _ := logBuffers.LoadOrStore(name, new(logBuffer))
 	return v.(*logBuffer)
@@ -230,7 +246,7 @@ func tryProvision(t *testing.T, text string) (*config, error) {
 	defer provisioning.Unlock()
 	cfg := &caddy.Config{
 		Logging: &caddy.Logging{Logs: map[string]*caddy.CustomLog{"default": {BaseLog: caddy.BaseLog{
-			WriterRaw:  mustJSON(map[string]string{"output": "test", "name": t.Name()}),
+			WriterRaw:  mustJSON(map[string]string{"output": "test", "name": logName(t)}),
 			EncoderRaw: json.RawMessage(`{"format":"json"}`), Level: "DEBUG",
 		}}}},
 		StorageRaw: mustJSON(map[string]string{"module": "test", "name": t.Name()}),

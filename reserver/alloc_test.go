@@ -36,9 +36,7 @@ func TestTheSecondWaitOfAReservationAllocatesNothing(t *testing.T) {
 	in, w := mustReserve(t, s), mustWait(t, s, false)
 	if got := testing.AllocsPerRun(1000, func() {
 		in.Release(Answered)
-		if err := <-w.Granted(); err != nil {
-			t.Fatal(err)
-		}
+		wantGranted(t, w, "the waiter")
 		in, w = w, in
 		if ok, err := s.Reserve(w, false); ok || err != nil {
 			t.Fatal(ok, err)

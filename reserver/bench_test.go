@@ -151,3 +151,32 @@ func BenchmarkCordonLeastLoaded(b *testing.B) {
 		})
 	}
 }
+
+// With half of the slots taken the oldest request ends and a new one comes,
+// so that the order of the instances really changes.
+func BenchmarkReserveReleaseBusy(b *testing.B) {
+	for _, n := range []int{1, 100, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := New(Options{}, nil, Hooks{})
+			var in []*Reservation
+			for k := range n {
+				s.Add(fmt.Sprint(k), "", "", "", 10)
+			}
+			for range 5 * n {
+				in = append(in, mustReserve(b, s))
+			}
+			k := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				r := in[k]
+				r.Release(Answered)
+				if ok, _ := s.Reserve(r, false); !ok {
+					b.Fatal("no slot")
+				}
+				if k++; k == len(in) {
+					k = 0
+				}
+			}
+		})
+	}
+}

@@ -204,7 +204,7 @@ func (i *Instance) Uncordon() {
 func (s *Service) CordonLeastLoaded(n int, among []*Instance, idleSince time.Time) []*Instance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !idleSince.IsZero() && (s.demand > 0 || !s.idleSince.Equal(idleSince)) {
+	if !idleSince.IsZero() && (s.demand > 0 || !s.made.Add(s.idle).Equal(idleSince)) {
 		return nil
 	}
 	if n <= 0 {

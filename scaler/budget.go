@@ -54,7 +54,7 @@ func (b *Budget) Used() int {
 
 // claim sets what l wants from now on; 0 places withdraw its claim. It
 // returns how many places l got at once. Places granted later are added to
-// l.places, and l is woken.
+// l.granted, and l is woken.
 func (b *Budget) claim(l *Loop, places int, first bool, since time.Time) int {
 	b.mu.Lock()
 	if places <= 0 {
@@ -62,9 +62,9 @@ func (b *Budget) claim(l *Loop, places int, first bool, since time.Time) int {
 	} else {
 		b.claims[l] = claim{places: places, first: first, since: since}
 	}
-	before := l.places.Load()
+	before := l.granted.Load()
 	granted := b.grant()
-	got := int(l.places.Load() - before)
+	got := int(l.granted.Load() - before)
 	b.mu.Unlock()
 	delete(granted, l)
 	wake(granted)
@@ -102,7 +102,7 @@ func (b *Budget) grant() map[*Loop]bool {
 			b.claims[best] = c
 		}
 		b.used++
-		best.places.Add(1)
+		best.granted.Add(1)
 		if granted == nil {
 			granted = make(map[*Loop]bool)
 		}

@@ -5,18 +5,21 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/reserver"
 )
 
 // follow carries the advice out as far as it can be now. It returns false if
 // the advice is void, because a request came in between.
-func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
-	if !l.shrink(a, idleSince, now) {
+func (l *Loop) follow(a Advice, stats reserver.Stats, now time.Time, next *recheck) bool {
+	if !l.shrink(a, stats.IdleSince, now) {
 		return false
 	}
-	l.setTarget(a, now)
+	l.setTarget(a, stats, now)
 	if l.target == 0 && len(l.history) > 0 && a.Idle {
 		l.history = nil
 	}
+	l.returnPlaces()
 	want := l.grow(now, next)
 	for k, r := range l.revisions {
 		starts := 0
@@ -25,7 +28,6 @@ func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
 		}
 		l.order(r, starts, now, next)
 	}
-	l.returnPlaces()
 	l.closeOld()
 	l.finish(now, next)
 	return true
@@ -77,12 +79,12 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 	return true
 }
 
-// setTarget records a decision if the target changes.
-func (l *Loop) setTarget(a Advice, now time.Time) {
+// setTarget records a decision, with the counters by which it was made, if the
+// target changes.
+func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 	if a.Target == l.target {
 		return
 	}
-	stats := l.reserver.Stats()
 	d := Decision{Time: now, From: l.target, To: a.Target, Reason: a.Reason, Inputs: map[string]any{
 		"in_use": stats.InUse, "waiting": stats.Waiting, "demand": stats.Demand, "ready": stats.Open,
 		"min": l.settings.Min, "max": l.settings.Max, "concurrency": l.settings.Concurrency,
@@ -139,27 +141,30 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 		// what came of the order.
 		return 0
 	}
-	if missing <= 0 {
-		l.budget.claim(l, 0, false, time.Time{})
-		return 0
-	}
-	if now.Before(l.backoffUntil) {
+	if missing > 0 && now.Before(l.backoffUntil) {
 		next.by(l.backoffUntil)
-		l.budget.claim(l, 0, false, time.Time{})
-		return 0
+		missing = 0
 	}
 	if l.failures > 0 {
 		// One start shows whether it works again.
 		missing = min(missing, max(0, 1-starting-coming))
+	}
+	if missing <= 0 {
+		l.budget.claim(l, 0, false, time.Time{})
+		l.budget.giveBack(int(l.granted.Swap(0)))
+		return 0
 	}
 	stats := l.reserver.Stats()
 	since := stats.OldestWait
 	if since.IsZero() {
 		since = now
 	}
-	free := max(0, int(l.places.Load())-l.localStarts())
+	free := int(l.granted.Load())
 	if free < missing {
 		free += l.budget.claim(l, missing-free, stats.Open == 0 && starting+coming == 0, since)
 	}
-	return min(missing, free)
+	starts := min(missing, free)
+	l.granted.Add(-int64(starts))
+	l.places += starts
+	return starts
 }

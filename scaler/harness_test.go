@@ -29,6 +29,7 @@ type platform struct {
 
 	local     bool
 	openErr   error
+	silent    bool          // it says nothing when it is opened
 	startTime time.Duration // from existence to readiness; negative is never
 	lag       time.Duration // from an accepted order to the instance (remote)
 	lifetime  time.Duration // from existence to its end by itself; 0 is for ever
@@ -39,6 +40,7 @@ type platform struct {
 	failStop  *Failure      // Scale fails with it if it has to stop something
 	hold      chan struct{} // Scale waits for it
 	deaf      bool          // and does not listen to its context meanwhile
+	meanwhile func()        // what somebody else does before Scale returns
 
 	n         int
 	want      int // what a remote platform works towards
@@ -49,7 +51,7 @@ type platform struct {
 	closed    int
 }
 
-func (p *platform) Fingerprint() string { return "p" }
+func (p *platform) Fingerprint() string { return fmt.Sprintf("%p", p) }
 func (p *platform) Redacted() any       { return nil }
 
 func (p *platform) Traits() Traits {
@@ -71,7 +73,9 @@ func (p *platform) Open(env Env) (Scaler, error) {
 	for range p.want {
 		p.start()
 	}
-	p.tell()
+	if !p.silent {
+		p.tell()
+	}
 	return p, nil
 }
 
@@ -136,6 +140,11 @@ func (p *platform) Scale(ctx context.Context, o Order) error {
 		time.AfterFunc(p.lag, func() { p.do(p.fill) })
 	}
 	p.tell()
+	if f := p.meanwhile; f != nil {
+		p.meanwhile = nil
+		f()
+		p.tell()
+	}
 	return nil
 }
 
@@ -157,7 +166,7 @@ func (p *platform) do(f func()) {
 func (p *platform) start() {
 	p.n++
 	id := fmt.Sprintf("%s-%d", p.env.Revision, p.n)
-	i := &Instance{ID: id, Network: "tcp", Address: "127.0.0.1:1", Since: time.Now(), Failure: p.blame}
+	i := &Instance{ID: id, Network: "unix", Address: "/nonexistent/usher", Since: time.Now(), Failure: p.blame}
 	if p.noAddress {
 		i.Network, i.Address = "", ""
 	}
@@ -271,6 +280,7 @@ func (r *recorder) add(format string, args ...any) {
 	defer r.mu.Unlock()
 	r.events = append(r.events, fmt.Sprintf(format, args...))
 }
+
 func (r *recorder) Decided(d Decision)               { r.add("target %d->%d: %s", d.From, d.To, d.Reason) }
 func (r *recorder) StateChanged(from, to State)      { r.add("%s->%s", from, to) }
 func (r *recorder) InstanceChanged(i InstanceStatus) { r.add("%s %s", i.ID, i.State) }
@@ -390,17 +400,22 @@ func (b *bench) runs(n int) {
 
 // request asks for a slot.
 func (b *bench) request() (*reserver.Reservation, error) {
-	r := new(reserver.Reservation)
-	_, err := b.res.Reserve(r, false)
+	r, _, err := b.ask()
 	return r, err
+}
+
+func (b *bench) ask() (r *reserver.Reservation, has bool, err error) {
+	r = new(reserver.Reservation)
+	has, err = b.res.Reserve(r, false)
+	return r, has, err
 }
 
 // waits is a request that is expected to wait.
 func (b *bench) waits() *reserver.Reservation {
 	b.t.Helper()
-	r, err := b.request()
-	if err != nil || r.Instance() != nil {
-		b.t.Fatalf("does not wait: %v, %v\n%s", r.Instance(), err, b.story())
+	r, has, err := b.ask()
+	if err != nil || has {
+		b.t.Fatalf("does not wait: %v, %v\n%s", has, err, b.story())
 	}
 	return r
 }
@@ -428,11 +443,11 @@ func (b *bench) answer(r *reserver.Reservation) error {
 // inside is a request that has a slot.
 func (b *bench) inside() *reserver.Reservation {
 	b.t.Helper()
-	r, err := b.request()
+	r, has, err := b.ask()
 	if err != nil {
 		b.t.Fatalf("%v\n%s", err, b.story())
 	}
-	if r.Instance() == nil {
+	if !has {
 		b.granted(r)
 	}
 	return r
@@ -448,3 +463,27 @@ func bubble(t *testing.T, f func(t *testing.T)) { t.Helper(); synctest.Test(t, f
 func waitIdle() { synctest.Wait() }
 
 func exit(short string) *Failure { return &Failure{Reason: ReasonExit, Short: short} }
+
+// idsLocked is ids for those who hold the lock.
+func (p *platform) idsLocked() []string { return slices.Sorted(maps.Keys(p.instances)) }
+
+// set changes something without reporting it.
+func (p *platform) set(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+// started returns how many instances were started so far.
+func (p *platform) started() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
+}
+
+// peak returns the most instances that there were, those that stop not counted.
+func (p *platform) peak() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.most
+}

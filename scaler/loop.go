@@ -28,8 +28,9 @@ type Loop struct {
 	log      *zap.Logger
 	env      Env
 
-	// places are the places of the start budget that the loop holds.
-	places atomic.Int64
+	// granted are places of the start budget that the loop has got and not
+	// used yet.
+	granted atomic.Int64
 
 	// run guards the life of the goroutine. It is a leaf: nothing is locked
 	// under it, so anybody may call Poke.
@@ -63,6 +64,8 @@ type Loop struct {
 	refusal   *Refusal // what the reserver was told last
 
 	troubleTold *Failure // what the observer was told last
+
+	places int // of the start budget, held by starts in progress
 
 	failures     int  // failed starts in a row
 	hopeless     bool // one of them failed for good
@@ -140,11 +143,7 @@ func (l *Loop) background(f func()) bool {
 	if l.run.closed {
 		return false
 	}
-	l.run.wg.Add(1)
-	go func() {
-		defer l.run.wg.Done()
-		f()
-	}()
+	l.run.wg.Go(f)
 	return true
 }
 
@@ -346,6 +345,9 @@ func (l *Loop) Close(ctx context.Context) error {
 	for k, r := range revisions {
 		wg.Go(func() { errs[k] = r.scaler.Close(ctx, stop) })
 	}
+	// An instance that waits for its open streams to end must not delay the
+	// end: nobody is left to read them.
+	l.interruptAll()
 	wg.Wait()
 
 	ended := make(chan struct{})
@@ -359,7 +361,11 @@ func (l *Loop) Close(ctx context.Context) error {
 		errs[len(revisions)] = ctx.Err()
 	}
 	l.budget.claim(l, 0, false, time.Time{})
-	l.budget.giveBack(int(l.places.Swap(0)))
+	l.mu.Lock()
+	places := l.places
+	l.places = 0
+	l.mu.Unlock()
+	l.budget.giveBack(places + int(l.granted.Swap(0)))
 	for _, err := range errs {
 		if err != nil {
 			return fmt.Errorf("service %s: closing its backend: %w", l.service, err)
@@ -373,4 +379,21 @@ func (l *Loop) current() *revision {
 		return nil
 	}
 	return l.revisions[len(l.revisions)-1]
+}
+
+// interruptAll ends the requests inside all instances.
+func (l *Loop) interruptAll() {
+	l.mu.Lock()
+	var all []*reserver.Instance
+	for _, r := range l.revisions {
+		for _, i := range r.instances {
+			if i.slots != nil {
+				all = append(all, i.slots)
+			}
+		}
+	}
+	l.mu.Unlock()
+	for _, i := range all {
+		i.Interrupt(ErrGone)
+	}
 }

@@ -79,9 +79,6 @@ func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
 	r.ordering = false
 	if err == nil {
 		r.retries, r.retryAt = 0, time.Time{}
-		if l.lastFailure == r.refusal {
-			l.lastFailure = nil
-		}
 		r.refusal = nil
 	} else {
 		// Not done, or only in part: what there was is not somebody else's.
@@ -116,7 +113,6 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	} else {
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
-		l.lastFailure, l.failedAt = f, now
 		r.refusal = f
 	}
 	if starts == 0 || len(o.Stop) > 0 {
@@ -125,8 +121,9 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	}
 }
 
-// returnPlaces gives back the places of the start budget that are no longer
-// needed: starts that are accepted, or for local platforms ready or failed.
+// returnPlaces gives back the places of the start budget whose starts are
+// over: accepted, or for local platforms ready or failed. The loop does not
+// use them for its next starts, to which others' may be preferred.
 func (l *Loop) returnPlaces() {
 	for _, r := range l.revisions {
 		if r.ordering {
@@ -134,16 +131,9 @@ func (l *Loop) returnPlaces() {
 			return
 		}
 	}
-	need := l.localStarts()
-	for {
-		have := l.places.Load()
-		if have <= int64(need) {
-			return
-		}
-		if l.places.CompareAndSwap(have, int64(need)) {
-			l.budget.giveBack(int(have) - need)
-			return
-		}
+	if done := l.places - l.localStarts(); done > 0 {
+		l.places -= done
+		l.budget.giveBack(done)
 	}
 }
 

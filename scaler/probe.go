@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -133,8 +134,8 @@ func (c Check) get(ctx context.Context, conn net.Conn, network, address string) 
 	if scheme == "" {
 		scheme = "http"
 	}
-	if path == "" {
-		path = "/"
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path
 	}
 	if host == "" {
 		host = address
@@ -147,7 +148,7 @@ func (c Check) get(ctx context.Context, conn net.Conn, network, address string) 
 		return err
 	}
 	for k, v := range c.Header {
-		req.Header[k] = v
+		req.Header[http.CanonicalHeaderKey(k)] = v
 	}
 	if req.Header.Get("User-Agent") == "" {
 		req.Header.Set("User-Agent", "Usher-Probe")

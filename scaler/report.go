@@ -120,6 +120,7 @@ func (l *Loop) adoptNumber(r *revision, now time.Time) {
 		l.history = append(l.history, Sample{At: now, Instances: r.desired})
 		l.reserver.Touch()
 	case r.desired < r.ordered && l.reserver.Stats().Demand == 0:
+		l.reserver.TakePeak() // the demand of before is history, too
 		l.history = []Sample{{At: now, Instances: r.desired}}
 	}
 	r.ordered = r.desired

@@ -31,6 +31,11 @@ func (l *Loop) Status() Status {
 	if r := l.current(); r != nil {
 		st.Trouble = r.trouble
 	}
+	for _, r := range l.revisions {
+		if st.LastError == nil {
+			st.LastError = r.refusal
+		}
+	}
 	if st.LastError == nil {
 		st.LastError = st.Trouble
 	}

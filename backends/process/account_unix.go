@@ -41,6 +41,17 @@ func (a *account) checkRight() error {
 	return fmt.Errorf("user %s: Caddy runs as user %d and may not switch to it; run Caddy as root, or give it CAP_SETUID, CAP_SETGID and CAP_KILL", a.Name, os.Geteuid())
 }
 
+// own gives files to the user.
+func (a *account) own(files ...*os.File) {
+	if a == nil || a.Own {
+		return
+	}
+	for _, f := range files {
+		// Without CAP_CHOWN they stay Caddy's, and can be written all the same.
+		_ = f.Chown(int(a.UID), -1)
+	}
+}
+
 // credential returns what the child switches to, or nil.
 func (a *account) credential() *syscall.Credential {
 	if a == nil || a.Own {

@@ -91,7 +91,7 @@ func (b *Backend) checkPlaceholders(d *caddyfile.Dispenser) error {
 	}
 	resolve := newResolver(listen)
 	resolve.dry = true
-	for _, text := range slices.Concat([]string{b.Command, b.Dir}, b.Args, slices.Collect(maps.Values(b.Env))) {
+	for _, text := range slices.Concat([]string{b.Command, b.Dir, b.User}, b.Args, slices.Collect(maps.Values(b.Env))) {
 		if _, err := resolve.parse(text); err != nil {
 			return d.WrapErr(err)
 		}
@@ -118,5 +118,5 @@ func (b *Backend) unmarshalEnv(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// Interface guard
+// Interface guard.
 var _ caddyfile.Unmarshaler = (*Backend)(nil)

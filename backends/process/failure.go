@@ -9,6 +9,20 @@ import (
 	"github.com/caddy-usher/usher/scaler"
 )
 
+// exitFailure puts into words that an instance ended unasked. What went wrong
+// is in what it wrote last.
+func exitFailure(words, lastLines string) *scaler.Failure {
+	f := &scaler.Failure{Reason: scaler.ReasonExit, Short: words, Detail: lastLines}
+	if words == "exit status 0" {
+		// No error, so its output will hardly say what is wrong.
+		if f.Detail != "" {
+			f.Detail += "\n"
+		}
+		f.Detail += "(the process ended by itself and without an error; if it goes to the background, make it stay in the foreground)"
+	}
+	return f
+}
+
 // startFailure puts into words why a process could not be started. The system
 // names one error for several steps, so what may have been the cause is looked
 // at again.

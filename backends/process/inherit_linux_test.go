@@ -3,6 +3,7 @@ package process
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -27,19 +28,43 @@ func statusOf(t *testing.T, pid int) string {
 }
 
 func TestInstancesGetTheDefaultSignalHandlingBack(t *testing.T) {
-	// As Caddy does it, and as a shell does it for a job in the background.
-	for _, sig := range []os.Signal{syscall.SIGPIPE, syscall.SIGUSR2} {
+	b := open(t, shell("exec sleep 100"))
+	for i, sig := range []os.Signal{syscall.SIGPIPE, syscall.SIGUSR2} {
+		// The first as Caddy does it, the second when the starter runs already.
 		signal.Ignore(sig)
 		t.Cleanup(func() { signal.Reset(sig) })
+		b.scale(i + 1)
+		pid := b.pid(b.latest().Instances[i].ID)
+		status := statusOf(t, pid)
+		if mask := statusMask(status, "SigIgn"); mask != 0 {
+			t.Fatalf("ignored signals: %x", mask)
+		}
+		if mask := statusMask(status, "SigBlk"); mask != 0 {
+			t.Fatalf("blocked signals: %x", mask)
+		}
+		if stat, err := readStat(pid); err != nil || stat.group != pid {
+			t.Fatalf("it is in group %d: %v", stat.group, err)
+		}
 	}
-	b := open(t, shell("exec sleep 100"))
-	pid := b.pid(b.one().ID)
-	status := statusOf(t, pid)
+}
+
+func TestWhatCaddyWasStartedToIgnoreIsNotIgnoredByInstances(t *testing.T) {
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As nohup and a shell without job control do it.
+	out := filepath.Join(t.TempDir(), "status")
+	cmd := exec.Command("/bin/sh", "-c", `trap "" HUP INT TTOU; exec "$@"`, "sh",
+		path, "child", "caddy", t.TempDir(), "stop", "grep SigIgn /proc/self/status >"+out+"; exec sleep 100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	status := readEventually(t, out)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
 	if mask := statusMask(status, "SigIgn"); mask != 0 {
 		t.Fatalf("ignored signals: %x", mask)
-	}
-	if mask := statusMask(status, "SigBlk"); mask != 0 {
-		t.Fatalf("blocked signals: %x", mask)
 	}
 }
 
@@ -124,15 +149,23 @@ func TestTheEnvironmentIsMinimal(t *testing.T) {
 }
 
 func TestStandardInputIsNullAndNothingElseIsInherited(t *testing.T) {
+	// As a listener of socket activation: nobody has said that it should be
+	// closed.
+	inherited, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inherited)
 	b := open(t, shell("exec sleep 100"))
 	pid := b.pid(b.one().ID)
 	if target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/0", pid)); target != os.DevNull {
 		t.Fatalf("stdin is %s", target)
 	}
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil || len(entries) != 3 {
-		t.Fatalf("open files: %v %v", entries, err)
-	}
+	// The loader opens files too, and closes them again.
+	eventually(t, "three open files and no more", func() bool {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		return err == nil && len(entries) == 3
+	})
 	// What is written is not refused with EAGAIN when the pipe is full.
 	for _, fd := range []int{1, 2} {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
@@ -151,7 +184,7 @@ func TestInstancesRunAsTheirUser(t *testing.T) {
 		t.Skip("switching needs root")
 	}
 	for _, name := range []string{"nobody", "65534"} {
-		b := shell("id -u; id -g; id -G; echo $HOME; exec sleep 100")
+		b := shell("id -u; id -g; id -G; echo $HOME >/dev/stdout; exec sleep 100")
 		b.User = name
 		bn := open(t, b)
 		in := bn.one()
@@ -159,7 +192,6 @@ func TestInstancesRunAsTheirUser(t *testing.T) {
 		if got := strings.Join(bn.messages("stdout"), " "); got != "65534 65534 65534 /nonexistent" {
 			t.Fatalf("it runs as %s", got)
 		}
-		// The parent-death signal survives the switch.
 		bn.scale(0, in.ID)
 		bn.awaitEnd(in.ID)
 	}

@@ -33,16 +33,16 @@ type search struct {
 }
 
 // belongs tells whether a process is one of the instance.
-func (s *search) belongs(pid int, stat procStat) bool {
+func (s *search) belongs(r resident) bool {
 	switch {
-	case pid == s.except, stat.dead():
+	case r.pid == s.except, r.stat.dead():
 		return false
-	case s.told[name{pid, stat.startTime}]:
+	case s.told[name{r.pid, r.stat.startTime}]:
 		return true
-	case s.group != 0 && stat.group == s.group && s.reserved():
+	case s.group != 0 && r.stat.group == s.group && s.reserved():
 		return true
 	}
-	return hasVariable(pid, varInstance, s.instance)
+	return r.instance == s.instance
 }
 
 // quarry is a process that was found, held by its pidfd.
@@ -56,21 +56,20 @@ type quarry struct {
 // the process that was looked at.
 func (s *search) find() []quarry {
 	var found []quarry
-	for pid := range allPIDs() {
-		before, err := readStat(pid)
-		if err != nil || !s.belongs(pid, before) {
+	for _, r := range population.take() {
+		if !s.belongs(r) {
 			continue
 		}
-		fd, err := unix.PidfdOpen(pid, 0)
+		fd, err := unix.PidfdOpen(r.pid, 0)
 		if err != nil {
 			continue
 		}
-		after, err := readStat(pid)
-		if err != nil || after.startTime != before.startTime || !s.belongs(pid, after) {
+		stat, err := readStat(r.pid)
+		if err != nil || stat.startTime != r.stat.startTime || !s.belongs(resident{r.pid, stat, variable(r.pid, varInstance)}) {
 			unix.Close(fd)
 			continue
 		}
-		found = append(found, quarry{name{pid, before.startTime}, fd})
+		found = append(found, quarry{name{r.pid, stat.startTime}, fd})
 	}
 	return found
 }

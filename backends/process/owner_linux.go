@@ -26,7 +26,7 @@ func checkOwner(port int, c *child, instance string) error {
 		if err != nil {
 			continue
 		}
-		own := stat.group == c.pid || hasVariable(pid, varInstance, instance) || descends(stat.parent, c.pid)
+		own := stat.group == c.pid || variable(pid, varInstance) == instance || descends(stat.parent, c.pid)
 		if !own && stat.startTime < c.startTime {
 			return fmt.Errorf("port %d is held by process %d, which ran before instance %s was started and is not part of it: the probe reached that process; take the port out of the range of ports, or end the process", port, pid, instance)
 		}

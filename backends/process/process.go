@@ -160,7 +160,15 @@ func (b *Backend) Provision(caddy.Context) error {
 		}
 	}
 	if b.User != "" {
-		if p.account, err = lookupAccount(caddy.NewReplacer().ReplaceAll(b.User, "")); err != nil {
+		user, err := resolve.parse(b.User)
+		if err != nil {
+			return fmt.Errorf("process: user: %w", err)
+		}
+		name, ok := user.constant()
+		if !ok {
+			return errors.New("process: user: all instances run as one user; {usher.*} has no place in its name")
+		}
+		if p.account, err = lookupAccount(name); err != nil {
 			return fmt.Errorf("process: %w", err)
 		}
 	}
@@ -270,7 +278,7 @@ func (b *Backend) Redacted() any {
 	return &shown
 }
 
-// Interface guards
+// Interface guards.
 var (
 	_ caddy.Module      = (*Backend)(nil)
 	_ caddy.Provisioner = (*Backend)(nil)

@@ -47,20 +47,25 @@ func readStat(pid int) (procStat, error) {
 // maxEnviron bounds what is read of one environment.
 const maxEnviron = 4 << 20
 
-// hasVariable tells whether a process was started with name=value in its
-// environment. One that may not be looked at counts as without.
-func hasVariable(pid int, name, value string) bool {
+// variable returns a variable of the environment that a process was started
+// with. One that may not be looked at has none.
+func variable(pid int, name string) string {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
-		return false
+		return ""
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxEnviron))
 	if err != nil {
-		return false
+		return ""
 	}
-	line := []byte(name + "=" + value + "\x00")
-	return bytes.HasPrefix(text, line) || bytes.Contains(text, append([]byte{0}, line...))
+	name += "="
+	for entry := range bytes.SplitSeq(text, []byte{0}) {
+		if len(entry) > len(name) && string(entry[:len(name)]) == name {
+			return string(entry[len(name):])
+		}
+	}
+	return ""
 }
 
 // allPIDs goes through the processes that can be seen.

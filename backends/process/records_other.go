@@ -10,15 +10,15 @@ type record struct {
 	Instance, Service, Revision, Fingerprint string
 
 	Network, Address string
-	PID              int
-	StartTime        uint64
 	StopSignal       int
 	Keep             bool
 	Socket           string
 	Output           []string
 }
 
-func (*record) write(string) error { return nil }
+func (*record) create(string) error { return nil }
+
+func (*record) complete(int, uint64) error { return nil }
 
 func (r *record) remove(string) error {
 	for _, path := range r.Output {

@@ -43,7 +43,7 @@ func (*Backend) Recover(ctx context.Context, dataDir string, logger *zap.Logger)
 	for _, entry := range entries {
 		path := filepath.Join(dir, entry.Name())
 		switch {
-		case strings.HasSuffix(path, recordSuffix+".new"):
+		case strings.HasSuffix(path, recordSuffix+draftSuffix):
 			removeOldDraft(path)
 			continue
 		case !strings.HasSuffix(path, recordSuffix):
@@ -94,7 +94,7 @@ func (r *record) orphaned(own identity) bool {
 		return false
 	}
 	// A Caddy that was itself started by that instance is no leftover to end.
-	return !hasVariable(os.Getpid(), varInstance, r.Instance)
+	return variable(os.Getpid(), varInstance) != r.Instance
 }
 
 // end ends what is left of an instance, and forgets it.

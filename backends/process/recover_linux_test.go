@@ -19,13 +19,13 @@ import (
 
 // killedCaddy runs a Caddy that starts one instance, and kills it with KILL
 // after ready. It returns the pid of the instance.
-func killedCaddy(t *testing.T, dataDir, keep, script string, ready func()) int {
+func killedCaddy(t *testing.T, dataDir, keep, script string, ready func(), user ...string) int {
 	t.Helper()
 	path, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, "child", "caddy", dataDir, keep, script)
+	cmd := exec.Command(path, append([]string{"child", "caddy", dataDir, keep, script}, user...)...)
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -72,6 +72,14 @@ func TestG12ProcessesDieWithAKilledCaddyAndWhatTheyForkedAwayIsEndedByTheNext(t 
 	if r := records(t, dataDir); len(r) != 0 {
 		t.Errorf("records left: %v", r)
 	}
+}
+
+func TestProcessesOfAnotherUserDieWithAKilledCaddyToo(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("switching needs root")
+	}
+	pid := killedCaddy(t, t.TempDir(), "stop", "exec sleep 100", func() {}, "nobody")
+	eventually(t, "the process to die with its Caddy", func() bool { return gone(pid) })
 }
 
 func TestKeptProcessesOutliveAKilledCaddyAndAreEndedByTheNext(t *testing.T) {
@@ -200,7 +208,7 @@ func TestAKillBetweenForkAndRecordLeavesATrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What stands there before the fork names no process.
-	if err := r.write(recordDir(dataDir)); err != nil {
+	if err := r.create(recordDir(dataDir)); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("sleep", "100")
@@ -265,7 +273,7 @@ func TestRecoverRemovesSocketsThatNobodyServesAndRecordsThatAreNone(t *testing.T
 		t.Fatal(err)
 	}
 	r := &record{Instance: id, Socket: socket, Output: []string{foreign}}
-	if err := r.write(recordDir(dataDir)); err != nil {
+	if err := r.create(recordDir(dataDir)); err != nil {
 		t.Fatal(err)
 	}
 	changeOwner(t, dataDir, func(owner *identity) { owner.BootID = "earlier" })

@@ -13,9 +13,8 @@ import (
 	"syscall"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -64,6 +63,9 @@ var roles = map[string]func(args []string) int{
 	"caddy": func(args []string) int {
 		dataDir, keep, script := args[0], args[1] == "keep", args[2]
 		b := shell(script)
+		if len(args) > 3 {
+			b.User = args[3]
+		}
 		if err := b.Provision(caddy.Context{}); err != nil {
 			fmt.Println(err)
 			return 1

@@ -135,12 +135,14 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	}
 	defer stdin.Close()
 	stdout, stderr := in.source.files()
+	// Programs that open /dev/stdout themselves need the permission.
+	l.account.own(stdout, stderr)
 	l.files = []*os.File{stdin, stdout, stderr}
 	if in.passed != nil {
 		l.files = append(l.files, in.passed.file)
 	}
 
-	r.record(in)
+	r.recorded(in.record.create(dir))
 	forks.hold()
 	in.child, err = forks.start(l)
 	if err != nil {
@@ -149,8 +151,7 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 		return startFailure(err, l, r.env.Service, in.id)
 	}
 	in.source.begin()
-	in.record.PID, in.record.StartTime = in.child.pid, in.child.startTime
-	r.record(in)
+	r.recorded(in.record.complete(in.child.pid, in.child.startTime))
 	return nil
 }
 
@@ -210,7 +211,7 @@ func (r *runner) ended(in *instance, words string) (asked bool, deadline func() 
 	}
 	killAt := in.killAt
 	if !in.stopping {
-		in.failure = &scaler.Failure{Reason: scaler.ReasonExit, Short: words, Detail: in.output.tail()}
+		in.failure = exitFailure(words, in.output.tail())
 		killAt = time.Now().Add(r.stopTimeout)
 	}
 	r.reportLocked()
@@ -367,17 +368,16 @@ func (r *runner) newRecord(in *instance) *record {
 // what is written there fails and says so.
 func (r *runner) makeRecordDir(dir string) { _ = os.MkdirAll(dir, 0o700) }
 
-// record writes down what is known about an instance. If it cannot, the
-// instance is started all the same: a full disk should not keep a service
-// asleep. What is lost with it is said once.
-func (r *runner) record(in *instance) {
-	dir := recordDir(r.env.DataDir)
-	if err := in.record.write(dir); err != nil {
-		r.unrecorded.Do(func() {
-			r.env.Logger.Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
-				zap.String("dir", dir), zap.Error(err))
-		})
+// recorded says, once, that records cannot be written. The instance is started
+// all the same: a full disk should not keep a service asleep.
+func (r *runner) recorded(err error) {
+	if err == nil {
+		return
 	}
+	r.unrecorded.Do(func() {
+		r.env.Logger.Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
+			zap.String("dir", recordDir(r.env.DataDir)), zap.Error(err))
+	})
 }
 
 // forget removes the record of an instance.
@@ -388,7 +388,7 @@ func (r *runner) forget(in *instance) {
 	}
 }
 
-// Interface guards
+// Interface guards.
 var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Traiter   = (*runner)(nil)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/caddy-usher/usher/scaler"
@@ -122,6 +123,10 @@ func removeStale(path string) error {
 	if err == nil {
 		conn.Close()
 		return fmt.Errorf("%s is served by another program", path)
+	}
+	// Any other error, a full queue for one, is no proof.
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("%s may be served by another program: %w", path, err)
 	}
 	return os.Remove(path)
 }

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// newHandler returns everything that the instance serves.
-func newHandler(o options) http.Handler {
+// newHandler returns everything that the instance serves. deafen closes the
+// listener.
+func newHandler(o options, deafen func()) http.Handler {
 	counted := new(census)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", identify)
@@ -27,6 +28,10 @@ func newHandler(o options) http.Handler {
 	mux.HandleFunc("/usher-error", ownUsherError)
 	mux.HandleFunc("/env", environment)
 	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(exit(5)) })
+	mux.HandleFunc("/deafen", func(w http.ResponseWriter, r *http.Request) {
+		deafen()
+		identify(w, r)
+	})
 	mux.HandleFunc("/count", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, counted.highest())
 	})

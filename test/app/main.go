@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -81,7 +82,7 @@ func run(o options) int {
 	terminated := watchSignals(o.ignoreTerm)
 
 	if o.fork {
-		spawn("-never-listen", "-ignore-term")
+		spawn("-never-listen")
 	}
 	if o.daemonize {
 		spawn(withoutFlag(os.Args[1:], "-daemonize")...)
@@ -108,7 +109,12 @@ func run(o options) int {
 		log.Print(err)
 		return exit(2)
 	}
-	srv := &http.Server{Handler: newHandler(o)}
+	deaf := make(chan struct{})
+	deafen := sync.OnceFunc(func() {
+		close(deaf)
+		ln.Close()
+	})
+	srv := &http.Server{Handler: newHandler(o, deafen)}
 	srv.Protocols = new(http.Protocols)
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
@@ -121,8 +127,14 @@ func run(o options) int {
 	go func() { served <- srv.Serve(ln) }()
 	select {
 	case err := <-served:
-		log.Print(err)
-		return exit(1)
+		select {
+		case <-deaf:
+			// It runs on, and refuses connections.
+			<-terminated
+		default:
+			log.Print(err)
+			return exit(1)
+		}
 	case <-terminated:
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

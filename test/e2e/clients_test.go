@@ -209,6 +209,43 @@ func TestExpectContinueThroughAColdStart(t *testing.T) {
 	}
 }
 
+// A refusal may give up the rest of a body. The next request on the same
+// connection must not pay for that, whether the first was held or not.
+func TestConnectionServesOnAfterARefusal(t *testing.T) {
+	for name, f := range map[string]struct{ code, option string }{
+		"held":     {"wait_timeout", "wait_timeout 100ms"},
+		"not held": {"asleep", "wake /wake"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCaddy(t)
+			c.Start(web(c, args("-gate", c.Path("gate")), f.option))
+			var conns []*harness.Conn
+			for _, body := range []string{"", "body"} {
+				conn := c.Dial()
+				conn.SendHead("POST", "/", "Content-Length: "+strconv.Itoa(len(body)))
+				conn.Send(body)
+				r := conn.Receive(soon)
+				wantRefusal(t, r, f.code)
+				if !r.Close {
+					conns = append(conns, conn)
+				}
+			}
+			get := c.Dial()
+			get.SendHead("GET", "/")
+			wantRefusal(t, get.Receive(soon), f.code)
+			c.Open("gate")
+			c.Post("web/wake", "")
+			c.AwaitState("web", "awake", soon)
+			for _, conn := range append(conns, get) {
+				for range 2 {
+					conn.SendHead("GET", "/")
+					wantOK(t, conn.Receive(soon))
+				}
+			}
+		})
+	}
+}
+
 func TestUnfinishedPostGetsItsRefusalAtOnce(t *testing.T) {
 	for name, f := range map[string]struct {
 		code, option, path string

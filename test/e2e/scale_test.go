@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -169,20 +171,51 @@ func TestG9_KilledInstancesUnderLoadCostOnlyWhatWasInside(t *testing.T) {
 
 func TestG9_RefusedConnectionIsTriedOnAnotherInstance(t *testing.T) {
 	c := newCaddy(t)
-	// Without kept connections a killed instance is a refused one.
+	// Without kept connections every request needs a new one.
+	c.Start(web(c, nil, "instances 2 2", "transport http {\n\tkeepalive off\n}"))
+	c.AwaitReady("web", 2, soon)
+	deaf := c.Get("/deafen")
+	wantOK(t, deaf)
+	for range 10 {
+		r := c.Do(harness.Request{Method: "POST", Path: "/echo", Body: strings.NewReader("whole")})
+		wantOK(t, r)
+		if r.Body != "whole" || r.Header.Get("X-Instance") == deaf.Header.Get("X-Instance") {
+			t.Errorf("body %q, from the instance %s that refuses connections", r.Body, r.Header.Get("X-Instance"))
+		}
+	}
+	if s := c.Service("web"); s.Instances.Ejected != 1 || s.Instances.Ready != 1 {
+		t.Errorf("instances %+v, want one ejected", s.Instances)
+	}
+}
+
+func TestG9_RefusedOnlyInstanceKeepsThePlaceOfItsRequest(t *testing.T) {
+	c := newCaddy(t)
+	c.Start(web(c, nil, "instances 0 1", "concurrency 1", "start_timeout 1s", "transport http {\n\tkeepalive off\n}"))
+	wantOK(t, c.Get("/deafen"))
+	// Nobody else is there: it waits until the deaf one is replaced, and goes
+	// before those that came after it.
+	first := c.Send(harness.Request{Method: "POST", Path: "/", Header: http.Header{"X-Seq": {"first"}}})
+	harness.Eventually(t, soon, func() bool { return c.Service("web").Instances.Ejected == 1 }, "the deaf instance is ejected")
+	burst := c.Burst("web", 3, "/")
+	wantOK(t, first.Wait(t, harness.Slow(10*time.Second)))
+	wantAllOK(t, burst.Wait(t, soon))
+	if got := c.Journal().Seqs()[1:]; !slices.Equal(got, []string{"first", "0", "1", "2"}) {
+		t.Errorf("order of entering: %v", got)
+	}
+}
+
+func TestRequestsAfterAKillFindTheNextInstance(t *testing.T) {
+	c := newCaddy(t)
 	c.Start(web(c, nil, "instances 0 1", "transport http {\n\tkeepalive off\n}"))
 	wantOK(t, c.Get("/"))
 	for range 2 {
+		address := c.Service("web").InstanceList[0].Address
 		for _, p := range c.Processes() {
 			p.Kill()
 		}
-		// Whether Usher has noticed yet or not: this POST reaches the next
-		// instance, and no client learns of the first.
-		r := c.Do(harness.Request{Method: "POST", Path: "/echo", Body: strings.NewReader("whole")})
-		wantOK(t, r)
-		if r.Body != "whole" {
-			t.Errorf("body %q", r.Body)
-		}
+		// Until its socket is closed, a process that dies can be connected to.
+		harness.Eventually(t, soon, func() bool { return !harness.Listening(address) }, "the socket of the killed instance is closed")
+		wantOK(t, c.Do(harness.Request{Method: "POST", Path: "/echo", Body: strings.NewReader("whole")}))
 	}
 }
 

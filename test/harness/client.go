@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -32,6 +33,7 @@ type Response struct {
 	Proto  string
 	Hints  []textproto.MIMEHeader // 103 answers that came before
 	Took   time.Duration
+	Close  bool   // the server announced that it closes the connection
 	Seq    string // X-Seq of the request, if it is one of a Load
 	Err    error
 }
@@ -99,9 +101,7 @@ func (c *Caddy) Send(r Request) *Pending {
 		c.t.Fatal(err)
 	}
 	req.Host = r.Host
-	for k, v := range r.Header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, r.Header)
 	client := r.Client
 	if client == nil {
 		client = c.client
@@ -141,7 +141,7 @@ func (p *Pending) fill(res *http.Response, err error) {
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	p.res.Status, p.res.Header, p.res.Proto = res.StatusCode, res.Header, res.Proto
-	p.res.Body, p.res.Err = string(body), err
+	p.res.Body, p.res.Err, p.res.Close = string(body), err, res.Close
 }
 
 // newClient returns a client that follows nothing and asks nobody; protocols

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 )
@@ -70,6 +71,13 @@ func free(from, to int) bool {
 		ln.Close()
 	}
 	return true
+}
+
+// Listening tells whether a socket listens on an address of 127.0.0.1.
+func Listening(addr string) bool {
+	_, port, _ := net.SplitHostPort(addr)
+	n, _ := strconv.Atoi(port)
+	return listeners(n) > 0
 }
 
 // listeners counts the sockets that listen on a port of 127.0.0.1.
