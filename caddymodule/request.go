@@ -177,10 +177,6 @@ func (q *request) hold() error {
 		err = errWaitTimeout
 	case <-q.in.Context().Done():
 		err = errClientGone
-		if errors.Is(context.Cause(q.in.Context()), scaler.ErrGone) {
-			// Of its last instance; the client is still there.
-			err = scaler.ErrGone
-		}
 	case <-gone:
 		err = errClientGone
 	}
@@ -188,7 +184,7 @@ func (q *request) hold() error {
 	q.body.stopReadingAhead()
 	now := time.Now()
 	q.waited += now.Sub(start)
-	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) || errors.Is(err, scaler.ErrGone) {
+	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) {
 		if q.reservation.Cancel() {
 			if errors.Is(err, errWaitTimeout) {
 				// The slot came in the last moment: it is as good as any.

@@ -2,12 +2,17 @@ package caddymodule
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -247,5 +252,51 @@ func TestRequestInsideAnInstanceThatIsGoneIs502(t *testing.T) {
 	f.die(id)
 	if r := wait(); r.status != 502 || r.err != nil {
 		t.Errorf("%+v", r)
+	}
+}
+
+// Whatever moment it is in, a request whose instance is gone is told so, and
+// not that its client has left.
+func TestInterruptedRequestIs502InEveryMoment(t *testing.T) {
+	t.Parallel()
+	for name, next := range map[string]func(*testing.T, *fleet, *request, http.ResponseWriter, *http.Request) error{
+		"the proxy takes it for a client that left": func(_ *testing.T, _ *fleet, q *request, w http.ResponseWriter, _ *http.Request) error {
+			q.cancel(scaler.ErrGone)
+			w.WriteHeader(statusClientGone)
+			return nil
+		},
+		"before another try": func(t *testing.T, _ *fleet, q *request, _ http.ResponseWriter, r *http.Request) error {
+			q.cancel(scaler.ErrGone)
+			_ = Upstreams{}.ResetCache(r)
+			if ups, err := (Upstreams{}).GetUpstreams(r); len(ups) != 0 || err != nil {
+				t.Errorf("it is sent once more: %v, %v", ups, err)
+			}
+			return caddyhttp.Error(statusClientGone, nil)
+		},
+		"while it waits for another try": func(_ *testing.T, f *fleet, q *request, _ http.ResponseWriter, r *http.Request) error {
+			f.set(func() { f.manual = true })
+			f.die(q.instance)
+			f.ready(0)
+			go func() {
+				f.waiting(1)
+				q.cancel(scaler.ErrGone)
+			}()
+			_ = Upstreams{}.ResetCache(r)
+			return caddyhttp.Error(statusClientGone, nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFleet(t)
+			start(t, site(f.usher()))
+			h := &Handler{Service: f.name, service: serving(t, f.name), errors: new(errorRoutes), WaitTimeout: caddy.Duration(patience)}
+			rec := httptest.NewRecorder()
+			err := h.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil), caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+				return next(t, f, requestOf(r.Context()), w, r)
+			}))
+			if e, ok := errors.AsType[caddyhttp.HandlerError](err); !ok || e.StatusCode != 502 || rec.Code != 200 {
+				t.Errorf("%v, and %d was written", err, rec.Code)
+			}
+		})
 	}
 }
