@@ -28,7 +28,7 @@ type Backend struct {
 	// The workload, as `<resource>/<name>`: `deployment/web`,
 	// `statefulset/db`, `replicaset/x`, or `<plural>.<version>.<group>/<name>`
 	// for any other.
-	Resource string `json:"resource"`
+	Resource string `json:"resource,omitempty"`
 
 	// The namespace of the workload. Default: that of the context of the
 	// kubeconfig, or, in a cluster, Caddy's own.
