@@ -143,7 +143,7 @@ func (b *Backend) Provision(caddy.Context) error {
 		p.access.user = text("basic_auth user", b.BasicAuth.User)
 		p.access.password = text("basic_auth password", b.BasicAuth.Password)
 	}
-	var urls []string
+	urls := make([]string, 0, len(b.URLs))
 	for _, u := range b.URLs {
 		urls = append(urls, text("url", u))
 	}

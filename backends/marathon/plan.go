@@ -33,6 +33,7 @@ func (s step) after() int {
 		return s.number
 	case stopThese:
 		return max(0, s.before-len(s.ids))
+	case nothing, replaceThese:
 	}
 	return s.before
 }

@@ -80,7 +80,7 @@ func (r *runner) Confirm(ctx context.Context, id string) error {
 	a.mu.Unlock()
 	if !fresh {
 		if err := a.fresh(ctx); err != nil {
-			return fmt.Errorf("Marathon does not say whether the task still runs: %w", err)
+			return fmt.Errorf("whether the task still runs cannot be asked: %w", err)
 		}
 	}
 	a.mu.Lock()
@@ -92,7 +92,7 @@ func (r *runner) Confirm(ctx context.Context, id string) error {
 	case t.state != taskRunning:
 		return fmt.Errorf("the task is in state %s; what answered need not be it", t.state)
 	case t.unhealthy:
-		return errors.New("the task is not on Marathon's list, or its health check there fails")
+		return errors.New("the task is not on the list, or its health check there fails")
 	}
 	t.askFrom, t.confirmed = time.Time{}, true
 	a.proved()

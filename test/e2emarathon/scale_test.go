@@ -63,10 +63,7 @@ func TestFromZeroToThreeAndBackUnderLoad(t *testing.T) {
 
 	// One request stays inside; of the three tasks the other two have to go.
 	held := w.Send(harness.Request{Path: "/hold?gate=" + w.Path("gate")})
-	slow := w.Load(1, "/sleep?d=20ms")
-	w.AwaitReady("web", 1, soon)
 	w.awaitTasks("/web", 1)
-	wantAllOK(t, slow.Stop())
 	keeper := w.running("/web")
 	w.Open("gate")
 	r := held.Wait(t, soon)

@@ -112,7 +112,7 @@ func TestAPortThatIsUsedAgainNeverAnswersForAnotherApp(t *testing.T) {
 	var all []harness.Response
 	for k := range 6 {
 		load := w.Load(6, "/sleep?d=5ms")
-		w.AwaitReady("web", 1+k%2, soon)
+		harness.Eventually(t, soon, func() bool { return w.Service("web").Instances.Ready > 0 && load.Len() > 20 }, "it serves")
 		if k%2 == 1 {
 			for _, id := range w.running("/web")[:1] {
 				w.sim.KillTask(id)
