@@ -186,7 +186,7 @@ func (m *member) call(ctx context.Context, method, path string, in, out any) err
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	_, answer, err := m.send(req)
+	_, answer, err := m.send(req) //nolint:bodyclose // send has read and closed it
 	if err != nil || out == nil {
 		return err
 	}
