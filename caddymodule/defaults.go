@@ -21,6 +21,15 @@ type DefaultsUnmarshaler interface {
 	UnmarshalCaddyfileDefaults(d *caddyfile.Dispenser) error
 }
 
+// DefaultsMerger is implemented by those of them whose options do not stand for
+// themselves: credentials belong to the address that they were given with. For
+// all others, an option that a service does not give is the shared one.
+type DefaultsMerger interface {
+	// MergeDefaults fills in what of shared, a module of the same type, holds
+	// for this one as well.
+	MergeDefaults(shared any)
+}
+
 // backendDefaults are the shared options, by the names of backends.
 type backendDefaults map[string]json.RawMessage
 
@@ -84,9 +93,20 @@ func (d backendDefaults) fill(raw json.RawMessage) (json.RawMessage, error) {
 	if !ok {
 		return raw, nil
 	}
+	info, err := caddy.GetModule("usher.backends." + name)
+	if err != nil {
+		return nil, err
+	}
 	var own, more map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &own); err != nil {
 		return nil, err
+	}
+	if own == nil {
+		return raw, nil
+	}
+	if m, ok := info.New().(DefaultsMerger); ok {
+		delete(own, "type")
+		return merged(m, name, own, info.New(), shared)
 	}
 	if err := json.Unmarshal(shared, &more); err != nil {
 		return nil, fmt.Errorf("the shared options of the backend %s: %w", name, err)
@@ -97,6 +117,23 @@ func (d backendDefaults) fill(raw json.RawMessage) (json.RawMessage, error) {
 		}
 	}
 	return json.Marshal(own)
+}
+
+// merged lets m, which is empty, be the service's own options, and adds what it
+// takes of the shared ones.
+func merged(m DefaultsMerger, name string, own map[string]json.RawMessage, with caddy.Module, shared json.RawMessage) (json.RawMessage, error) {
+	raw, err := json.Marshal(own)
+	if err != nil {
+		return nil, err
+	}
+	if err := caddy.StrictUnmarshalJSON(raw, m); err != nil {
+		return nil, err
+	}
+	if err := caddy.StrictUnmarshalJSON(shared, with); err != nil {
+		return nil, fmt.Errorf("the shared options of the backend %s: %w", name, err)
+	}
+	m.MergeDefaults(with)
+	return caddyconfig.JSONModuleObject(m, "type", name, nil), nil
 }
 
 // parseDefaults reads the block of shared options of a backend. It returns

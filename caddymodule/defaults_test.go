@@ -13,7 +13,10 @@ import (
 	"github.com/caddy-usher/usher/scaler"
 )
 
-func init() { caddy.RegisterModule(farAway{}) }
+func init() {
+	caddy.RegisterModule(farAway{})
+	caddy.RegisterModule(aloof{})
+}
 
 // farAway is a backend whose services share where their platform is.
 type farAway struct {
@@ -109,6 +112,35 @@ func TestOptionsThatServicesShareStandOnce(t *testing.T) {
 	again, err := json.Marshal(app)
 	if err != nil || !strings.Contains(string(again), `"far_away":{"where":"there","who":"somebody"}`) {
 		t.Errorf("the app writes itself as %s (%v)", again, err)
+	}
+}
+
+// aloof is a backend that takes no shared option once it has one of its own.
+type aloof struct{ farAway }
+
+func (aloof) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "usher.backends.aloof", New: func() caddy.Module { return new(aloof) }}
+}
+
+func (a *aloof) MergeDefaults(shared any) {
+	if s := shared.(*aloof); a.Where == "" {
+		a.Where, a.Who = s.Where, s.Who
+	}
+}
+
+func TestABackendMayJudgeItselfWhatItShares(t *testing.T) {
+	d := backendDefaults{"aloof": json.RawMessage(`{"where":"there","who":"somebody"}`)}
+	for raw, want := range map[string]string{
+		`{"type":"aloof","app":"x"}`:                `{"app":"x","type":"aloof","where":"there","who":"somebody"}`,
+		`{"type":"aloof","app":"x","where":"here"}`: `{"app":"x","type":"aloof","where":"here"}`,
+	} {
+		got, err := d.fill(json.RawMessage(raw))
+		if err != nil || string(got) != want {
+			t.Errorf("%s becomes %s (%v), want %s", raw, got, err, want)
+		}
+	}
+	if _, err := d.fill(json.RawMessage(`{"type":"aloof","no_such":1}`)); err == nil {
+		t.Error("an unknown option is lost without a word")
 	}
 }
 

@@ -55,6 +55,23 @@ func (b *Backend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+// MergeDefaults fills in what the global option says: nothing if this service
+// is on a cluster of its own, since credentials are for the cluster that they
+// were given with; and no second kind of credentials.
+func (b *Backend) MergeDefaults(shared any) {
+	s, ok := shared.(*Backend)
+	if !ok || len(b.URLs) > 0 {
+		return
+	}
+	b.URLs = s.URLs
+	if b.BasicAuth == nil && b.TokenFile == "" {
+		b.BasicAuth, b.TokenFile = s.BasicAuth, s.TokenFile
+	}
+	if b.CAFile == "" {
+		b.CAFile = s.CAFile
+	}
+}
+
 // UnmarshalCaddyfileDefaults reads the global option `marathon` of Usher: what
 // services on Marathon use unless they say otherwise. Syntax:
 //

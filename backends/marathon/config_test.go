@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -143,5 +144,28 @@ func TestPlaceholdersAreResolvedAndSecretsAreNotShown(t *testing.T) {
 	three := provisioned(t, &Backend{App: "/web", URLs: []string{"http://m1:8080"}, BasicAuth: &BasicAuth{User: "u", Password: "other"}})
 	if one.Fingerprint() == three.Fingerprint() {
 		t.Error("another password has the same fingerprint")
+	}
+}
+
+func TestSharedCredentialsStayWithTheClusterTheyWereGivenFor(t *testing.T) {
+	shared := &Backend{URLs: []string{"http://one"}, BasicAuth: &BasicAuth{User: "u", Password: "p"}, CAFile: "/ca"}
+	for name, c := range map[string]struct{ own, want Backend }{
+		"a service without a cluster of its own": {
+			Backend{App: "/a"},
+			Backend{App: "/a", URLs: shared.URLs, BasicAuth: shared.BasicAuth, CAFile: "/ca"},
+		},
+		"a service with one": {
+			Backend{App: "/a", URLs: []string{"http://two"}},
+			Backend{App: "/a", URLs: []string{"http://two"}},
+		},
+		"a service with a token": {
+			Backend{App: "/a", TokenFile: "/token"},
+			Backend{App: "/a", URLs: shared.URLs, TokenFile: "/token", CAFile: "/ca"},
+		},
+	} {
+		c.own.MergeDefaults(shared)
+		if !reflect.DeepEqual(c.own, c.want) {
+			t.Errorf("%s: %+v, want %+v", name, c.own, c.want)
+		}
 	}
 }
