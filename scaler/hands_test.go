@@ -70,7 +70,7 @@ func TestTwoThatAreNeitherBusyNorWantedStayWhileTheOtherHasThem(t *testing.T) {
 
 func TestWhatAReplacementHasTooManyIsThePlatformsToStop(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		p := &platform{want: 2}
+		p := &platform{want: 2, trims: true}
 		b := newBench(t, with(func(s *Settings) { s.Max, s.Min = 5, 2 }), p, nil)
 		b.runs(2)
 		p.do(func() { p.start() }) // one more, for a while

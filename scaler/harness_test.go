@@ -28,6 +28,7 @@ type platform struct {
 	env Env
 
 	local     bool
+	trims     bool // what exists above want is none of the loop's business
 	openErr   error
 	silent    bool          // it says nothing when it is opened
 	startTime time.Duration // from existence to readiness; negative is never
@@ -60,7 +61,7 @@ func (p *platform) Redacted() any       { return nil }
 func (p *platform) Traits() Traits {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Traits{Local: p.local}
+	return Traits{Local: p.local, Trims: p.trims}
 }
 
 func (p *platform) Open(env Env) (Scaler, error) {

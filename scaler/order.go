@@ -35,7 +35,7 @@ func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
 			next.by(i.drainUntil)
 		}
 	}
-	if !r.traits.Local {
+	if r.traits.Trims {
 		// What the platform has above what it works towards, in the midst of
 		// a replacement or after somebody else's order, is on its way out.
 		o.Instances = max(0, o.Instances-max(0, r.existing()-len(o.Stop)-r.desired))

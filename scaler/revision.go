@@ -124,12 +124,11 @@ func (r *revision) withSlots() []*reserver.Instance {
 	return all
 }
 
-// surplus returns how many instances of r are above n. What a remote platform
-// has above what it works towards (in the midst of a replacement), it stops by
-// itself.
+// surplus returns how many instances of r are above n, as far as the platform
+// does not stop them by itself.
 func (r *revision) surplus(n int) int {
 	alive, _ := r.count()
-	if !r.traits.Local {
+	if r.traits.Trims {
 		alive = min(alive, r.desired)
 	}
 	return alive - n

@@ -67,6 +67,12 @@ type Traits struct {
 	// service that is removed from the configuration has its instances
 	// drained and stopped.
 	Local bool
+
+	// Trims is true where the platform at once stops by itself what exists
+	// above the number that it works towards: what is too much, in the midst
+	// of a replacement or after somebody else's order, is none of the loop's
+	// business.
+	Trims bool
 }
 
 // Traiter is implemented by a Scaler whose Traits are not all zero.

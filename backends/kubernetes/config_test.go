@@ -38,7 +38,7 @@ func TestTheGlobalOptionSaysWhatServicesLeaveOut(t *testing.T) {
 	if err := b.UnmarshalCaddyfileDefaults(d); err != nil {
 		t.Fatal(err)
 	}
-	if got, _ := json.Marshal(&b); string(got) != `{"resource":"","namespace":"prod","kubeconfig":"/etc/kube.conf","context":"main"}` {
+	if got, _ := json.Marshal(&b); string(got) != `{"namespace":"prod","kubeconfig":"/etc/kube.conf","context":"main"}` {
 		t.Fatalf("%s", got)
 	}
 	for text, words := range map[string]string{

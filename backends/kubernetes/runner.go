@@ -339,6 +339,10 @@ func (r *runner) list(mine []*pod, superseded bool) (all []scaler.Instance) {
 	return all
 }
 
+// Traits implements scaler.Traiter: the controller of a workload removes the
+// pods that are too many.
+func (r *runner) Traits() scaler.Traits { return scaler.Traits{Trims: true} }
+
 // giveUp leaves the pods to a later revision: to this one they are on their
 // way out, and get no request. The lock is held.
 func (r *runner) giveUp() {
@@ -465,4 +469,5 @@ func (r *runner) Close(ctx context.Context, _ time.Duration) error {
 var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Restarter = (*runner)(nil)
+	_ scaler.Traiter   = (*runner)(nil)
 )
