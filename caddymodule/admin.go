@@ -274,7 +274,11 @@ func listServices(w http.ResponseWriter, _ *http.Request, h *hub, _ *service, _ 
 
 func showService(w http.ResponseWriter, _ *http.Request, _ *hub, s *service, _ string) error {
 	d := s.current()
-	details := serviceDetails{serviceSummary: s.summary(), InstanceList: []instanceDetails{}, Config: d.shown}
+	config, err := d.shown()
+	if err != nil {
+		return caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
+	}
+	details := serviceDetails{serviceSummary: s.summary(), InstanceList: []instanceDetails{}, Config: config}
 	for _, i := range s.loop.Instances() {
 		e := instanceDetails{
 			ID: i.ID, Address: dialAddress(i.Network, i.Address), State: i.State, Revision: i.Revision,

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -38,6 +39,45 @@ func adminEnd(r *http.Request) <-chan struct{} {
 	return ch
 }
 
+// eventPatience is how long a client may take to read what was sent.
+const eventPatience = 10 * time.Second
+
+// byePatience is the same when the server is about to end.
+const byePatience = time.Second
+
+// eventWriter writes to a client that may not read. It would hang, and with
+// it the end of the server, for as long as the connection lives.
+type eventWriter struct {
+	w   http.ResponseWriter
+	rc  *http.ResponseController
+	mu  sync.Mutex
+	end bool
+}
+
+// ending cuts short even a write that hangs already.
+func (e *eventWriter) ending() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.end = true
+	_ = e.rc.SetWriteDeadline(time.Now().Add(byePatience))
+}
+
+func (e *eventWriter) write(text string) error {
+	e.mu.Lock()
+	if !e.end {
+		_ = e.rc.SetWriteDeadline(time.Now().Add(eventPatience))
+	}
+	e.mu.Unlock()
+	if _, err := io.WriteString(e.w, text); err != nil {
+		return err
+	}
+	return e.rc.Flush()
+}
+
+func (e *eventWriter) event(v event) error {
+	return e.write(fmt.Sprintf("event: %s\ndata: %s\n\n", v.name, v.data))
+}
+
 // keepAlive is how often an idle event stream says that it is there.
 const keepAlive = 15 * time.Second
 
@@ -48,10 +88,21 @@ func streamEvents(w http.ResponseWriter, r *http.Request, h *hub, _ *service, _ 
 		return nil
 	}
 	end := adminEnd(r)
-	rc := http.NewResponseController(w)
-	_ = rc.SetWriteDeadline(time.Time{})
+	out := &eventWriter{w: w, rc: http.NewResponseController(w)}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
+
+	done := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-end:
+			out.ending()
+		case <-done:
+		}
+	})
+	defer watching.Wait()
+	defer close(done)
 
 	var events <-chan event
 	if h != nil {
@@ -63,42 +114,40 @@ func streamEvents(w http.ResponseWriter, r *http.Request, h *hub, _ *service, _ 
 			if err != nil {
 				continue
 			}
-			writeEvent(w, event{"service", b})
+			if out.event(event{"service", b}) != nil {
+				return nil
+			}
 		}
 	}
-	if rc.Flush() != nil {
+	// The headers leave even if there is nothing to say yet.
+	if out.write("") != nil {
 		return nil
 	}
 	alive := time.NewTicker(keepAlive)
 	defer alive.Stop()
 	for {
+		var err error
 		select {
 		case e, ok := <-events:
 			if !ok {
 				// The hub ends, or we were too slow: come again.
-				bye(w, rc)
+				_ = out.event(bye)
 				return nil
 			}
-			writeEvent(w, e)
+			err = out.event(e)
 		case <-alive.C:
-			_, _ = fmt.Fprint(w, ": alive\n\n")
+			err = out.write(": alive\n\n")
 		case <-end:
-			bye(w, rc)
+			_ = out.event(bye)
 			return nil
 		case <-r.Context().Done():
 			return nil
 		}
-		if rc.Flush() != nil {
+		if err != nil {
 			return nil
 		}
 	}
 }
 
-func writeEvent(w http.ResponseWriter, e event) {
-	_, _ = fmt.Fprintf(w, "event: %s\ndata: %s\n\n", e.name, e.data)
-}
-
-func bye(w http.ResponseWriter, rc *http.ResponseController) {
-	writeEvent(w, event{"bye", []byte("{}")})
-	_ = rc.Flush()
-}
+// bye is the last event of a stream.
+var bye = event{"bye", []byte("{}")}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -106,10 +109,15 @@ func (q *request) refuse(reason error) error {
 		h.Set("Connection", "close")
 	}
 	if q.handler.ServerTiming {
+		if q.timing != "" {
+			// It was said before the wait for another try.
+			h["Server-Timing"] = slices.DeleteFunc(h["Server-Timing"], func(v string) bool { return v == q.timing })
+		}
 		h.Add("Server-Timing", q.serverTiming())
 	}
 	// What error pages commonly show is for clients: the short words.
 	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.code, q.detail))
+	q.restore()
 	if q.handler.errors.answered(q.handler.server, w, q.in, err) {
 		return nil
 	}
@@ -130,25 +138,52 @@ func (e *errorRoutes) answered(server *caddyhttp.Server, w http.ResponseWriter, 
 	if server == nil || server.Errors == nil || len(server.Errors.Routes) == 0 {
 		return false
 	}
+	if r.Context().Value(caddyhttp.ErrorCtxKey) != nil {
+		// This is an error route, whose service cannot be had either: offered
+		// to the error routes once more it would come back here without end.
+		return false
+	}
 	e.once.Do(func() {
 		nothing := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 		e.chain = server.Errors.Routes.Compile(nothing)
 	})
-	// As the server does: the routes see the request as it came.
 	r = server.Errors.WithError(r, err)
-	if orig, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		u := *orig.URL
-		r.Method, r.RemoteAddr, r.RequestURI, r.URL = orig.Method, orig.RemoteAddr, orig.RequestURI, &u
-	}
+	before := w.Header().Clone()
 	held := &heldStatus{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
-	if e.chain.ServeHTTP(held, r) != nil {
-		return held.passed
-	}
-	if !held.passed && held.status != 0 && held.status != err.StatusCode {
-		// A redirect, say: an answer without a body.
+	failed := e.chain.ServeHTTP(held, r) != nil
+	if !failed && held.status != 0 && (held.status != err.StatusCode || describesBody(before, w.Header())) {
+		// A redirect, say: an answer without a body. What Caddy writes where
+		// a site has no route for an error is the bare status of the error.
 		held.pass()
 	}
+	if !held.passed {
+		// What a route had set belongs to the answer that it did not give.
+		clear(w.Header())
+		maps.Copy(w.Header(), before)
+	}
 	return held.passed
+}
+
+// describesBody says whether a handler has said something of the body of its
+// answer, be it that there is none.
+func describesBody(before, after http.Header) bool {
+	_, had := before["Content-Type"]
+	_, has := after["Content-Type"]
+	return has && !had
+}
+
+// restore makes the request again what it was when it came: as the server
+// does it before its error routes, and in the same place, because
+// placeholders read the request that the server has.
+func (q *request) restore() {
+	orig, ok := q.in.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	if !ok {
+		return
+	}
+	for _, r := range []*http.Request{q.came, q.in} {
+		r.Method, r.RemoteAddr, r.RequestURI = orig.Method, orig.RemoteAddr, orig.RequestURI
+		*r.URL = *orig.URL
+	}
 }
 
 // heldStatus keeps a status back until a body follows.
@@ -232,7 +267,7 @@ func (q *request) answer(w http.ResponseWriter) {
 		p.Detail = q.fullDetail
 	}
 	form := typeProblem
-	if accept := q.in.Header.Get("Accept"); accept != "" {
+	if accept := strings.Join(q.in.Header.Values("Accept"), ","); accept != "" {
 		if n := goautoneg.Negotiate(accept, []string{typeProblem, typeJSON, typeHTML, typePlain}); n != "" {
 			form = n
 		}

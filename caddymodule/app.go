@@ -38,6 +38,7 @@ type App struct {
 	// `keep`. It is fixed when a process starts. Default: `stop`.
 	OnExit string `json:"on_exit,omitempty"`
 
+	backends   backendDefaults
 	ctx        caddy.Context
 	hub        *hub
 	generation *generation
@@ -137,12 +138,26 @@ func (a *App) define(ctx caddy.Context, name string, s *Service, place string) e
 	if err := checkName(name); err != nil {
 		return fmt.Errorf("%s: %w", place, err)
 	}
-	d, err := newDefinition(ctx, *s, place)
+	if s == nil {
+		return fmt.Errorf("service %s (%s): the definition is null", name, place)
+	}
+	filled := *s
+	if len(s.BackendRaw) > 0 {
+		var err error
+		if filled.BackendRaw, err = a.backends.fill(s.BackendRaw); err != nil {
+			return fmt.Errorf("service %s (%s): %w", name, place, err)
+		}
+	}
+	d, err := newDefinition(ctx, filled, place)
 	if err != nil {
 		return fmt.Errorf("service %s (%s): %w", name, place, err)
 	}
 	if other, ok := a.generation.definitions[name]; ok {
-		if diff := d.differs(other); diff != "" {
+		diff, err := d.differs(other)
+		if err != nil {
+			return fmt.Errorf("service %s: %w", name, err)
+		}
+		if diff != "" {
 			return fmt.Errorf("service %s is defined twice, and not in the same way: %s and %s differ in %s", name, other.place, place, diff)
 		}
 		return nil

@@ -37,6 +37,7 @@ type requestBody struct {
 	taken   int
 	charged int64         // of held
 	reading chan struct{} // closed when the goroutine has ended; nil without one
+	gone    chan struct{} // closed if it finds the connection broken
 	stop    bool          // the goroutine shall end after the read it is in
 	err     error         // that ended the body, when everything ahead was taken
 	broken  bool          // a read failed other than by the end
@@ -55,17 +56,22 @@ func (b *requestBody) readAhead() <-chan struct{} {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.reading != nil || b.err != nil || len(b.ahead) >= aheadMax {
+	if b.reading != nil {
+		// It still hangs in a read that it began in an earlier wait.
+		b.stop = false
+		return b.gone
+	}
+	if b.err != nil || len(b.ahead) > aheadMax {
 		return nil
 	}
 	if b.held.Load() >= aheadMaxInAll {
 		return nil
 	}
 	b.stop = false
-	gone := make(chan struct{})
+	b.gone = make(chan struct{})
 	b.reading = make(chan struct{})
-	go b.read(gone, b.reading)
-	return gone
+	go b.read(b.gone, b.reading)
+	return b.gone
 }
 
 // read is the goroutine. It ends at the end of the body, at the limit, or
@@ -80,7 +86,9 @@ func (b *requestBody) read(gone, done chan struct{}) {
 		} else if b.length > 0 {
 			size = int(b.length)
 		}
-		size = min(size, aheadMax-len(b.ahead))
+		// One byte more than the limit: a body that is just as long ends
+		// there, which only a further read tells.
+		size = min(size, aheadMax+1-len(b.ahead))
 		if b.stop || size <= 0 || !b.charge(int64(size)) {
 			b.reading = nil
 			b.mu.Unlock()

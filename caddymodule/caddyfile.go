@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -26,7 +27,8 @@ const (
 
 	// streamCloseDelay lets a reload cut no stream. Its timer ends with the
 	// last stream.
-	streamCloseDelay = caddy.Duration(24 * time.Hour)
+	streamCloseDelay       = caddy.Duration(24 * time.Hour)
+	optionStreamCloseDelay = "stream_close_delay"
 )
 
 // owned are the options of reverse_proxy that Usher sees to itself, with what
@@ -152,7 +154,7 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 		return d.Errf("%s belongs to usher: %s", option, instead)
 	}
 	switch option {
-	case "wait_timeout", "wake", "server_timing":
+	case "wait_timeout", "wake", "server_timing", optionStreamCloseDelay:
 		if p.seen[option] {
 			return d.Errf("%s is given twice", option)
 		}
@@ -180,7 +182,7 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 func (p *directiveParser) wake(d *caddyfile.Dispenser) error {
 	set, ok, err := p.helper.WithDispenser(d).MatcherToken()
 	if err != nil {
-		return err
+		return d.WrapErr(err)
 	}
 	if !ok && d.Val() != "*" {
 		return d.Errf("wake needs a matcher: a named one (@name), a path, or *")
@@ -276,10 +278,12 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 	tokens := []caddyfile.Token{directive}
 	tokens[0].Text = "reverse_proxy"
 	if len(p.proxy) > 0 {
-		open, end := directive, p.proxy[len(p.proxy)-1]
-		open.Text = "{"
-		end.Text = "}"
-		end.Line++
+		open, end := directive, directive
+		open.Text, end.Text = "{", "}"
+		// On a line of its own, wherever the last token ends. It is made from
+		// the directive because a brace that was quoted would be none.
+		last := p.proxy[len(p.proxy)-1]
+		end.File, end.Line = last.File, last.Line+last.NumLineBreaks()+1
 		tokens = append(append(append(tokens, open), p.proxy...), end)
 	}
 	rp := &reverseproxy.Handler{DynamicUpstreamsRaw: json.RawMessage(`{"source":"usher"}`)}
@@ -290,8 +294,11 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 	if err := rp.FinalizeUnmarshalCaddyfile(p.helper.WithDispenser(d)); err != nil {
 		return nil, err
 	}
-	if rp.StreamCloseDelay == 0 {
+	if !p.seen[optionStreamCloseDelay] {
 		rp.StreamCloseDelay = streamCloseDelay
+	}
+	if lb := rp.LoadBalancing; lb != nil && lb.Retries < 0 {
+		return nil, atToken(directive).Errf("lb_retries cannot be negative, but is %d", lb.Retries)
 	}
 	setRetries(rp)
 	return rp, nil
@@ -320,9 +327,7 @@ func setRetries(rp *reverseproxy.Handler) {
 		}
 		for _, rule := range rules {
 			set := caddy.ModuleMap{"usher_retry": retry(attempts)}
-			for k, v := range rule {
-				set[k] = v
-			}
+			maps.Copy(set, rule)
 			sets = append(sets, set)
 		}
 	}

@@ -21,6 +21,7 @@ func init() {
 //		start_limit <n>
 //		max_waiting <n>
 //		on_exit stop|keep
+//		<backend> { options that its services share }
 //	}
 //
 // It may stand several times; each option once.
@@ -72,6 +73,9 @@ func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
 			return d.Errf("on_exit '%s' is unknown: use stop or keep", a.OnExit)
 		}
 	default:
+		if ok, err := a.parseDefaults(d); ok {
+			return err
+		}
 		return d.Errf("unknown option '%s' of usher: use service, ports, start_limit, max_waiting or on_exit", option)
 	}
 	return err
@@ -84,9 +88,6 @@ func (a *App) parseService(d *caddyfile.Dispenser) error {
 	}
 	if err := checkName(name); err != nil {
 		return d.WrapErr(err)
-	}
-	if a.Services[name] != nil {
-		return d.Errf("service %s is defined twice in the global options", name)
 	}
 	place := d.Token()
 	var s Service
@@ -101,6 +102,15 @@ func (a *App) parseService(d *caddyfile.Dispenser) error {
 	}
 	if err := s.withDefaults().validate(); err != nil {
 		return atToken(place).Errf("service %s: %v", name, err)
+	}
+	if before := a.Services[name]; before != nil {
+		diff, err := before.differs(s)
+		if err != nil {
+			return atToken(place).WrapErr(err)
+		}
+		if diff != "" {
+			return atToken(place).Errf("service %s is defined twice in the global options, and not in the same way: the two differ in %s", name, diff)
+		}
 	}
 	if a.Services == nil {
 		a.Services = make(map[string]*Service)

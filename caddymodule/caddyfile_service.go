@@ -228,7 +228,12 @@ func (s *Service) parseReady(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
+	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if option := d.Val(); option != "header" && seen[option] {
+			return d.Errf("ready: %s is given twice", option)
+		}
+		seen[d.Val()] = true
 		if err := r.parseOption(d); err != nil {
 			return err
 		}

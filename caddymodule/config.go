@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -194,6 +195,8 @@ const (
 	defaultStopTimeout  = 10 * time.Second
 	defaultMaxWaiting   = 1000
 	defaultWaitTimeout  = time.Minute
+	defaultTCPProbe     = time.Second
+	defaultHTTPProbe    = 5 * time.Second
 
 	detailShort = "short"
 	detailFull  = "full"
@@ -233,6 +236,12 @@ func (s Service) withDefaults() Service {
 	}
 	if ready.Check == "" {
 		ready.Check = checkNames[scaler.CheckTCP]
+	}
+	if ready.Check == checkNames[scaler.CheckHTTP] {
+		ready.Path, ready.Scheme = cmp.Or(ready.Path, "/"), cmp.Or(ready.Scheme, "http")
+		ready.Timeout = cmp.Or(ready.Timeout, caddy.Duration(defaultHTTPProbe))
+	} else if ready.Check == checkNames[scaler.CheckTCP] {
+		ready.Timeout = cmp.Or(ready.Timeout, caddy.Duration(defaultTCPProbe))
 	}
 	s.Ready = &ready
 	if len(s.ScaleRaw) == 0 {

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -19,11 +21,7 @@ type definition struct {
 	backend     scaler.Backend
 	backendType string
 	policy      scaler.Policy
-
-	// fields has every option in its canonical form, to compare definitions.
-	fields map[string]string
-	// shown is what the admin API shows: no secrets.
-	shown json.RawMessage
+	policyName  string
 }
 
 // newDefinition checks s and loads its modules.
@@ -48,31 +46,49 @@ func newDefinition(ctx caddy.Context, s Service, place string) (*definition, err
 	if mod, err = ctx.LoadModule(&s, "ScaleRaw"); err != nil {
 		return nil, fmt.Errorf("scale: %w", err)
 	}
+	d.policyName = inlineKey(scaleRaw, "policy")
 	if d.policy, ok = mod.(scaler.Policy); !ok {
-		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", inlineKey(scaleRaw, "policy"), mod)
+		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", d.policyName, mod)
 	}
-
 	d.service = s
 	d.service.BackendRaw, d.service.ScaleRaw = nil, nil
-	s.ScaleRaw = scaleRaw
-	if d.shown, err = d.show(s); err != nil {
-		return nil, err
-	}
-	if d.fields, err = canonicalFields(s); err != nil {
-		return nil, err
-	}
-	d.fields["backend"] = d.fingerprint()
 	return d, nil
+}
+
+// whole returns the service with its policy as provisioned: there a default
+// that is spelled out is no difference.
+func (d *definition) whole() Service {
+	s := d.service
+	s.ScaleRaw = caddyconfig.JSONModuleObject(d.policy, "policy", d.policyName, nil)
+	return s
+}
+
+// fields returns every option in its canonical form, to compare definitions.
+// It is made when it is needed: most services are defined once.
+func (d *definition) fields() (map[string]string, error) {
+	fields, err := canonicalFields(d.whole())
+	if err == nil {
+		fields["backend"] = d.fingerprint()
+	}
+	return fields, err
 }
 
 // fingerprint identifies what the instances are made from.
 func (d *definition) fingerprint() string { return d.backendType + "\x00" + d.backend.Fingerprint() }
 
 // differs returns in which options d is not the same as other.
-func (d *definition) differs(other *definition) string { return differences(d.fields, other.fields) }
+func (d *definition) differs(other *definition) (string, error) {
+	a, err := d.fields()
+	if err != nil {
+		return "", err
+	}
+	b, err := other.fields()
+	return differences(a, b), err
+}
 
-// show encodes the effective configuration, secrets hidden.
-func (d *definition) show(s Service) (json.RawMessage, error) {
+// shown encodes the effective configuration, secrets hidden.
+func (d *definition) shown() (json.RawMessage, error) {
+	s := d.whole()
 	redacted, err := json.Marshal(d.backend.Redacted())
 	if err != nil {
 		return nil, fmt.Errorf("backend %s: encoding its configuration: %w", d.backendType, err)
@@ -83,6 +99,15 @@ func (d *definition) show(s Service) (json.RawMessage, error) {
 		redacted, _ = json.Marshal(fields)
 	}
 	s.BackendRaw = redacted
+	if len(s.Ready.Headers) > 0 {
+		// They may be there to be let in.
+		ready := *s.Ready
+		ready.Headers = make(http.Header, len(s.Ready.Headers))
+		for name := range s.Ready.Headers {
+			ready.Headers.Set(name, "***")
+		}
+		s.Ready = &ready
+	}
 	return json.Marshal(s)
 }
 
@@ -120,6 +145,17 @@ func canonicalFields(s Service) (map[string]string, error) {
 		fields[k] = string(canon)
 	}
 	return fields, nil
+}
+
+// differs returns in which options s is not the same as other, defaults
+// included.
+func (s Service) differs(other Service) (string, error) {
+	a, err := canonicalFields(s.withDefaults())
+	if err != nil {
+		return "", err
+	}
+	b, err := canonicalFields(other.withDefaults())
+	return differences(a, b), err
 }
 
 // differences names the keys in which a and b differ.

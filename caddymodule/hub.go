@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -35,7 +36,8 @@ var retiring sync.Map
 var registerOnExit = sync.OnceFunc(func() {
 	caddy.OnExit(func(context.Context) {
 		retiring.Range(func(h, _ any) bool {
-			h.(*hub).closeAll()
+			// It has logged what it could not do.
+			_ = h.(*hub).closeAll()
 			return true
 		})
 	})
@@ -77,6 +79,8 @@ type hub struct {
 	background  sync.WaitGroup
 	ctx         context.Context // of the background; ends when the hub does
 	cancel      context.CancelFunc
+
+	operating sync.Mutex // one suspension is written at a time
 
 	mu          sync.Mutex
 	services    map[string]*service
@@ -153,13 +157,19 @@ func (h *hub) activate(g *generation) error {
 	return nil
 }
 
-// apply makes the settings of g those of what runs. The lock is held.
-func (h *hub) apply(g *generation) error {
+// applyGlobals makes the settings of g that hold for all services those of
+// what runs. The lock is held.
+func (h *hub) applyGlobals(g *generation) {
 	h.logs.use(g.logger)
 	h.budget.SetLimit(g.settings.startLimit)
 	h.waiting.Set(g.settings.maxWaiting)
 	local := g.settings.local
 	h.local.Store(&local)
+}
+
+// apply makes the settings of g those of what runs. The lock is held.
+func (h *hub) apply(g *generation) error {
+	h.applyGlobals(g)
 	h.readSuspensions(g)
 	for name, d := range g.definitions {
 		if err := g.services[name].apply(d); err != nil {
@@ -169,18 +179,29 @@ func (h *hub) apply(g *generation) error {
 	return nil
 }
 
-// deactivate takes g out of force, whether it was ever in force or not. The
-// newest of the others is in force then, and what none of them names is
-// retired.
+// deactivate takes g out of force, whether it was ever in force or not. What
+// it had in force goes back to the newest of the others, service by service,
+// and what none of them names is retired.
 func (h *hub) deactivate(g *generation) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if k := slices.Index(h.generations, g); k >= 0 {
-		newest := k == len(h.generations)-1
 		h.generations = slices.Delete(h.generations, k, k+1)
-		if newest && len(h.generations) > 0 {
-			if err := h.apply(h.generations[len(h.generations)-1]); err != nil {
-				h.logs.logger.Error("going back to the configuration before failed", zap.Error(err))
+		if k > 0 && k == len(h.generations) {
+			h.applyGlobals(h.generations[k-1])
+		}
+	}
+	for name, d := range g.definitions {
+		s := g.services[name]
+		if s.definition != d {
+			continue
+		}
+		for _, before := range slices.Backward(h.generations) {
+			if d, ok := before.definitions[name]; ok {
+				if err := s.apply(d); err != nil {
+					s.log.Error("going back to the definition before failed: the service keeps what it had", zap.Error(err))
+				}
+				break
 			}
 		}
 	}
@@ -198,6 +219,8 @@ func (h *hub) retire(s *service) {
 		// No configuration that names it was ever in force.
 		s.reserver.Refuse(&scaler.Refusal{Kind: scaler.RefusedExiting, Short: "the configuration was withdrawn"})
 		h.forget(s)
+		// It runs nothing, but may be about to try again what failed.
+		h.background.Go(func() { _ = s.loop.Close(h.ctx) })
 		return
 	}
 	s.retired = true
@@ -219,8 +242,11 @@ func (h *hub) retire(s *service) {
 }
 
 func (h *hub) forget(s *service) {
-	if h.services[s.name] == s {
-		delete(h.services, s.name)
+	if h.services[s.name] != s {
+		return
+	}
+	delete(h.services, s.name)
+	if latest := latestHub.Load(); latest == nil || latest == h || latest.service(s.name) == nil {
 		s.metrics.forget(s.name)
 	}
 }
@@ -255,13 +281,13 @@ func (h *hub) all() []*service {
 }
 
 // storage returns the storage of the configuration in force.
-func (h *hub) storage() certmagic.Storage {
+func (h *hub) storage() (certmagic.Storage, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if n := len(h.generations); n > 0 {
-		return h.generations[n-1].storage
+		return h.generations[n-1].storage, nil
 	}
-	return nil
+	return nil, errors.New("no configuration is in force")
 }
 
 // exit answers everybody who waits: Caddy exits for good.
@@ -284,6 +310,8 @@ func (h *hub) Destruct() error {
 	if caddy.Exiting() {
 		return h.closeAll()
 	}
+	// The logging of the last configuration that had Usher is closed with it.
+	h.logs.use(caddy.Log().Named("usher"))
 	retiring.Store(h, true)
 	go func() {
 		h.background.Wait()

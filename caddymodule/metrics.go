@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -61,6 +62,7 @@ func registerMetrics(reg *prometheus.Registry) error {
 // asked for has none; the most frequent ones are looked up once.
 type serviceMetrics struct {
 	name        string
+	gone        atomic.Bool // nothing is counted any more: it would come back
 	once        sync.Once
 	granted     prometheus.Counter
 	grantedWait prometheus.Observer
@@ -70,6 +72,9 @@ func newServiceMetrics(name string) *serviceMetrics { return &serviceMetrics{nam
 
 // outcome counts what became of a request that asked for a slot.
 func (m *serviceMetrics) outcome(code string, waited time.Duration) {
+	if m.gone.Load() {
+		return
+	}
 	if code == outcomeGranted {
 		m.once.Do(func() {
 			m.granted = reservationsTotal.WithLabelValues(m.name, code)
@@ -85,6 +90,7 @@ func (m *serviceMetrics) outcome(code string, waited time.Duration) {
 
 // forget removes all series of the service.
 func (m *serviceMetrics) forget(name string) {
+	m.gone.Store(true)
 	match := prometheus.Labels{"service": name}
 	waitSeconds.DeletePartialMatch(match)
 	coldStartSeconds.DeletePartialMatch(match)

@@ -15,7 +15,9 @@ func (o *observer) Decided(d scaler.Decision) {
 	if d.To < d.From {
 		direction = "down"
 	}
-	decisionsTotal.WithLabelValues(o.service.name, direction).Inc()
+	if !o.service.metrics.gone.Load() {
+		decisionsTotal.WithLabelValues(o.service.name, direction).Inc()
+	}
 	o.service.hub.events.publish("target", map[string]any{
 		"service": o.service.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,
 	})
@@ -37,7 +39,9 @@ func (o *observer) InstanceChanged(i scaler.InstanceStatus) {
 
 // StartFailed implements scaler.Observer.
 func (o *observer) StartFailed(f *scaler.Failure) {
-	startFailuresTotal.WithLabelValues(o.service.name, string(f.Reason)).Inc()
+	if !o.service.metrics.gone.Load() {
+		startFailuresTotal.WithLabelValues(o.service.name, string(f.Reason)).Inc()
+	}
 }
 
 // ColdStarted implements scaler.Observer.

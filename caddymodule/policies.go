@@ -39,8 +39,20 @@ func (QueuePolicy) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the policy.
 func (p *QueuePolicy) Provision(caddy.Context) error {
+	p.dropDefaults()
 	p.Queue = scaler.Queue{Utilization: p.Utilization, DownWindow: time.Duration(p.DownWindow)}
 	return nil
+}
+
+// dropDefaults makes a policy that spells its defaults out equal to one that
+// does not.
+func (p *QueuePolicy) dropDefaults() {
+	if p.Utilization == 1 {
+		p.Utilization = 0
+	}
+	if p.DownWindow == caddy.Duration(time.Minute) {
+		p.DownWindow = 0
+	}
 }
 
 // Validate checks the values.
@@ -65,8 +77,14 @@ func (p *QueuePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
+	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		switch option := d.Val(); option {
+		option := d.Val()
+		if seen[option] {
+			return d.Errf("%s is given twice", option)
+		}
+		seen[option] = true
+		switch option {
 		case "utilization":
 			var s string
 			if !d.AllArgs(&s) {
@@ -90,6 +108,7 @@ func (p *QueuePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Errf("unknown option '%s' of the policy queue: use utilization or down_window", option)
 		}
 	}
+	p.dropDefaults()
 	return nil
 }
 

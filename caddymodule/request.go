@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -27,7 +29,8 @@ import (
 type request struct {
 	handler     *Handler
 	service     *service
-	in          *http.Request // as it came, with the interruptible context
+	came        *http.Request // as the server knows it
+	in          *http.Request // the same, with the interruptible context
 	reservation reserver.Reservation
 	quiet       bool
 	cancel      context.CancelCauseFunc
@@ -42,6 +45,7 @@ type request struct {
 	waited   time.Duration
 	cold     bool
 	granted  time.Time // when it got its slot; zero if it did not wait
+	timing   string    // the Server-Timing that it was given, if any
 
 	// of the instance that it has, or had last
 	instance, revision, address string
@@ -59,21 +63,29 @@ type request struct {
 // attempt is what is known about one attempt to send the request. The trace
 // is called from several goroutines.
 type attempt struct {
+	handed    bool        // the proxy was given the instance
+	asked     bool        // the retry rules were asked: it is no dial error
 	tried     atomic.Bool // the transport looked for a connection
 	connected atomic.Bool
 	wrote     atomic.Bool // the header, at least, may have left
 	answered  atomic.Bool
 	starved   atomic.Bool // no connection for lack of something of our own
 	approved  bool        // the retry rules allow another attempt
+
+	// untraced is the fate where the transport does not tell the trace, as
+	// that of FastCGI.
+	untraced reserver.Fate
 }
 
 func (a *attempt) reset() {
+	a.handed, a.asked = false, false
 	a.tried.Store(false)
 	a.connected.Store(false)
 	a.wrote.Store(false)
 	a.answered.Store(false)
 	a.starved.Store(false)
 	a.approved = false
+	a.untraced = reserver.Neutral
 }
 
 type requestKey struct{}
@@ -85,7 +97,7 @@ func requestOf(ctx context.Context) *request {
 }
 
 func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) *request {
-	q := &request{handler: h, service: h.service, quiet: quiet}
+	q := &request{handler: h, service: h.service, quiet: quiet, came: r}
 	q.writer.ResponseWriterWrapper = &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
 	q.writer.request = q
 
@@ -165,6 +177,10 @@ func (q *request) hold() error {
 		err = errWaitTimeout
 	case <-q.in.Context().Done():
 		err = errClientGone
+		if errors.Is(context.Cause(q.in.Context()), scaler.ErrGone) {
+			// Of its last instance; the client is still there.
+			err = scaler.ErrGone
+		}
 	case <-gone:
 		err = errClientGone
 	}
@@ -172,7 +188,7 @@ func (q *request) hold() error {
 	q.body.stopReadingAhead()
 	now := time.Now()
 	q.waited += now.Sub(start)
-	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) {
+	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) || errors.Is(err, scaler.ErrGone) {
 		if q.reservation.Cancel() {
 			if errors.Is(err, errWaitTimeout) {
 				// The slot came in the last moment: it is as good as any.
@@ -192,7 +208,8 @@ func (q *request) hold() error {
 // and with a trace that tells what becomes of each attempt.
 func (q *request) forwarded() *http.Request {
 	if q.handler.ServerTiming {
-		q.writer.Header().Add("Server-Timing", q.serverTiming())
+		q.timing = q.serverTiming()
+		q.writer.Header().Add("Server-Timing", q.timing)
 	}
 	a := &q.attempt
 	q.trace = httptrace.ClientTrace{
@@ -227,6 +244,8 @@ func (q *request) fate() reserver.Fate {
 	switch {
 	case a.answered.Load():
 		return reserver.Answered
+	case !a.tried.Load() && a.handed && q.in.Context().Err() == nil && !q.body.failed():
+		return a.untraced
 	case !a.tried.Load(), a.starved.Load(), q.in.Context().Err() != nil, q.body.failed():
 		return reserver.Neutral
 	case !a.connected.Load():
@@ -237,7 +256,10 @@ func (q *request) fate() reserver.Fate {
 
 // maybeSeen says whether the instance may have seen something of the last
 // attempt.
-func (q *request) maybeSeen() bool { return q.attempt.wrote.Load() || q.attempt.answered.Load() }
+func (q *request) maybeSeen() bool {
+	a := &q.attempt
+	return a.wrote.Load() || a.answered.Load() || a.handed && a.asked && !a.tried.Load()
+}
 
 // errSeen ends a request that an instance may have seen and that no rule
 // allows to repeat.
@@ -248,6 +270,22 @@ var errSeen = errors.New("an instance may have seen the request, and the retry r
 func (q *request) again() {
 	if q.refusal != nil {
 		return
+	}
+	switch cause := context.Cause(q.in.Context()); {
+	case errors.Is(cause, scaler.ErrGone):
+		q.refusal = scaler.ErrGone
+	case cause != nil:
+		q.refusal = errClientGone
+	}
+	if q.refusal != nil {
+		// No further attempt can succeed.
+		q.reservation.Release(reserver.Neutral)
+		return
+	}
+	a := &q.attempt
+	if !a.asked {
+		// Without the rules the proxy repeats only what could not be dialled.
+		a.untraced = reserver.Refused
 	}
 	fate := q.fate()
 	if q.maybeSeen() {
@@ -273,16 +311,33 @@ func (q *request) again() {
 // finish takes what the next handlers have returned.
 func (q *request) finish(err error) error {
 	gone := errors.Is(context.Cause(q.in.Context()), scaler.ErrGone)
+	q.attempt.untraced = untracedFate(err)
 	q.reservation.Release(q.fate())
 	switch {
-	case gone && q.writer.suppressed:
+	case gone && (q.writer.suppressed || q.refusal != nil):
 		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: instance %s: %w", q.service.name, q.instance, scaler.ErrGone))
 	case err == nil || q.refusal == nil || errors.Is(q.refusal, errSeen):
 		return err
+	case errors.Is(q.refusal, errClientGone):
 	case q.seen > 0 || q.maybeSeen():
 		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: an instance may have seen the request, and there is none for another try: %w", q.service.name, q.refusal))
 	}
 	return q.refuse(q.refusal)
+}
+
+// untracedFate judges an attempt by what the proxy returned.
+func untracedFate(err error) reserver.Fate {
+	if err == nil {
+		return reserver.Answered
+	}
+	if _, ok := errors.AsType[reverseproxy.DialError](err); ok {
+		return reserver.Refused
+	}
+	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok && e.StatusCode >= http.StatusBadGateway {
+		return reserver.Failed
+	}
+	// An error of a route that handled the answer, say.
+	return reserver.Neutral
 }
 
 // end releases whatever is still held. It runs in any case, a panic included.
@@ -381,8 +436,25 @@ func (w *responseWriter) WriteHeader(status int) {
 
 // Write implements http.ResponseWriter.
 func (w *responseWriter) Write(b []byte) (int, error) {
+	w.implicit()
+	return w.ResponseWriter.Write(b)
+}
+
+// ReadFrom implements io.ReaderFrom.
+func (w *responseWriter) ReadFrom(r io.Reader) (int64, error) {
+	w.implicit()
+	return w.ResponseWriterWrapper.ReadFrom(r)
+}
+
+// FlushError implements the flushing of http.ResponseController.
+func (w *responseWriter) FlushError() error {
+	w.implicit()
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// implicit is what net/http does where a handler gives no status.
+func (w *responseWriter) implicit() {
 	if !w.wrote {
 		w.WriteHeader(http.StatusOK)
 	}
-	return w.ResponseWriter.Write(b)
 }

@@ -70,6 +70,12 @@ func (h *hub) readSuspensions(g *generation) {
 // suspend turns s off and remembers it. If it cannot be remembered nothing
 // is done.
 func (h *hub) suspend(ctx context.Context, s *service, reason string) error {
+	h.operating.Lock()
+	defer h.operating.Unlock()
+	storage, err := h.storage()
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	sus := &suspension{Reason: reason, Since: time.Now()}
@@ -77,7 +83,7 @@ func (h *hub) suspend(ctx context.Context, s *service, reason string) error {
 	if err != nil {
 		return err
 	}
-	if err := h.storage().Store(ctx, suspensionKey(s.name), b); err != nil {
+	if err := storage.Store(ctx, suspensionKey(s.name), b); err != nil {
 		return fmt.Errorf("service %s is not suspended, because that could not be stored: %w", s.name, err)
 	}
 	h.mu.Lock()
@@ -89,9 +95,15 @@ func (h *hub) suspend(ctx context.Context, s *service, reason string) error {
 
 // resume ends a suspension.
 func (h *hub) resume(ctx context.Context, s *service) error {
+	h.operating.Lock()
+	defer h.operating.Unlock()
+	storage, err := h.storage()
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	if err := h.storage().Delete(ctx, suspensionKey(s.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := storage.Delete(ctx, suspensionKey(s.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("service %s stays suspended, because that could not be stored: %w", s.name, err)
 	}
 	h.mu.Lock()

@@ -8,6 +8,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-usher/usher/reserver"
 )
 
 func init() {
@@ -56,6 +58,10 @@ func (Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error)
 	if q.refusal != nil || q.reservation.Instance() == nil {
 		return nil, nil
 	}
+	// What else was sent on the way here, to authorize the request, say, is
+	// no attempt.
+	q.attempt.reset()
+	q.attempt.handed = true
 	// A fresh one each time: reverse_proxy writes to it.
 	return []*reverseproxy.Upstream{{Dial: q.address}}, nil
 }
@@ -93,6 +99,13 @@ func (m MatchRetry) MatchWithError(r *http.Request) (bool, error) {
 	q := requestOf(r.Context())
 	if q == nil {
 		return false, nil
+	}
+	q.attempt.asked = true
+	q.attempt.untraced = reserver.Answered
+	if q.replacer != nil {
+		if _, broken := q.replacer.Get("http.reverse_proxy.is_transport_error"); broken {
+			q.attempt.untraced = reserver.Failed
+		}
 	}
 	match := !q.maybeSeen() || q.seen < m.Attempts
 	if match {

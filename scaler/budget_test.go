@@ -29,8 +29,8 @@ func TestFirstStartsGoFirstThenTheOldestWaiter(t *testing.T) {
 				t.Fatalf("%d starts in progress", u)
 			}
 			for k, x := range []*bench{a, b, c} {
-				if x.p.n > last[k] {
-					last[k] = x.p.n
+				if x.p.started() > last[k] {
+					last[k] = x.p.started()
 					order += string(rune('a' + k))
 				}
 			}
@@ -104,8 +104,8 @@ func TestAClaimIsWithdrawnWithItsReason(t *testing.T) {
 		waitIdle()
 		b.Suspend("no")
 		time.Sleep(11 * time.Second)
-		if waitIdle(); budget.Used() != 0 || b.p.n != 0 {
-			t.Fatalf("used %d, started %d", budget.Used(), b.p.n)
+		if waitIdle(); budget.Used() != 0 || b.p.started() != 0 {
+			t.Fatalf("used %d, started %d", budget.Used(), b.p.started())
 		}
 	})
 }
@@ -126,8 +126,8 @@ func TestClosingAndRestartingGivePlacesBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		if waitIdle(); next.n != 0 {
-			t.Fatalf("%d more starts than start_limit", next.n)
+		if waitIdle(); next.started() != 0 {
+			t.Fatalf("%d more starts than start_limit", next.started())
 		}
 		if err := b.Close(t.Context()); err != nil {
 			t.Fatal(err)

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/reserver"
 )
 
 // recheck collects the earliest time at which something has to be looked at
@@ -31,9 +33,9 @@ func (l *Loop) decide(now time.Time) time.Time {
 			return next.at
 		}
 		l.expire(now, &next)
-		advice, idleSince := l.advise(now, &next)
+		advice, stats := l.advise(now, &next)
 		next.by(advice.Recheck)
-		if l.follow(advice, idleSince, now, &next) && l.reserver.Watch(advice.Mark) {
+		if l.follow(advice, stats, now, &next) && l.reserver.Watch(advice.Mark) {
 			l.settle()
 			return next.at
 		}
@@ -120,8 +122,8 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 }
 
 // advise asks the policy, within the limits that operators and failures set.
-// It also returns since when there was no demand by then.
-func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
+// It also returns the counters by which that was decided.
+func (l *Loop) advise(now time.Time, next *recheck) (Advice, reserver.Stats) {
 	stats := l.reserver.Stats()
 	in := Inputs{
 		Now: now, Min: l.settings.Min, Max: l.settings.Max, Concurrency: l.settings.Concurrency,
@@ -148,7 +150,8 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
 		// A refused request is demand that came and went: without this, the
 		// start that it causes would be stopped as idle.
 		l.reserver.Touch()
-		in.IdleSince = l.reserver.Stats().IdleSince
+		stats.IdleSince = l.reserver.Stats().IdleSince
+		in.IdleSince = stats.IdleSince
 	}
 	if in.Demand > 0 || l.nudged {
 		l.asleep = false
@@ -163,11 +166,11 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
 
 	switch {
 	case l.suspended != nil:
-		return Advice{Reason: "suspended", Mark: NoMark}, in.IdleSince
+		return Advice{Reason: "suspended", Mark: NoMark}, stats
 	case l.asleep:
-		return Advice{Reason: "put to sleep by an operator"}, in.IdleSince
+		return Advice{Reason: "put to sleep by an operator"}, stats
 	case l.retired && in.Demand == 0:
-		return Advice{Reason: "no longer configured"}, in.IdleSince
+		return Advice{Reason: "no longer configured"}, stats
 	}
 	a := l.settings.Policy.Target(in)
 	a.Target = max(in.Min, min(a.Target, in.Max))
@@ -180,7 +183,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, time.Time) {
 	if l.nudged && stats.Demand == 0 {
 		a.Reason = "asked for by an operator, or by a request that could not wait"
 	}
-	return a, in.IdleSince
+	return a, stats
 }
 
 // held returns the advice as far as somebody else leaves it to us.

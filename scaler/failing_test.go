@@ -34,8 +34,8 @@ func TestThreeFailedStartsTellEveryWaiterTheReasonAtOnce(t *testing.T) {
 			t.Fatalf("told after %v", d)
 		}
 		b.is(Failing)
-		if b.p.n != 3 {
-			t.Fatalf("%d starts", b.p.n)
+		if b.p.started() != 3 {
+			t.Fatalf("%d starts", b.p.started())
 		}
 		_, err := b.request()
 		r := refusedWith(t, err, RefusedFailing, "exit status 1")
@@ -67,15 +67,20 @@ func TestStartsThatFailTogetherAreOneFailure(t *testing.T) {
 			b.waits()
 		}
 		b.runs(5)
-		p.do(func() {
-			for _, i := range p.instances {
-				i.Failure = f
-			}
-		})
+		blame := func(id string, f *Failure) { p.do(func() { p.instances[id].Failure = f }) }
+		blame("r1-1", exit("exit status 1"))
+		blame("r1-2", f)
+		blame("r1-3", f)
 		_, err := b.request()
 		r := refusedWith(t, err, RefusedFailing, "no image")
 		if d := time.Until(r.Until); d > 1200*time.Millisecond {
-			t.Fatalf("five at once made a pause of %v", d)
+			t.Fatalf("three at once made a pause of %v", d)
+		}
+		time.Sleep(500 * time.Millisecond)
+		blame("r1-4", f)
+		_, err = b.request()
+		if again := refusedWith(t, err, RefusedFailing, "no image"); !again.Until.Equal(r.Until) {
+			t.Fatal("one more of them made the pause longer")
 		}
 	})
 }
@@ -88,16 +93,16 @@ func TestWhileFailingOneStartPerPauseIsTriedIfSomebodyAsked(t *testing.T) {
 			_ = b.answer(b.waits())
 			time.Sleep(time.Minute + 10*time.Second)
 		}
-		before := b.p.n
+		before := b.p.started()
 		time.Sleep(time.Hour)
-		if b.p.n != before {
-			t.Fatalf("%d starts that nobody asked for", b.p.n-before)
+		if b.p.started() != before {
+			t.Fatalf("%d starts that nobody asked for", b.p.started()-before)
 		}
 		if b.active() {
 			t.Fatal("a failing service that nobody asks has a goroutine")
 		}
 		for range 3 {
-			before := b.p.n
+			before := b.p.started()
 			_ = b.answer(b.waits()) // this one is tried, and fails
 			for range 5 {
 				if _, err := b.request(); err == nil {
@@ -105,7 +110,7 @@ func TestWhileFailingOneStartPerPauseIsTriedIfSomebodyAsked(t *testing.T) {
 				}
 			}
 			time.Sleep(67 * time.Second) // the pause is over, and was asked in
-			if n := b.p.n - before; n != 2 {
+			if n := b.p.started() - before; n != 2 {
 				t.Fatalf("%d starts", n)
 			}
 			time.Sleep(70 * time.Second)
@@ -121,12 +126,12 @@ func TestARefusedRequestIsFollowedByAStartThatLasts(t *testing.T) {
 		time.Sleep(3 * time.Second) // longer than idle_timeout
 		_, err := b.request()
 		refusedWith(t, err, RefusedFailing, "no")
-		p.fail = nil
+		p.set(func() { p.fail = nil })
 		b.is(Failing)
 		time.Sleep(1500 * time.Millisecond)
 		waitIdle()
-		if p.n != 1 {
-			t.Fatalf("%d starts\n%s", p.n, b.story())
+		if p.started() != 1 {
+			t.Fatalf("%d starts\n%s", p.started(), b.story())
 		}
 		b.granted(b.waits())
 		b.is(Awake)
@@ -170,7 +175,7 @@ func TestTenSecondsOfReadinessProveAStart(t *testing.T) {
 		b := newBench(t, defaults(), p, nil)
 		r := b.waits()
 		time.Sleep(1500 * time.Millisecond) // two failures
-		p.fail = nil
+		p.set(func() { p.fail = nil })
 		b.granted(r)
 		time.Sleep(9 * time.Second)
 		if b.Status().LastError == nil {
@@ -183,11 +188,11 @@ func TestTenSecondsOfReadinessProveAStart(t *testing.T) {
 		// The next failure is the first again.
 		p.end(p.ids()[0], exit("late"))
 		waitIdle()
-		p.fail = exit("no")
+		p.set(func() { p.fail = exit("no") })
 		start := time.Now()
 		r = b.waits()
 		waitIdle()
-		p.fail = nil
+		p.set(func() { p.fail = nil })
 		b.granted(r)
 		if d := time.Since(start); d > 1200*time.Millisecond {
 			t.Fatalf("the pause was %v", d)
@@ -201,7 +206,7 @@ func TestAnOldInstanceProvesNothingAboutStartsNow(t *testing.T) {
 		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 2, 1 }), p, nil)
 		b.inside()
 		time.Sleep(time.Minute)
-		p.fail = &Failure{Reason: ReasonExec, ForGood: true, Short: "gone"}
+		p.set(func() { p.fail = &Failure{Reason: ReasonExec, ForGood: true, Short: "gone"} })
 		b.waits()
 		time.Sleep(10 * time.Minute)
 		// 1 + 2 + 4 + ... + 60 + 60 s: not one every second.
@@ -227,7 +232,7 @@ func TestMinIsTriedAgainWhileFailing(t *testing.T) {
 		if n := len(p.ordered()); n < 8 || n > 20 {
 			t.Fatalf("%d tries", n)
 		}
-		p.fail = nil
+		p.set(func() { p.fail = nil })
 		time.Sleep(70 * time.Second)
 		b.is(Awake)
 	})
@@ -244,12 +249,12 @@ func TestAStartThatTakesTooLongIsGivenUpAndReplaced(t *testing.T) {
 				b.waits()
 				time.Sleep(2*time.Minute - time.Millisecond)
 				b.runs(1)
-				if p.n != 1 {
+				if p.started() != 1 {
 					t.Fatal("given up too early")
 				}
 				time.Sleep(1200 * time.Millisecond)
-				if waitIdle(); p.n != 2 || b.rec.count("failed not ready within 2m0s") != 1 {
-					t.Fatalf("%d starts\n%s", p.n, b.story())
+				if waitIdle(); p.started() != 2 || b.rec.count("failed not ready within 2m0s") != 1 {
+					t.Fatalf("%d starts\n%s", p.started(), b.story())
 				}
 				b.runs(1)
 			})
@@ -281,7 +286,7 @@ func TestWhatLastsIsToldForAsLongAsItLasts(t *testing.T) {
 			time.Sleep(777 * time.Millisecond)
 			waitIdle()
 			_, err := b.request()
-			if len(p.ids()) == 1 && p.n == 1 {
+			if len(p.ids()) == 1 && p.started() == 1 {
 				refusedWith(t, err, RefusedFailing, "no image")
 			}
 		}
@@ -351,14 +356,14 @@ func TestAPlatformThatCannotStopDoesNotTakeAwayWhatIsReady(t *testing.T) {
 		b.runs(1)
 		b.comesAndGoes() // by the one that could not be stopped
 		b.is(Awake)
-		if p.n != 1 {
-			t.Fatalf("%d starts", p.n)
+		if p.started() != 1 {
+			t.Fatalf("%d starts", p.started())
 		}
 		time.Sleep(10 * time.Minute)
 		if n := len(p.ordered()); n > 25 {
 			t.Fatalf("%d orders", n)
 		}
-		p.failStop = nil
+		p.set(func() { p.failStop = nil })
 		time.Sleep(70 * time.Second)
 		b.is(Asleep)
 		b.runs(0)
@@ -423,4 +428,34 @@ func TestThePauseGrowsToAMinute(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestAStopThatSucceedsAtLastDoesNotHideWhyStartsFail(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := &platform{local: true}
+		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 2, 1 }), p, nil)
+		b.comesAndGoes()
+		time.Sleep(time.Minute)
+		p.do(func() {
+			p.fail = &Failure{Reason: ReasonExec, ForGood: true, Short: "no such command"}
+			p.failStop = exit("conflict")
+		})
+		r := b.inside()
+		w := b.waits() // its start fails for good
+		waitIdle()
+		p.do(func() { p.fail = nil })
+		b.StopInstance("r1-1")
+		r.Release(reserver.Answered)
+		waitIdle()
+		if b.Status().LastError == nil {
+			t.Fatal("no error is shown")
+		}
+		p.do(func() {
+			p.failStop = nil
+			p.fail = &Failure{Reason: ReasonExec, ForGood: true, Short: "no such command"}
+		})
+		time.Sleep(time.Minute)
+		w.Cancel()
+		b.is(Failing)
+	})
 }

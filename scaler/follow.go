@@ -5,15 +5,17 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/reserver"
 )
 
 // follow carries the advice out as far as it can be now. It returns false if
 // the advice is void, because a request came in between.
-func (l *Loop) follow(a Advice, idleSince, now time.Time, next *recheck) bool {
-	if !l.shrink(a, idleSince, now) {
+func (l *Loop) follow(a Advice, stats reserver.Stats, now time.Time, next *recheck) bool {
+	if !l.shrink(a, stats.IdleSince, now) {
 		return false
 	}
-	l.setTarget(a, now)
+	l.setTarget(a, stats, now)
 	if l.target == 0 && len(l.history) > 0 && a.Idle {
 		l.history = nil
 	}
@@ -78,12 +80,12 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 	return true
 }
 
-// setTarget records a decision if the target changes.
-func (l *Loop) setTarget(a Advice, now time.Time) {
+// setTarget records a decision, with the counters by which it was made, if the
+// target changes.
+func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 	if a.Target == l.target {
 		return
 	}
-	stats := l.reserver.Stats()
 	d := Decision{Time: now, From: l.target, To: a.Target, Reason: a.Reason, Inputs: map[string]any{
 		"in_use": stats.InUse, "waiting": stats.Waiting, "demand": stats.Demand, "ready": stats.Open,
 		"min": l.settings.Min, "max": l.settings.Max, "concurrency": l.settings.Concurrency,

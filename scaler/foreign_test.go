@@ -47,12 +47,15 @@ func TestMoreByAnotherHandIsCapacityThatGoesDownByPolicy(t *testing.T) {
 
 func TestMoreByAnotherHandDuringAnOrderIsCapacityToo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		p := &platform{}
+		p := &platform{startTime: time.Second}
 		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 5, 1 }), p, nil)
 		b.inside()
 		p.do(func() { p.meanwhile = func() { p.want = 4; p.fill() } })
 		b.inside()
 		b.runs(4)
+		if n := p.started(); n != 4 {
+			t.Fatalf("%d starts: they were taken for surplus first", n)
+		}
 		time.Sleep(50 * time.Second)
 		b.runs(4)
 		time.Sleep(20 * time.Second)

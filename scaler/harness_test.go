@@ -29,6 +29,7 @@ type platform struct {
 
 	local     bool
 	openErr   error
+	silent    bool          // it says nothing when it is opened
 	startTime time.Duration // from existence to readiness; negative is never
 	lag       time.Duration // from an accepted order to the instance (remote)
 	lifetime  time.Duration // from existence to its end by itself; 0 is for ever
@@ -75,7 +76,9 @@ func (p *platform) Open(env Env) (Scaler, error) {
 	for range p.want {
 		p.start()
 	}
-	p.tell()
+	if !p.silent {
+		p.tell()
+	}
 	return p, nil
 }
 
@@ -166,7 +169,7 @@ func (p *platform) do(f func()) {
 func (p *platform) start() {
 	p.n++
 	id := fmt.Sprintf("%s-%d", p.env.Revision, p.n)
-	i := &Instance{ID: id, Network: "tcp", Address: "127.0.0.1:1", Since: time.Now(), Failure: p.blame, Delay: p.delay}
+	i := &Instance{ID: id, Network: "unix", Address: "/nonexistent/usher", Since: time.Now(), Failure: p.blame, Delay: p.delay}
 	if p.ranked {
 		i.StopRank = p.n
 	}
@@ -403,17 +406,22 @@ func (b *bench) runs(n int) {
 
 // request asks for a slot.
 func (b *bench) request() (*reserver.Reservation, error) {
-	r := new(reserver.Reservation)
-	_, err := b.res.Reserve(r, false)
+	r, _, err := b.ask()
 	return r, err
+}
+
+func (b *bench) ask() (r *reserver.Reservation, has bool, err error) {
+	r = new(reserver.Reservation)
+	has, err = b.res.Reserve(r, false)
+	return r, has, err
 }
 
 // waits is a request that is expected to wait.
 func (b *bench) waits() *reserver.Reservation {
 	b.t.Helper()
-	r, err := b.request()
-	if err != nil || r.Instance() != nil {
-		b.t.Fatalf("does not wait: %v, %v\n%s", r.Instance(), err, b.story())
+	r, has, err := b.ask()
+	if err != nil || has {
+		b.t.Fatalf("does not wait: %v, %v\n%s", has, err, b.story())
 	}
 	return r
 }
@@ -441,11 +449,11 @@ func (b *bench) answer(r *reserver.Reservation) error {
 // inside is a request that has a slot.
 func (b *bench) inside() *reserver.Reservation {
 	b.t.Helper()
-	r, err := b.request()
+	r, has, err := b.ask()
 	if err != nil {
 		b.t.Fatalf("%v\n%s", err, b.story())
 	}
-	if r.Instance() == nil {
+	if !has {
 		b.granted(r)
 	}
 	return r
@@ -464,3 +472,24 @@ func exit(short string) *Failure { return &Failure{Reason: ReasonExit, Short: sh
 
 // idsLocked is ids for those who hold the lock.
 func (p *platform) idsLocked() []string { return slices.Sorted(maps.Keys(p.instances)) }
+
+// set changes something without reporting it.
+func (p *platform) set(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+// started returns how many instances were started so far.
+func (p *platform) started() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
+}
+
+// peak returns the most instances that there were, those that stop not counted.
+func (p *platform) peak() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.most
+}

@@ -143,11 +143,7 @@ func (l *Loop) background(f func()) bool {
 	if l.run.closed {
 		return false
 	}
-	l.run.wg.Add(1)
-	go func() {
-		defer l.run.wg.Done()
-		f()
-	}()
+	l.run.wg.Go(f)
 	return true
 }
 

@@ -26,10 +26,11 @@ func TestSuspendTellsWaitersAndLetsThoseInsideFinish(t *testing.T) {
 		time.Sleep(time.Minute)
 		b.runs(0)
 		b.is(Suspended)
+		_, _ = b.request()
 		b.Resume()
 		time.Sleep(time.Minute)
 		b.is(Asleep) // who was refused meanwhile is gone
-		if p.n != 1 {
+		if p.started() != 1 {
 			t.Fatal("started for nobody")
 		}
 		b.comesAndGoes()
@@ -46,7 +47,7 @@ func TestResumeTakesBackWhatStillDrains(t *testing.T) {
 		b.Resume()
 		b.is(Awake)
 		b.comesAndGoes()
-		if p.n != 1 {
+		if p.started() != 1 {
 			t.Fatal("started anew")
 		}
 		r.Release(reserver.Answered)
@@ -108,7 +109,7 @@ func TestARequestDuringTheDrainingOfASleepTakesTheInstanceBack(t *testing.T) {
 		b.is(Asleep)
 		start := time.Now()
 		b.comesAndGoes()
-		if time.Since(start) != 0 || p.n != 1 {
+		if time.Since(start) != 0 || p.started() != 1 {
 			t.Fatal("a new one was started beside it")
 		}
 		r.Release(reserver.Answered)
@@ -121,7 +122,7 @@ func TestWakeCutsThePauseShortAndLastsForAnIdleTimeout(t *testing.T) {
 		b := newBench(t, with(func(s *Settings) { s.IdleTimeout = time.Minute }), p, nil)
 		_ = b.answer(b.waits())
 		time.Sleep(time.Millisecond)
-		p.fail = nil
+		p.set(func() { p.fail = nil })
 		b.Wake()
 		b.is(Awake)
 		time.Sleep(59 * time.Second)
@@ -158,7 +159,7 @@ func TestAStoppedInstanceDrainsAndIsReplaced(t *testing.T) {
 func TestExitTellsWaitersStartsNothingAndServesWhatIsReady(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := &platform{local: true}
-		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 1, 1 }), p, nil)
+		b := newBench(t, with(func(s *Settings) { s.Min, s.Max, s.Concurrency = 1, 1, 1 }), p, nil)
 		r := b.inside()
 		w := b.waits()
 		b.Exit()
@@ -168,7 +169,7 @@ func TestExitTellsWaitersStartsNothingAndServesWhatIsReady(t *testing.T) {
 		p.end("r1-1", exit("bye"))
 		_, _ = b.request()
 		time.Sleep(time.Minute)
-		if p.n != 1 {
+		if p.started() != 1 {
 			t.Fatal("started for nobody")
 		}
 	})

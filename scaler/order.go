@@ -85,9 +85,6 @@ func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
 	r.ordering = false
 	if err == nil {
 		r.retries, r.retryAt = 0, time.Time{}
-		if l.lastFailure == r.refusal {
-			l.lastFailure = nil
-		}
 		r.refusal = nil
 	} else {
 		// Not done, or only in part: what there was is not somebody else's.
@@ -127,7 +124,6 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	default:
 		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
-		l.lastFailure, l.failedAt = f, now
 		r.refusal = f
 	}
 	if starts == 0 || len(o.Stop) > 0 || later {

@@ -35,11 +35,11 @@ func TestAnEjectedInstanceIsProbedWithGrowingPausesAndReplaced(t *testing.T) {
 		w := b.waits()
 		time.Sleep(2*time.Minute - 2*time.Second)
 		b.runs(1)
-		if p.n != 1 {
+		if p.started() != 1 {
 			t.Fatal("it counts as starting: no other was to be started")
 		}
 		time.Sleep(4 * time.Second)
-		if waitIdle(); p.n != 2 {
+		if waitIdle(); p.started() != 2 {
 			t.Fatalf("not replaced\n%s", b.story())
 		}
 		w.Cancel()
@@ -84,7 +84,7 @@ func TestWithdrawnReadinessTakesNoNewRequest(t *testing.T) {
 		time.Sleep(time.Minute)
 		p.phase(id, PhaseReady)
 		b.granted(w)
-		if w.Instance().ID != id || p.n != 1 {
+		if w.Instance().ID != id || p.started() != 1 {
 			t.Fatal("replaced too early")
 		}
 		p.phase(id, PhaseStarting)
@@ -102,11 +102,8 @@ func TestWithdrawnReadinessTakesNoNewRequest(t *testing.T) {
 
 func TestAWithdrawnInstanceCanGoToSleep(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		m := &meddler{Policy: Queue{}}
-		asked := 0
-		m.meddle = func() { asked++ }
 		p := &platform{}
-		b := newBench(t, with(func(s *Settings) { s.IdleTimeout, s.Policy = time.Minute, m }), p, nil)
+		b := newBench(t, with(func(s *Settings) { s.IdleTimeout = time.Minute }), p, nil)
 		b.comesAndGoes()
 		time.Sleep(30 * time.Second)
 		p.phase(p.ids()[0], PhaseStarting)

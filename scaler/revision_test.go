@@ -63,7 +63,7 @@ func TestANewRevisionThatFailsKeepsTheOld(t *testing.T) {
 		}
 		r.Release(reserver.Answered)
 		b.comesAndGoes()
-		next.fail = nil
+		next.set(func() { next.fail = nil })
 		time.Sleep(70 * time.Second)
 		b.runs(0)
 		b.comesAndGoes()
@@ -147,7 +147,7 @@ func TestAPlatformThatWentWithItsRevisionIsNotMissed(t *testing.T) {
 		if b.rec.count("up false") != 1 {
 			t.Fatal(b.story())
 		}
-		if err := b.Adopt(&platform{}); err != nil {
+		if err := b.Adopt(&platform{silent: true}); err != nil {
 			t.Fatal(err)
 		}
 		if waitIdle(); b.rec.count("up true") != 1 {
@@ -166,8 +166,38 @@ func TestMaxHoldsForWhatDrainsAsWell(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		r.Release(reserver.Answered)
 		b.granted(w)
-		if p.most != 1 {
-			t.Fatalf("%d at once with max 1", p.most)
+		if p.peak() != 1 {
+			t.Fatalf("%d at once with max 1", p.peak())
 		}
+	})
+}
+
+// talkative is a platform that reports while it is asked for its traits, as
+// one does that guards both by the same lock.
+type talkative struct{ *platform }
+
+func (p talkative) Open(env Env) (Scaler, error) {
+	_, err := p.platform.Open(env)
+	return p, err
+}
+
+func (p talkative) Traits() Traits {
+	reported := make(chan struct{})
+	go func() {
+		p.do(func() {})
+		close(reported)
+	}()
+	<-reported
+	return Traits{Local: true}
+}
+
+func TestAPlatformMayReportWhileItIsAskedForItsTraits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := &platform{local: true}
+		b := bareBench(t, defaults(), p, nil)
+		if err := b.Adopt(talkative{p}); err != nil {
+			t.Fatal(err)
+		}
+		b.comesAndGoes()
 	})
 }

@@ -92,7 +92,7 @@ type Status struct {
 	Ready     int
 	Ejected   int
 	Draining  int
-	LastError *Failure // of the latest failed start; nil once one has succeeded
+	LastError *Failure // of the latest failed start or order; nil once one has succeeded
 	Trouble   *Failure // what the platform reports now; nil if all is well
 	ColdStart time.Duration
 	// ColdStarts counts the cold starts, ColdStart is what the last took.

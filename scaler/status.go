@@ -30,12 +30,17 @@ func (l *Loop) Status() Status {
 	}
 	if r := l.current(); r != nil {
 		st.Trouble = r.trouble
+	}
+	for _, r := range l.revisions {
 		if st.LastError == nil {
-			st.LastError = r.trouble
+			st.LastError = r.refusal
 		}
-		if st.LastError == nil && r.hold != nil {
-			st.LastError = r.hold.Failure
-		}
+	}
+	if st.LastError == nil {
+		st.LastError = st.Trouble
+	}
+	if r := l.current(); r != nil && r.hold != nil && st.LastError == nil {
+		st.LastError = r.hold.Failure
 	}
 	return st
 }

@@ -2,6 +2,7 @@ package scaler
 
 import (
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -57,7 +58,7 @@ func TestABurstOnASleepingServiceIsOneStart(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		waitIdle()
-		if n := b.p.n; n != 1 {
+		if n := b.p.started(); n != 1 {
 			t.Fatalf("%d starts", n)
 		}
 		if s := b.res.Stats(); s.InUse != 90 || s.Waiting != 0 {
@@ -75,8 +76,8 @@ func TestAClientThatGoesAwayWasTheLastReasonToStart(t *testing.T) {
 		r.Cancel()
 		time.Sleep(time.Hour)
 		b.is(Asleep)
-		if b.p.n != 1 {
-			t.Fatalf("%d starts", b.p.n)
+		if b.p.started() != 1 {
+			t.Fatalf("%d starts", b.p.started())
 		}
 	})
 }
@@ -179,11 +180,20 @@ func TestChangedConcurrencyTakesEffectOnWhatRunsAndWaits(t *testing.T) {
 // meddler is a policy beside which a request comes and goes.
 type meddler struct {
 	Policy
+	mu     sync.Mutex
 	meddle func()
+}
+
+func (m *meddler) set(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.meddle = f
 }
 
 func (m *meddler) Target(in Inputs) Advice {
 	a := m.Policy.Target(in)
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if f := m.meddle; a.Idle && f != nil {
 		m.meddle = nil
 		f()
@@ -196,7 +206,8 @@ func TestARequestThatComesAndGoesVoidsTheDecisionToSleep(t *testing.T) {
 		m := &meddler{Policy: Queue{}}
 		b := newBench(t, with(func(s *Settings) { s.Policy = m }), &platform{local: true}, nil)
 		b.comesAndGoes()
-		m.meddle = b.comesAndGoes
+		waitIdle()
+		m.set(b.comesAndGoes)
 		time.Sleep(6 * time.Minute)
 		b.is(Awake)
 		if n := b.rec.count("r1-1 draining"); n != 0 {
@@ -212,10 +223,12 @@ func TestARequestThatStaysVoidsTheDecisionToSleep(t *testing.T) {
 		m := &meddler{Policy: Queue{}}
 		b := newBench(t, with(func(s *Settings) { s.Policy = m }), &platform{local: true}, nil)
 		b.comesAndGoes()
+		waitIdle()
 		var r *reserver.Reservation
-		m.meddle = func() { r = b.inside() }
+		m.set(func() { r = b.inside() })
 		time.Sleep(time.Hour)
 		b.is(Awake)
+		m.set(nil)
 		r.Release(reserver.Answered)
 		time.Sleep(5*time.Minute + time.Second)
 		b.is(Asleep)
@@ -247,7 +260,7 @@ func TestWhoMayNotWaitIsFollowedByAStartAfterTheBackOff(t *testing.T) {
 		_, _ = b.request()
 		waitIdle()
 		_, _ = b.request() // within the pause
-		p.fail = nil
+		p.set(func() { p.fail = nil })
 		time.Sleep(1200 * time.Millisecond)
 		b.is(Awake)
 	})

@@ -118,5 +118,5 @@ func (b *Backend) unmarshalEnv(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// Interface guard
+// Interface guard.
 var _ caddyfile.Unmarshaler = (*Backend)(nil)

@@ -20,7 +20,8 @@
 // never builds a command from a request, and never stops an instance that it
 // was not told to stop, the end of Caddy aside.
 //
-// On systems other than Linux it runs without parent-death signal, port owner
-// check, records and `listen fd`, and a process that left its group is not
-// found; on Windows there are no process groups and a stop is a kill.
+// On Linux it needs pidfds (Linux 5.4). On other systems it runs without
+// parent-death signal, port owner check, records and `listen fd`, and a process
+// that left its group is not found; on Windows there are no process groups and
+// a stop is a kill.
 package process

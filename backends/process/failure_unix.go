@@ -50,7 +50,7 @@ func quotaFailure(err error) *scaler.Failure {
 // limitOf names a limit with its value.
 func limitOf(name string, resource int) string {
 	var limit unix.Rlimit
-	if err := unix.Getrlimit(resource, &limit); err != nil || uint64(limit.Cur) > 1<<40 {
+	if err := unix.Getrlimit(resource, &limit); err != nil || limit.Cur > 1<<40 {
 		return name
 	}
 	return fmt.Sprintf("%s is %d", name, limit.Cur)

@@ -3,6 +3,7 @@ package process
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -27,19 +28,43 @@ func statusOf(t *testing.T, pid int) string {
 }
 
 func TestInstancesGetTheDefaultSignalHandlingBack(t *testing.T) {
-	// As Caddy does it, and as a shell does it for a job in the background.
-	for _, sig := range []os.Signal{syscall.SIGPIPE, syscall.SIGUSR2} {
+	b := open(t, shell("exec sleep 100"))
+	for i, sig := range []os.Signal{syscall.SIGPIPE, syscall.SIGUSR2} {
+		// The first as Caddy does it, the second when the starter runs already.
 		signal.Ignore(sig)
 		t.Cleanup(func() { signal.Reset(sig) })
+		b.scale(i + 1)
+		pid := b.pid(b.latest().Instances[i].ID)
+		status := statusOf(t, pid)
+		if mask := statusMask(status, "SigIgn"); mask != 0 {
+			t.Fatalf("ignored signals: %x", mask)
+		}
+		if mask := statusMask(status, "SigBlk"); mask != 0 {
+			t.Fatalf("blocked signals: %x", mask)
+		}
+		if stat, err := readStat(pid); err != nil || stat.group != pid {
+			t.Fatalf("it is in group %d: %v", stat.group, err)
+		}
 	}
-	b := open(t, shell("exec sleep 100"))
-	pid := b.pid(b.one().ID)
-	status := statusOf(t, pid)
+}
+
+func TestWhatCaddyWasStartedToIgnoreIsNotIgnoredByInstances(t *testing.T) {
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As nohup and a shell without job control do it.
+	out := filepath.Join(t.TempDir(), "status")
+	cmd := exec.Command("/bin/sh", "-c", `trap "" HUP INT TTOU; exec "$@"`, "sh",
+		path, "child", "caddy", t.TempDir(), "stop", "grep SigIgn /proc/self/status >"+out+"; exec sleep 100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	status := readEventually(t, out)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
 	if mask := statusMask(status, "SigIgn"); mask != 0 {
 		t.Fatalf("ignored signals: %x", mask)
-	}
-	if mask := statusMask(status, "SigBlk"); mask != 0 {
-		t.Fatalf("blocked signals: %x", mask)
 	}
 }
 

@@ -164,9 +164,7 @@ func (in *instance) environment(p *plan, service string, values map[string]strin
 		env[name] = value.fill(values)
 	}
 	if in.passed != nil {
-		for name, value := range passVariables(service) {
-			env[name] = value
-		}
+		maps.Copy(env, passVariables(service))
 	}
 	env[varService], env[varInstance] = service, in.id
 	return env

@@ -61,6 +61,15 @@ func TestWhatAnInstanceLeavesBehindEndsWithIt(t *testing.T) {
 	}
 }
 
+func TestWhoIsInTheGroupIsFoundWithoutTheVariable(t *testing.T) {
+	dir := t.TempDir()
+	b := open(t, shell(`env -i /bin/sh -c 'echo $$ >`+dir+`/pid; while :; do /bin/sleep 0.05; done' & while [ ! -s `+dir+`/pid ]; do :; done; exit 1`))
+	b.scale(1)
+	b.awaitEnd(b.firstID())
+	pid := pidIn(t, dir+"/pid")
+	eventually(t, "its end", func() bool { return gone(pid) })
+}
+
 func TestWhatIsLeftMayFinishUntilTheStopTimeout(t *testing.T) {
 	dir := t.TempDir()
 	// The shell in front ends at once, as wrappers do; the work behind it
@@ -208,16 +217,13 @@ func TestLimitsAreNamed(t *testing.T) {
 		if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 			t.Fatal(err)
 		}
-		entries, err := os.ReadDir("/proc/self/fd")
+		// No number below the next one is free.
+		probe, err := os.Open(os.DevNull)
 		if err != nil {
 			t.Fatal(err)
 		}
-		highest := 0
-		for _, e := range entries {
-			if n, err := strconv.Atoi(e.Name()); err == nil && n < 200 {
-				highest = max(highest, n)
-			}
-		}
+		highest := int(probe.Fd())
+		probe.Close()
 		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: uint64(highest), Max: old.Max}); err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -115,6 +116,31 @@ func TestASocketThatAnswersIsNotRemoved(t *testing.T) {
 	}
 	if err := removeStale(path); err == nil {
 		t.Fatal("a file that is no socket was removed")
+	}
+}
+
+func TestAFullQueueOfASocketIsNoProofThatNobodyServesIt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err != nil {
+			break
+		}
+		defer conn.Close()
+	}
+	if err := removeStale(path); err == nil || !isSocket(path) {
+		t.Fatalf("removed: %v", err)
 	}
 }
 

@@ -61,7 +61,7 @@ func findCommand(command, dir, path string) (string, *scaler.Failure) {
 		}
 		return full, nil
 	}
-	var found error
+	var unusable *scaler.Failure
 	for _, entry := range filepath.SplitList(path) {
 		// As in os/exec: the current directory is no place to find programs.
 		if !filepath.IsAbs(entry) {
@@ -72,12 +72,13 @@ func findCommand(command, dir, path string) (string, *scaler.Failure) {
 		if err == nil {
 			return full, nil
 		}
-		if found == nil && !errors.Is(err, fs.ErrNotExist) {
-			found = commandFailure(full, err)
+		// A directory that may not be searched says nothing about the command.
+		if _, statErr := os.Stat(full); statErr == nil && unusable == nil && !errors.Is(err, errIsDirectory) {
+			unusable = commandFailure(full, err)
 		}
 	}
-	if f, ok := errors.AsType[*scaler.Failure](found); ok {
-		return "", f
+	if unusable != nil {
+		return "", unusable
 	}
 	return "", cannotExecute("the command does not exist",
 		fmt.Sprintf("%s is in no directory of the instance's PATH (%s); give an absolute path or set env PATH", command, path), fs.ErrNotExist)

@@ -73,6 +73,8 @@ type slowSink struct {
 	gate <-chan struct{}
 }
 
+func (s *slowSink) Enabled(zapcore.Level) bool { return true }
+
 func (s *slowSink) With([]zapcore.Field) zapcore.Core { return s }
 
 func (s *slowSink) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.CheckedEntry {

@@ -3,6 +3,7 @@
 package process
 
 import (
+	"errors"
 	"os"
 	"syscall"
 )
@@ -17,7 +18,7 @@ func readNow(f *os.File, buf []byte) int {
 	n := 0
 	_ = conn.Read(func(fd uintptr) bool {
 		n, err = syscall.Read(int(fd), buf)
-		for err == syscall.EINTR {
+		for errors.Is(err, syscall.EINTR) {
 			n, err = syscall.Read(int(fd), buf)
 		}
 		return true

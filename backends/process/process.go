@@ -278,7 +278,7 @@ func (b *Backend) Redacted() any {
 	return &shown
 }
 
-// Interface guards
+// Interface guards.
 var (
 	_ caddy.Module      = (*Backend)(nil)
 	_ caddy.Provisioner = (*Backend)(nil)

@@ -388,7 +388,7 @@ func (r *runner) forget(in *instance) {
 	}
 }
 
-// Interface guards
+// Interface guards.
 var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Traiter   = (*runner)(nil)

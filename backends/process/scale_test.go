@@ -3,6 +3,7 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -191,6 +192,25 @@ func TestCloseStopsAllAtOnceAndWaits(t *testing.T) {
 	if err := b.order(1, time.Second); err == nil {
 		t.Fatal("an order after close was accepted")
 	}
+	if len(b.history()) != count {
+		t.Fatal("a report after close")
+	}
+}
+
+func TestCloseGivesUpWaitingWithItsContextButNotTheKill(t *testing.T) {
+	b := open(t, self(t, "stubborn"))
+	in := b.one()
+	eventually(t, "the instance", func() bool { return len(b.messages("stdout")) == 1 })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := b.runner.Close(ctx, 300*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("close: %v", err)
+	}
+	count := len(b.history())
+	if r := b.latest(); len(r.Instances) != 1 || r.Instances[0].ID != in.ID || r.Instances[0].Phase != scaler.PhaseStopping {
+		t.Fatalf("last report %+v", r)
+	}
+	eventually(t, "the kill", func() bool { return len(records(t, b.dataDir)) == 0 })
 	if len(b.history()) != count {
 		t.Fatal("a report after close")
 	}

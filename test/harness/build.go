@@ -40,6 +40,7 @@ func Main(m *testing.M) {
 		_ = flag.Set("test.parallel", fmt.Sprint(2*maxCaddys))
 	}
 	code := m.Run()
+	stopStarter()
 	if buildDir != "" {
 		os.RemoveAll(buildDir)
 	}

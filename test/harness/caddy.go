@@ -151,7 +151,7 @@ func (c *Caddy) TryStart(cfg Config) error {
 	cmd := exec.Command(c.bin.Caddy, append([]string{"run"}, c.configArgs(cfg)...)...)
 	cmd.Dir, cmd.Env = c.Dir, c.env
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	if err := start(cmd); err != nil {
 		return err
 	}
 	done := make(chan struct{})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -100,9 +101,7 @@ func (c *Caddy) Send(r Request) *Pending {
 		c.t.Fatal(err)
 	}
 	req.Host = r.Host
-	for k, v := range r.Header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, r.Header)
 	client := r.Client
 	if client == nil {
 		client = c.client

@@ -1,8 +1,10 @@
 package harness
 
 import (
+	"bufio"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -240,4 +242,40 @@ func TestLostAreOnlyRequestsThatCaddyHadRead(t *testing.T) {
 	if got := c.Lost([]Response{seen}); len(got) != 1 {
 		t.Error("a request that Caddy had read and that broke off does not count as lost")
 	}
+}
+
+func TestCaddyEndsWithTheTestProcess(t *testing.T) {
+	if os.Getenv("HARNESS_CHILD") != "" {
+		c := New(t)
+		c.Start(Config{NoUsher: true, Site: "respond here"})
+		os.Stdout.WriteString("\npid " + strconv.Itoa(c.PID()) + " in " + c.Dir + "\n")
+		select {} // until killed
+	}
+	t.Parallel()
+	// The child uses the Caddy that is built already.
+	child := exec.Command(os.Args[0], "-test.run=^TestCaddyEndsWithTheTestProcess$")
+	child.Env = append(os.Environ(), "HARNESS_CHILD=1", "USHER_TEST_CADDY="+Build(t).Caddy, "TMPDIR="+t.TempDir())
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid, dir string
+	lines := bufio.NewScanner(out)
+	for pid == "" && lines.Scan() {
+		if rest, ok := strings.CutPrefix(lines.Text(), "pid "); ok {
+			pid, dir, _ = strings.Cut(rest, " in ")
+		}
+	}
+	_ = child.Process.Kill()
+	_ = child.Wait()
+	if pid == "" {
+		t.Fatal("the child has not started Caddy")
+	}
+	Eventually(t, 5*time.Second, func() bool {
+		cmdline, err := os.ReadFile("/proc/" + pid + "/cmdline")
+		return err != nil || !strings.Contains(string(cmdline), dir)
+	}, "the Caddy of the killed test process has ended")
 }
