@@ -4,8 +4,10 @@ package kubernetes
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/caddy-usher/usher/test/harness"
+	"github.com/caddy-usher/usher/test/kubernetes/kube"
 )
 
 // spread keeps the pods of a workload on nodes that can be cut off, on each
@@ -138,6 +141,13 @@ func TestAPIServerDown(t *testing.T) {
 	})
 }
 
+// accepted tells whether the API server has taken an order to scale.
+func accepted(namespace, deployment string) bool {
+	return slices.ContainsFunc(cluster.Calls(namespace), func(c kube.Call) bool {
+		return c.Is("patch", "deployments/scale") && c.ObjectRef.Name == deployment && c.ResponseStatus.Code == http.StatusOK
+	})
+}
+
 func apiDown(t *testing.T, outage time.Duration, down, up func() error) {
 	s := newSpace(t)
 	s.create(workload{name: "warm"})
@@ -206,7 +216,7 @@ func apiDown(t *testing.T, outage time.Duration, down, up func() error) {
 	if told != "still waits" {
 		waiting = s.Send(harness.Request{Path: "/cold"})
 	}
-	harness.Eventually(t, soon, func() bool { return count(cluster.Calls(s.name), "patch", "deployments/scale") == 2 }, "Usher has ordered the cold service's pod")
+	harness.Eventually(t, soon, func() bool { return accepted(s.name, "cold") }, "Usher has ordered the cold service's pod")
 	ordered := time.Since(start)
 	wantOK(t, waiting.Wait(t, recovered))
 	woke := time.Since(start)
