@@ -20,6 +20,7 @@ func TestAnAutoscalerDecidesInBetween(t *testing.T) {
 		b.runs(1)
 		p.foreign(3)
 		b.granted(y)
+		waitIdle()
 		if n := b.Status().Target; n != 3 {
 			t.Fatalf("target %d", n)
 		}

@@ -20,7 +20,7 @@ import (
 func TestMain(m *testing.M) { harness.Main(m) }
 
 var (
-	soakFor  = flag.Duration("soak", 8*time.Second, "how long the soak goes on; two minutes is a whole one")
+	soakFor  = flag.Duration("soak", 0, "how long the soak goes on; two minutes is a whole one")
 	soakSeed = flag.Uint64("seed", 0, "the seed of the soak; 0 draws one")
 	outage   = flag.Duration("outage", 4*time.Second, "how long there is no Marathon at all")
 )
