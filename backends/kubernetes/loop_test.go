@@ -71,7 +71,7 @@ func serve(t *testing.T, s *apiServer, resource string, change func(*scaler.Sett
 func (x *service) request() (*reserver.Reservation, error) {
 	x.t.Helper()
 	r := new(reserver.Reservation)
-	if _, err := x.slots.Reserve(r, false); err != nil || r.Instance() != nil {
+	if ok, err := x.slots.Reserve(r, false); ok || err != nil {
 		return r, err
 	}
 	select {
