@@ -137,6 +137,12 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 		// Nobody may wait any more, so nobody would use it.
 		missing = 0
 	}
+	if !cur.heard && !cur.traits.Local {
+		// An order is absolute: "be one" would stop what already runs there,
+		// as long as that is not known. The first report comes in a moment,
+		// and be it that the platform cannot be asked.
+		return 0
+	}
 	if cur.ordering {
 		// Places are for starts that are ordered: they stay until it is known
 		// what came of the order.

@@ -176,3 +176,22 @@ func TestAnInstanceThatSomebodyElseStopsGetsNothingMore(t *testing.T) {
 		}
 	})
 }
+
+func TestNothingIsOrderedBeforeItIsKnownWhatRuns(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := &platform{want: 2, silent: true}
+		b := newBench(t, with(func(s *Settings) { s.Max = 3 }), p, nil)
+		r := b.waits() // would be content with one
+		waitIdle()
+		if got := p.ordered(); len(got) != 0 {
+			t.Fatalf("ordered %v, while two may run", got)
+		}
+		p.do(func() {}) // the first report
+		b.granted(r)
+		waitIdle()
+		if got := p.ordered(); len(got) != 0 {
+			t.Fatalf("ordered %v, though two run", got)
+		}
+		b.runs(2)
+	})
+}

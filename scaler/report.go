@@ -27,6 +27,7 @@ func (l *Loop) reported(r *revision, rep Report) {
 
 // take merges a report with what is known. The lock is held.
 func (l *Loop) take(r *revision, rep Report) {
+	r.heard = true
 	now := time.Now()
 	seen := make(map[string]bool, len(rep.Instances))
 	for _, ri := range rep.Instances {

@@ -21,6 +21,7 @@ type revision struct {
 
 	instances map[string]*instance
 	early     *Report // said before Open had returned
+	heard     bool    // a report has come
 	desired   int     // what the platform works towards
 	ordered   int     // the last number that was ordered or adopted
 	trouble   *Failure
