@@ -179,14 +179,18 @@ func TestAnInstanceThatSomebodyElseStopsGetsNothingMore(t *testing.T) {
 
 func TestNothingIsOrderedBeforeItIsKnownWhatRuns(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		p := &platform{want: 2, silent: true}
+		p := &platform{want: 2, silent: true, startTime: -1}
 		b := newBench(t, with(func(s *Settings) { s.Max = 3 }), p, nil)
 		r := b.waits() // would be content with one
 		waitIdle()
 		if got := p.ordered(); len(got) != 0 {
 			t.Fatalf("ordered %v, while two may run", got)
 		}
-		p.do(func() {}) // the first report
+		p.do(func() { // the first report
+			for _, i := range p.instances {
+				i.Phase = PhaseReady
+			}
+		})
 		b.granted(r)
 		waitIdle()
 		if got := p.ordered(); len(got) != 0 {
