@@ -215,10 +215,10 @@ func TestChangedBackendIsANewRevisionThatTakesOver(t *testing.T) {
 		t.Error("the request inside the old revision was answered by another instance")
 	}
 	c.AwaitProcesses(1, soon)
-	list := c.Service("web").InstanceList
-	if len(list) != 1 || list[0].Revision == before.Revision {
-		t.Errorf("instances %+v, want one of another revision than %q", list, before.Revision)
-	}
+	harness.Eventually(t, soon, func() bool {
+		list := c.Service("web").InstanceList
+		return len(list) == 1 && list[0].Revision != before.Revision
+	}, "one instance is listed, of another revision than %q", before.Revision)
 }
 
 func TestServiceThatAReloadRemovesFinishesWhatItHas(t *testing.T) {
