@@ -90,11 +90,11 @@ func (q *request) explain(reason error) {
 // refuse answers a request that no instance can have seen.
 func (q *request) refuse(reason error) error {
 	if errors.Is(reason, errClientGone) {
-		q.service.metrics.outcome(outcomeClientGone, q.waited)
+		q.service.outcome(outcomeClientGone, q.waited)
 		return caddyhttp.Error(statusClientGone, fmt.Errorf("service %s: %w after %v in the line", q.service.name, reason, q.waited.Round(time.Millisecond)))
 	}
 	q.explain(reason)
-	q.service.metrics.outcome(q.code, q.waited)
+	q.service.outcome(q.code, q.waited)
 	if c := q.service.log.Check(zap.DebugLevel, "request refused"); c != nil {
 		c.Write(zap.String("code", q.code), zap.String("detail", q.fullDetail), zap.Duration("waited", q.waited))
 	}

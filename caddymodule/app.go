@@ -77,13 +77,15 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	a.generation = &generation{
 		settings: settings, logger: ctx.Logger(), storage: ctx.Storage(),
-		services: make(map[string]*service), definitions: make(map[string]*definition), used: make(map[string]string),
+		services: make(map[string]*service), definitions: make(map[string]*definition), draft: newDraft(),
 	}
 	for name, s := range a.Services {
 		if err := a.define(ctx, name, s, "apps.usher.services."+name); err != nil {
 			return err
 		}
 	}
+	// Their provisioned form is kept, not this one.
+	a.Services = nil
 	return nil
 }
 
@@ -148,7 +150,7 @@ func (a *App) define(ctx caddy.Context, name string, s *Service, place string) e
 			return fmt.Errorf("service %s (%s): %w", name, place, err)
 		}
 	}
-	d, err := newDefinition(ctx, filled, place)
+	d, err := newDefinition(ctx, filled, place, a.generation.draft.options)
 	if err != nil {
 		return fmt.Errorf("service %s (%s): %w", name, place, err)
 	}
@@ -174,7 +176,7 @@ func (a *App) use(name, place string) *service {
 	}
 	s := a.hub.acquire(name)
 	a.generation.services[name] = s
-	a.generation.used[name] = place
+	a.generation.draft.used[name] = place
 	return s
 }
 
@@ -189,8 +191,9 @@ func (a *App) Start() error {
 	if len(undefined) > 0 {
 		slices.Sort(undefined)
 		return fmt.Errorf("nobody defines service %s, which %s uses: give it a backend there, or define it in the global options",
-			undefined[0], a.generation.used[undefined[0]])
+			undefined[0], a.generation.draft.used[undefined[0]])
 	}
+	a.generation.draft = newDraft()
 	return a.hub.activate(a.generation)
 }
 

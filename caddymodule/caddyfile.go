@@ -3,8 +3,6 @@ package caddymodule
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
-	"strconv"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -21,10 +19,6 @@ func init() {
 }
 
 const (
-	// refusedTries is how many instances a request that none can have seen
-	// is tried on, after the first.
-	refusedTries = 32
-
 	// streamCloseDelay lets a reload cut no stream. Its timer ends with the
 	// last stream.
 	streamCloseDelay       = caddy.Duration(24 * time.Hour)
@@ -300,36 +294,5 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 	if lb := rp.LoadBalancing; lb != nil && lb.Retries < 0 {
 		return nil, atToken(directive).Errf("lb_retries cannot be negative, but is %d", lb.Retries)
 	}
-	setRetries(rp)
 	return rp, nil
-}
-
-// setRetries lets the proxy try a request on other instances if the first
-// cannot have seen it, and otherwise as the user's lb_retries and
-// lb_retry_match say.
-func setRetries(rp *reverseproxy.Handler) {
-	var attempts int
-	var rules caddyhttp.RawMatcherSets
-	if lb := rp.LoadBalancing; lb != nil {
-		attempts, rules = lb.Retries, lb.RetryMatchRaw
-	}
-	retry := func(n int) json.RawMessage {
-		if n == 0 {
-			return json.RawMessage(`{}`)
-		}
-		return json.RawMessage(`{"attempts":` + strconv.Itoa(n) + `}`)
-	}
-	sets := caddyhttp.RawMatcherSets{{"usher_retry": retry(0)}}
-	if attempts > 0 {
-		if len(rules) == 0 {
-			// As reverse_proxy does where nothing else is said.
-			rules = caddyhttp.RawMatcherSets{{"method": json.RawMessage(`["GET"]`)}}
-		}
-		for _, rule := range rules {
-			set := caddy.ModuleMap{"usher_retry": retry(attempts)}
-			maps.Copy(set, rule)
-			sets = append(sets, set)
-		}
-	}
-	rp.LoadBalancing = &reverseproxy.LoadBalancing{Retries: refusedTries + attempts, RetryMatchRaw: sets}
 }

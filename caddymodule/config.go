@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -272,11 +273,18 @@ func byName[K comparable](names map[K]string, name string) (K, bool) {
 	return zero, false
 }
 
+var errNoBackend = errors.New("no backend: say what runs its instances")
+
 // validate checks every value of s, in which every option is set.
 func (s Service) validate() error {
 	if len(s.BackendRaw) == 0 {
-		return fmt.Errorf("no backend: say what runs its instances")
+		return errNoBackend
 	}
+	return s.validateOptions()
+}
+
+// validateOptions is validate without the backend.
+func (s Service) validateOptions() error {
 	if s.Instances.Min < 0 {
 		return fmt.Errorf("instances: the minimum is %d, but cannot be negative", s.Instances.Min)
 	}
@@ -333,8 +341,8 @@ func (r Readiness) validate() error {
 	return nil
 }
 
-// options returns what the reserver needs of s.
-func (s Service) options() reserver.Options {
+// reserving returns what the reserver needs of s.
+func (s Service) reserving() reserver.Options {
 	balance, _ := byName(balanceNames, s.Balance)
 	return reserver.Options{MaxWaiting: *s.MaxWaiting, Balance: balance}
 }

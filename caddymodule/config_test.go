@@ -126,7 +126,7 @@ func TestSecretsAreNotShown(t *testing.T) {
 		"ready":{"check":"http","headers":{"Authorization":["Bearer hush"],"X-Two":["hush","hush"]}}}`), &s); err != nil {
 		t.Fatal(err)
 	}
-	d, err := newDefinition(ctx, s, "here")
+	d, err := newDefinition(ctx, s, "here", make(map[string]*options))
 	if err != nil {
 		t.Fatal(err)
 	}

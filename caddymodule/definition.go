@@ -16,43 +16,76 @@ import (
 
 // definition is the provisioned form of a Service.
 type definition struct {
-	service     Service // every option set; without the raw modules
+	*options
 	place       string
 	backend     scaler.Backend
 	backendType string
-	policy      scaler.Policy
-	policyName  string
 }
 
-// newDefinition checks s and loads its modules.
-func newDefinition(ctx caddy.Context, s Service, place string) (*definition, error) {
-	s = s.withDefaults()
-	if err := s.validate(); err != nil {
+// options are the provisioned form of all that a Service says beside its
+// backend. They do not change: the services of a configuration that say the
+// same share them, and most say nothing.
+type options struct {
+	service    Service // every option set; without the raw modules
+	policy     scaler.Policy
+	policyName string
+	settings   scaler.Settings
+	live       liveOptions
+}
+
+// newDefinition checks s and loads its modules. Equal options are looked for
+// in known, and added to it.
+func newDefinition(ctx caddy.Context, s Service, place string, known map[string]*options) (*definition, error) {
+	o, err := sharedOptions(ctx, s, known)
+	if err != nil {
 		return nil, err
 	}
-	d := &definition{place: place}
-	d.backendType = inlineKey(s.BackendRaw, "type")
 	// Loading a module takes the raw form away, and s is a copy already.
-	scaleRaw := s.ScaleRaw
+	backendType := inlineKey(s.BackendRaw, "type")
 	mod, err := ctx.LoadModule(&s, "BackendRaw")
 	if err != nil {
-		return nil, fmt.Errorf("backend %s: %w", d.backendType, err)
+		return nil, fmt.Errorf("backend %s: %w", backendType, err)
 	}
 	backend, ok := mod.(scaler.Backend)
 	if !ok {
-		return nil, fmt.Errorf("the module usher.backends.%s is a %T, which is not a backend", d.backendType, mod)
+		return nil, fmt.Errorf("the module usher.backends.%s is a %T, which is not a backend", backendType, mod)
 	}
-	d.backend = backend
-	if mod, err = ctx.LoadModule(&s, "ScaleRaw"); err != nil {
+	// The name that the module has anyway: that of the option is one more copy.
+	backendType = mod.(caddy.Module).CaddyModule().ID.Name()
+	return &definition{options: o, place: place, backend: backend, backendType: backendType}, nil
+}
+
+// sharedOptions returns the options that s gives.
+func sharedOptions(ctx caddy.Context, s Service, known map[string]*options) (*options, error) {
+	if len(s.BackendRaw) == 0 {
+		return nil, errNoBackend
+	}
+	s.BackendRaw = nil
+	key, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	if o := known[string(key)]; o != nil {
+		return o, nil
+	}
+	s = s.withDefaults()
+	if err := s.validateOptions(); err != nil {
+		return nil, err
+	}
+	o := &options{policyName: inlineKey(s.ScaleRaw, "policy")}
+	mod, err := ctx.LoadModule(&s, "ScaleRaw")
+	if err != nil {
 		return nil, fmt.Errorf("scale: %w", err)
 	}
-	d.policyName = inlineKey(scaleRaw, "policy")
-	if d.policy, ok = mod.(scaler.Policy); !ok {
-		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", d.policyName, mod)
+	var ok bool
+	if o.policy, ok = mod.(scaler.Policy); !ok {
+		return nil, fmt.Errorf("the module usher.policies.%s is a %T, which is not a policy", o.policyName, mod)
 	}
-	d.service = s
-	d.service.BackendRaw, d.service.ScaleRaw = nil, nil
-	return d, nil
+	o.service = s
+	o.settings = s.settings(o.policy)
+	o.live = liveOptions{detailFull: s.ErrorDetail == detailFull, max: s.Instances.Max}
+	known[string(key)] = o
+	return o, nil
 }
 
 // whole returns the service with its policy as provisioned: there a default
@@ -68,13 +101,10 @@ func (d *definition) whole() Service {
 func (d *definition) fields() (map[string]string, error) {
 	fields, err := canonicalFields(d.whole())
 	if err == nil {
-		fields["backend"] = d.fingerprint()
+		fields["backend"] = d.backendType + " " + d.backend.Fingerprint()
 	}
 	return fields, err
 }
-
-// fingerprint identifies what the instances are made from.
-func (d *definition) fingerprint() string { return d.backendType + "\x00" + d.backend.Fingerprint() }
 
 // differs returns in which options d is not the same as other.
 func (d *definition) differs(other *definition) (string, error) {

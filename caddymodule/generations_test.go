@@ -178,9 +178,9 @@ func TestRemovedServiceFinishesWhatItHasAndIsForgotten(t *testing.T) {
 	}
 	f.until("the end of the backend", func() bool { return f.closed == 1 })
 	eventually(t, "to be forgotten", func() bool { return s.hub.service(f.name) == nil })
-	s.metrics.outcome(outcomeGranted, 0)
-	s.metrics.outcome(codeAsleep, 0)
-	(&observer{service: s}).Decided(scaler.Decision{To: 1})
+	s.outcome(outcomeGranted, 0)
+	s.outcome(codeAsleep, 0)
+	((*observer)(s)).Decided(scaler.Decision{To: 1})
 	for _, outcome := range []string{outcomeGranted, codeAsleep} {
 		if n := counted(t, f.name, outcome); n != "" {
 			t.Errorf("%s is still counted: %v", outcome, n)
@@ -231,7 +231,7 @@ func TestSeriesOfAServiceInANewHubOutliveTheOldOne(t *testing.T) {
 	s := newService(h, name)
 	s.active = true
 	h.services[name] = s
-	s.metrics.outcome(outcomeGranted, 0)
+	s.outcome(outcomeGranted, 0)
 	old.mu.Lock()
 	old.forget(old.services[name])
 	old.mu.Unlock()

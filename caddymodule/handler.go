@@ -67,17 +67,16 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	app := appAny.(*App)
 	h.server, _ = ctx.Context.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	place := "a handler of the HTTP app"
-	if h.server != nil && h.server.Name() != "" {
-		place = "a handler of the HTTP server " + h.server.Name()
-	}
+	place := app.placeOf(h.server)
 	if h.Define != nil {
-		if err := app.define(ctx, h.Service, h.Define, place); err != nil {
+		if err := app.define(ctx, h.Service, h.Define, place.name); err != nil {
 			return err
 		}
+		// Its provisioned form is kept, not this one.
+		h.Define = nil
 	}
-	h.service = app.use(h.Service, place)
-	h.errors = new(errorRoutes)
+	h.service = app.use(h.Service, place.name)
+	h.errors = &place.errors
 
 	if h.WaitTimeout == 0 {
 		h.WaitTimeout = caddy.Duration(defaultWaitTimeout)
@@ -95,26 +94,50 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		}
 	}
 	if h.server != nil {
-		h.watchServer(ctx.Logger())
+		h.checkWriteTimeout(ctx)
 	}
 	return nil
 }
 
-// watchServer looks at what the server does to requests that wait.
-func (h *Handler) watchServer(log *zap.Logger) {
+// checkWriteTimeout looks at what the server does to requests that wait.
+func (h *Handler) checkWriteTimeout(ctx caddy.Context) {
 	if w := h.server.WriteTimeout; w > 0 && h.WaitTimeout > w {
-		log.Warn("requests may wait longer than the server's write_timeout allows: they would be cut off without an answer",
+		ctx.Logger().Warn("requests may wait longer than the server's write_timeout allows: they would be cut off without an answer",
 			zap.String("service", h.Service),
 			zap.Duration("wait_timeout", time.Duration(h.WaitTimeout)), zap.Duration("write_timeout", time.Duration(w)))
 	}
+}
+
+// serverPlace is what the handlers of one HTTP server share.
+type serverPlace struct {
+	name   string // for messages
+	errors errorRoutes
+}
+
+// placeOf returns what the handlers of server share; it is nil for handlers
+// that stand elsewhere. It is called while the configuration is provisioned.
+func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
+	place := a.generation.draft.servers[server]
+	if place != nil {
+		return place
+	}
+	place = &serverPlace{name: "a handler of the HTTP app"}
+	a.generation.draft.servers[server] = place
+	if server == nil {
+		return place
+	}
+	if name := server.Name(); name != "" {
+		place.name = "a handler of the HTTP server " + name
+	}
 	// On exit, who waits is answered as soon as the server shuts down, which
 	// is after shutdown_delay; the server would wait for them.
-	hub := h.service.hub
-	h.server.RegisterOnShutdown(func() {
+	hub := a.hub
+	server.RegisterOnShutdown(func() {
 		if caddy.Exiting() {
 			hub.exit()
 		}
 	})
+	return place
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
@@ -75,6 +76,10 @@ type hub struct {
 	local   atomic.Pointer[scaler.LocalOptions]
 	exiting atomic.Bool
 
+	// What the environments of all services share.
+	dataDir      string
+	localOptions func() scaler.LocalOptions
+
 	recoverOnce sync.Once
 	background  sync.WaitGroup
 	ctx         context.Context // of the background; ends when the hub does
@@ -101,7 +106,21 @@ type generation struct {
 	storage     certmagic.Storage
 	services    map[string]*service
 	definitions map[string]*definition
-	used        map[string]string // where each service was named first
+	draft       draft
+}
+
+// draft is what is of use only while a configuration is provisioned.
+type draft struct {
+	used    map[string]string   // where each service was named first
+	options map[string]*options // by the JSON that gives them
+	servers map[*caddyhttp.Server]*serverPlace
+}
+
+func newDraft() draft {
+	return draft{
+		used: make(map[string]string), options: make(map[string]*options),
+		servers: make(map[*caddyhttp.Server]*serverPlace),
+	}
 }
 
 func newHub() *hub {
@@ -111,7 +130,9 @@ func newHub() *hub {
 		events:   newBus(),
 		logs:     newLogSwitch(),
 		services: make(map[string]*service),
+		dataDir:  dataDir(),
 	}
+	h.localOptions = func() scaler.LocalOptions { return *h.local.Load() }
 	h.waiting.Set(defaultMaxWaitingInAll)
 	h.local.Store(&scaler.LocalOptions{PortFrom: defaultPortFrom, PortTo: defaultPortTo})
 	h.ctx, h.cancel = context.WithCancel(context.Background())
@@ -368,6 +389,6 @@ func (h *hub) recoverInstances(logger *zap.Logger) {
 		if !ok {
 			continue
 		}
-		h.background.Go(func() { r.Recover(h.ctx, dataDir(), logger) })
+		h.background.Go(func() { r.Recover(h.ctx, h.dataDir, logger) })
 	}
 }

@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"errors"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -61,31 +60,39 @@ func registerMetrics(reg *prometheus.Registry) error {
 // serviceMetrics are the series of one service. A service that nobody has
 // asked for has none; the most frequent ones are looked up once.
 type serviceMetrics struct {
-	name        string
-	gone        atomic.Bool // nothing is counted any more: it would come back
-	once        sync.Once
-	granted     prometheus.Counter
-	grantedWait prometheus.Observer
+	gone    atomic.Bool // nothing is counted any more: it would come back
+	granted atomic.Pointer[outcomeSeries]
 }
 
-func newServiceMetrics(name string) *serviceMetrics { return &serviceMetrics{name: name} }
+// outcomeSeries are the series of one outcome of one service.
+type outcomeSeries struct {
+	total prometheus.Counter
+	wait  prometheus.Observer
+}
+
+func newOutcomeSeries(service, code string) *outcomeSeries {
+	return &outcomeSeries{total: reservationsTotal.WithLabelValues(service, code), wait: waitSeconds.WithLabelValues(service, code)}
+}
 
 // outcome counts what became of a request that asked for a slot.
-func (m *serviceMetrics) outcome(code string, waited time.Duration) {
+func (s *service) outcome(code string, waited time.Duration) {
+	m := &s.metrics
 	if m.gone.Load() {
 		return
 	}
-	if code == outcomeGranted {
-		m.once.Do(func() {
-			m.granted = reservationsTotal.WithLabelValues(m.name, code)
-			m.grantedWait = waitSeconds.WithLabelValues(m.name, code)
-		})
-		m.granted.Inc()
-		m.grantedWait.Observe(waited.Seconds())
-		return
+	var series *outcomeSeries
+	switch {
+	case code != outcomeGranted:
+		series = newOutcomeSeries(s.name, code)
+	case m.granted.Load() == nil:
+		// Whoever else makes them at the same time makes the same.
+		series = newOutcomeSeries(s.name, code)
+		m.granted.Store(series)
+	default:
+		series = m.granted.Load()
 	}
-	reservationsTotal.WithLabelValues(m.name, code).Inc()
-	waitSeconds.WithLabelValues(m.name, code).Observe(waited.Seconds())
+	series.total.Inc()
+	series.wait.Observe(waited.Seconds())
 }
 
 // forget removes all series of the service.

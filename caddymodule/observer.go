@@ -7,7 +7,7 @@ import (
 )
 
 // observer turns what happens to a service into metrics and events.
-type observer struct{ service *service }
+type observer service
 
 // Decided implements scaler.Observer.
 func (o *observer) Decided(d scaler.Decision) {
@@ -15,38 +15,38 @@ func (o *observer) Decided(d scaler.Decision) {
 	if d.To < d.From {
 		direction = "down"
 	}
-	if !o.service.metrics.gone.Load() {
-		decisionsTotal.WithLabelValues(o.service.name, direction).Inc()
+	if !o.metrics.gone.Load() {
+		decisionsTotal.WithLabelValues(o.name, direction).Inc()
 	}
-	o.service.hub.events.publish("target", map[string]any{
-		"service": o.service.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,
+	o.hub.events.publish("target", map[string]any{
+		"service": o.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,
 	})
 }
 
 // StateChanged implements scaler.Observer.
 func (o *observer) StateChanged(from, to scaler.State) {
-	o.service.hub.events.publish("state", map[string]any{
-		"service": o.service.name, "from": from, "to": to, "time": time.Now(),
+	o.hub.events.publish("state", map[string]any{
+		"service": o.name, "from": from, "to": to, "time": time.Now(),
 	})
 }
 
 // InstanceChanged implements scaler.Observer.
 func (o *observer) InstanceChanged(i scaler.InstanceStatus) {
-	o.service.hub.events.publish("instance", map[string]any{
-		"service": o.service.name, "id": i.ID, "address": i.Address, "state": i.State, "revision": i.Revision, "time": time.Now(),
+	o.hub.events.publish("instance", map[string]any{
+		"service": o.name, "id": i.ID, "address": i.Address, "state": i.State, "revision": i.Revision, "time": time.Now(),
 	})
 }
 
 // StartFailed implements scaler.Observer.
 func (o *observer) StartFailed(f *scaler.Failure) {
-	if !o.service.metrics.gone.Load() {
-		startFailuresTotal.WithLabelValues(o.service.name, string(f.Reason)).Inc()
+	if !o.metrics.gone.Load() {
+		startFailuresTotal.WithLabelValues(o.name, string(f.Reason)).Inc()
 	}
 }
 
 // ColdStarted implements scaler.Observer.
 func (o *observer) ColdStarted(d time.Duration) {
-	coldStartSeconds.WithLabelValues(o.service.name).Observe(d.Seconds())
+	coldStartSeconds.WithLabelValues(o.name).Observe(d.Seconds())
 }
 
 // PlatformUp implements scaler.Observer. The gauge is read from the status.

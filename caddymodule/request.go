@@ -132,7 +132,7 @@ func (q *request) reserve() error {
 		return err
 	}
 	q.seated()
-	q.service.metrics.outcome(outcomeGranted, q.waited)
+	q.service.outcome(outcomeGranted, q.waited)
 	return nil
 }
 

@@ -17,7 +17,7 @@ type service struct {
 	hub      *hub
 	reserver *reserver.Service
 	loop     *scaler.Loop
-	metrics  *serviceMetrics
+	metrics  serviceMetrics
 	log      *zap.Logger
 
 	// live are the options that requests look at.
@@ -32,22 +32,27 @@ type service struct {
 	active     bool // some generation that defines it was in force
 	retired    bool
 	definition *definition // the one in force
-	opened     string      // fingerprint of the current revision
 	suspension *suspension
 }
 
+// liveOptions do not change: services with equal options share them.
 type liveOptions struct {
 	detailFull bool
 	max        int
 }
 
+// What holds until a definition is in force.
+var (
+	undefined         = &liveOptions{max: 1}
+	undefinedSettings = &scaler.Settings{Max: 1, Policy: scaler.Queue{}}
+)
+
 func newService(h *hub, name string) *service {
-	s := &service{name: name, hub: h, metrics: newServiceMetrics(name), log: h.logs.logger.With(zap.String("service", name))}
-	s.live.Store(&liveOptions{max: 1})
+	s := &service{name: name, hub: h, log: h.logs.logger.With(zap.String("service", name))}
+	s.live.Store(undefined)
 	s.loop = scaler.NewLoop(scaler.Env{
-		Service: name, Logger: s.log, DataDir: dataDir(),
-		Local: func() scaler.LocalOptions { return *h.local.Load() },
-	}, scaler.Settings{Max: 1, Policy: scaler.Queue{}}, h.budget, &observer{service: s})
+		Service: name, Logger: s.log, DataDir: h.dataDir, Local: h.localOptions,
+	}, undefinedSettings, h.budget, (*observer)(s))
 	s.reserver = reserver.New(reserver.Options{MaxWaiting: defaultMaxWaiting}, h.waiting, s.loop.Hooks())
 	s.loop.Attach(s.reserver)
 	return s
@@ -55,15 +60,12 @@ func newService(h *hub, name string) *service {
 
 // apply makes d the definition in force. The hub's lock is held.
 func (s *service) apply(d *definition) error {
-	s.reserver.SetOptions(d.service.options())
-	s.loop.Apply(d.service.settings(d.policy))
-	if f := d.fingerprint(); f != s.opened {
-		if err := s.loop.Adopt(d.backend); err != nil {
-			return err
-		}
-		s.opened = f
+	s.reserver.SetOptions(d.service.reserving())
+	s.loop.Apply(&d.settings)
+	if err := s.loop.Adopt(d.backend); err != nil {
+		return err
 	}
-	s.live.Store(&liveOptions{detailFull: d.service.ErrorDetail == detailFull, max: d.service.Instances.Max})
+	s.live.Store(&d.live)
 	s.definition = d
 	s.active = true
 	return nil

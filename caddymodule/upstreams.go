@@ -21,6 +21,11 @@ func init() {
 // one instance on which the handler `usher`, earlier in the same route, has
 // reserved a slot for the request. A further attempt of the proxy gets a new
 // reservation.
+//
+// A request that no instance can have seen is tried on others, up to 32 times.
+// The proxy's own `retries` and `retry_match` are for requests that an
+// instance may have seen; unless `retry_match` names the matcher
+// `usher_retry`, which leaves all of it to those rules.
 type Upstreams struct{}
 
 // CaddyModule returns the Caddy module information.

@@ -348,6 +348,9 @@ func newBench(t *testing.T, s Settings, p *platform, b *Budget, opts ...benchOpt
 	return x
 }
 
+// Apply applies settings that the test may go on changing.
+func (x *bench) Apply(s Settings) { x.Loop.Apply(&s) }
+
 // bareBench returns a bench whose loop has no backend yet.
 func bareBench(t *testing.T, s Settings, p *platform, b *Budget, opts ...benchOption) *bench {
 	t.Helper()
@@ -359,7 +362,7 @@ func bareBench(t *testing.T, s Settings, p *platform, b *Budget, opts ...benchOp
 	for _, opt := range opts {
 		opt(x, &o)
 	}
-	x.Loop = NewLoop(Env{Service: "web", Logger: zap.NewNop()}, s, b, x.rec)
+	x.Loop = NewLoop(Env{Service: "web", Logger: zap.NewNop()}, &s, b, x.rec)
 	x.res = reserver.New(o, nil, x.Hooks())
 	x.Attach(x.res)
 	t.Cleanup(func() {

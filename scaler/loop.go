@@ -21,12 +21,11 @@ import (
 //
 // All methods are safe for concurrent use.
 type Loop struct {
-	service  string
+	env      Env
+	log      *zap.Logger
 	reserver *reserver.Service
 	budget   *Budget
 	observer Observer
-	log      *zap.Logger
-	env      Env
 
 	// granted are places of the start budget that the loop has got and not
 	// used yet.
@@ -43,7 +42,7 @@ type Loop struct {
 	}
 
 	mu        sync.Mutex
-	settings  Settings
+	settings  *Settings // may be shared with other loops
 	revisions []*revision // oldest first; the last is the current one
 	made      int         // revisions ever made
 	history   []Sample
@@ -91,10 +90,10 @@ var ErrClosed = errors.New("the service is closed")
 
 // NewLoop returns the control loop of a service that has no instances and no
 // backend yet. The env is what its scalers get; Revision and Report are filled
-// in by the loop.
-func NewLoop(env Env, settings Settings, budget *Budget, observer Observer) *Loop {
+// in by the loop. What settings points to does not change any more.
+func NewLoop(env Env, settings *Settings, budget *Budget, observer Observer) *Loop {
 	l := &Loop{
-		service: env.Service, budget: budget, observer: observer, log: env.Logger, env: env,
+		env: env, log: env.Logger, budget: budget, observer: observer,
 		settings: settings, state: Asleep,
 	}
 	l.run.poked = make(chan struct{}, 1)
@@ -189,8 +188,9 @@ func (l *Loop) decideUntilQuiet() {
 	}
 }
 
-// Apply changes the settings: they take effect on what runs and waits.
-func (l *Loop) Apply(s Settings) {
+// Apply changes the settings: they take effect on what runs and waits. What s
+// points to may be shared, and does not change any more.
+func (l *Loop) Apply(s *Settings) {
 	l.mu.Lock()
 	check := !reflect.DeepEqual(l.settings.Check, s.Check)
 	l.settings = s
@@ -218,18 +218,25 @@ func (l *Loop) Apply(s Settings) {
 // Adopt makes the backend the one of which new instances are made. The
 // instances of earlier revisions serve until new ones are ready, and are then
 // drained and stopped. If an earlier revision of the same description still
-// runs (a configuration was taken back), it becomes the current one again;
-// otherwise a new one is opened.
+// runs (a configuration was taken back), it becomes the current one again; if
+// the current one has it, nothing changes; otherwise a new one is opened.
 func (l *Loop) Adopt(b Backend) error {
 	l.mu.Lock()
-	for k, r := range l.revisions {
-		if reflect.TypeOf(r.backend) == reflect.TypeOf(b) && r.backend.Fingerprint() == b.Fingerprint() {
-			l.revisions = append(slices.Delete(l.revisions, k, k+1), r)
-			l.fresh()
+	for k, r := range slices.Backward(l.revisions) {
+		if reflect.TypeOf(r.backend) != reflect.TypeOf(b) || r.backend.Fingerprint() != b.Fingerprint() {
+			continue
+		}
+		// The same in other words: the old ones need not be kept.
+		r.backend = b
+		if k == len(l.revisions)-1 {
 			l.mu.Unlock()
-			l.Poke()
 			return nil
 		}
+		l.revisions = append(slices.Delete(l.revisions, k, k+1), r)
+		l.fresh()
+		l.mu.Unlock()
+		l.Poke()
+		return nil
 	}
 	cur := l.current()
 	l.mu.Unlock()
@@ -386,7 +393,7 @@ func (l *Loop) Close(ctx context.Context) error {
 	l.budget.giveBack(places + int(l.granted.Swap(0)))
 	for _, err := range errs {
 		if err != nil {
-			return fmt.Errorf("service %s: closing its backend: %w", l.service, err)
+			return fmt.Errorf("service %s: closing its backend: %w", l.env.Service, err)
 		}
 	}
 	return nil

@@ -132,7 +132,7 @@ func misfortune(b *bench, rng *rand.Rand, foreign bool) {
 func (b *bench) settingsNow() Settings {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.settings
+	return *b.settings
 }
 
 var rounds = flag.Int("chaos", 1, "how often to go through chaos")

@@ -1,0 +1,75 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// refusedTries is how many instances a request that none can have seen is
+// tried on, after the first.
+const refusedTries = 32
+
+const retryMatcher = "usher_retry"
+
+// unseen is the retry rule that every service has: it lets a request go to
+// another instance that none can have seen.
+var unseen = caddyhttp.MatcherSets{{MatchRetry{}}}
+
+// Provision completes the `reverse_proxy` that has this source: a request that
+// no instance can have seen may go to another one, and one that was seen as
+// often as its `retries`, by its `retry_match`, say. That is done here, and
+// not where the handler is written down, because it holds for whoever writes
+// it, and because Caddy keeps what is written down in memory several times.
+func (Upstreams) Provision(ctx caddy.Context) error {
+	lineage := ctx.Modules()
+	if len(lineage) < 2 {
+		return nil
+	}
+	if rp, ok := lineage[len(lineage)-2].(*reverseproxy.Handler); ok {
+		return setRetries(rp)
+	}
+	return nil
+}
+
+// setRetries adds Usher's own rule to those of the user. A proxy whose rules
+// name usher_retry themselves is left as it is.
+func setRetries(rp *reverseproxy.Handler) error {
+	if rp.LoadBalancing == nil {
+		rp.LoadBalancing = new(reverseproxy.LoadBalancing)
+	}
+	lb := rp.LoadBalancing
+	attempts := lb.Retries
+	if attempts < 0 {
+		return fmt.Errorf("load_balancing: retries cannot be negative, but is %d", attempts)
+	}
+	for _, rule := range lb.RetryMatchRaw {
+		if _, ok := rule[retryMatcher]; ok {
+			return nil
+		}
+	}
+	rules := lb.RetryMatchRaw
+	lb.RetryMatchRaw = nil
+	if attempts > 0 {
+		if len(rules) == 0 {
+			// As reverse_proxy does where nothing else is said.
+			rules = caddyhttp.RawMatcherSets{{"method": json.RawMessage(`["GET"]`)}}
+		}
+		for _, rule := range rules {
+			set := caddy.ModuleMap{retryMatcher: json.RawMessage(`{"attempts":` + strconv.Itoa(attempts) + `}`)}
+			maps.Copy(set, rule)
+			lb.RetryMatchRaw = append(lb.RetryMatchRaw, set)
+		}
+	}
+	lb.Retries = refusedTries + attempts
+	// The proxy appends the user's rules.
+	lb.RetryMatch = unseen
+	return nil
+}
+
+var _ caddy.Provisioner = (*Upstreams)(nil)
