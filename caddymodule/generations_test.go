@@ -180,7 +180,7 @@ func TestRemovedServiceFinishesWhatItHasAndIsForgotten(t *testing.T) {
 	eventually(t, "to be forgotten", func() bool { return s.hub.service(f.name) == nil })
 	s.outcome(outcomeGranted, 0)
 	s.outcome(codeAsleep, 0)
-	((*observer)(s)).Decided(scaler.Decision{To: 1})
+	(*observer)(s).Decided(scaler.Decision{To: 1})
 	for _, outcome := range []string{outcomeGranted, codeAsleep} {
 		if n := counted(t, f.name, outcome); n != "" {
 			t.Errorf("%s is still counted: %v", outcome, n)

@@ -24,7 +24,7 @@ func (l *Loop) decide(now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for range decideTries {
-		if l.ctx.Err() != nil {
+		if l.closing() {
 			return time.Time{}
 		}
 		var next recheck

@@ -381,7 +381,7 @@ func (b *bench) active() bool {
 	synctest.Wait()
 	b.run.Lock()
 	defer b.run.Unlock()
-	return b.run.active
+	return b.run.poked != nil
 }
 
 // is fails the test unless the service is in this state.

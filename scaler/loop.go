@@ -31,18 +31,10 @@ type Loop struct {
 	// used yet.
 	granted atomic.Int64
 
-	// run guards the life of the goroutine. It is a leaf: nothing is locked
-	// under it, so anybody may call Poke.
-	run struct {
-		sync.Mutex
-		active bool
-		poked  chan struct{} // size 1
-		closed bool
-		wg     sync.WaitGroup // the goroutine, orders, probes, closings
-	}
+	run life
 
 	mu        sync.Mutex
-	settings  *Settings // may be shared with other loops
+	settings  *Settings   // may be shared with other loops
 	revisions []*revision // oldest first; the last is the current one
 	made      int         // revisions ever made
 	history   []Sample
@@ -71,10 +63,6 @@ type Loop struct {
 	lastFailure  *Failure
 	failedAt     time.Time // when lastFailure was
 	backoffUntil time.Time
-
-	ctx    context.Context // of everything in the background; ends with Close
-	cancel context.CancelFunc
-	closed chan struct{} // closed when Close is through
 }
 
 // interruptAfter is how long requests inside an instance that is gone may
@@ -92,14 +80,10 @@ var ErrClosed = errors.New("the service is closed")
 // backend yet. The env is what its scalers get; Revision and Report are filled
 // in by the loop. What settings points to does not change any more.
 func NewLoop(env Env, settings *Settings, budget *Budget, observer Observer) *Loop {
-	l := &Loop{
+	return &Loop{
 		env: env, log: env.Logger, budget: budget, observer: observer,
 		settings: settings, state: Asleep,
 	}
-	l.run.poked = make(chan struct{}, 1)
-	l.closed = make(chan struct{})
-	l.ctx, l.cancel = context.WithCancel(context.Background())
-	return l
 }
 
 // Attach gives the loop the service's slots and line. It is called once,
@@ -112,79 +96,6 @@ func (l *Loop) Hooks() reserver.Hooks {
 		Demand:  l.Poke,
 		Ejected: func(*reserver.Instance) { l.Poke() },
 		Drained: func(*reserver.Instance) { l.Poke() },
-	}
-}
-
-// Poke makes the loop decide anew. It never blocks.
-func (l *Loop) Poke() {
-	l.run.Lock()
-	defer l.run.Unlock()
-	if l.run.closed {
-		return
-	}
-	if !l.run.active {
-		l.run.active = true
-		l.run.wg.Add(1)
-		go l.decideUntilQuiet()
-		return
-	}
-	select {
-	case l.run.poked <- struct{}{}:
-	default:
-	}
-}
-
-// background runs f in a goroutine that Close waits for. It returns false,
-// and runs nothing, if the loop is being closed.
-func (l *Loop) background(f func()) bool {
-	l.run.Lock()
-	defer l.run.Unlock()
-	if l.run.closed {
-		return false
-	}
-	l.run.wg.Go(f)
-	return true
-}
-
-// decideUntilQuiet is the goroutine: it decides, sleeps until the next event
-// or the time at which the decision may change, and ends when no time is left
-// to wait for.
-func (l *Loop) decideUntilQuiet() {
-	defer l.run.wg.Done()
-	var timer *time.Timer
-	for {
-		next := l.decide(time.Now())
-		if next.IsZero() {
-			l.run.Lock()
-			select {
-			case <-l.run.poked:
-				l.run.Unlock()
-				continue
-			default:
-			}
-			l.run.active = false
-			l.run.Unlock()
-			if timer != nil {
-				timer.Stop()
-			}
-			return
-		}
-		wait := max(time.Until(next), 0)
-		if timer == nil {
-			timer = time.NewTimer(wait)
-		} else {
-			timer.Reset(wait)
-		}
-		select {
-		case <-l.run.poked:
-		case <-timer.C:
-		case <-l.ctx.Done():
-			timer.Stop()
-			l.run.Lock()
-			l.run.active = false
-			l.run.Unlock()
-			return
-		}
 	}
 }
 
@@ -265,7 +176,7 @@ func (l *Loop) fresh() {
 func (l *Loop) open(b Backend) error {
 	l.mu.Lock()
 	l.made++
-	r := &revision{loop: l, id: fmt.Sprintf("r%d", l.made), backend: b, instances: make(map[string]*instance)}
+	r := &revision{loop: l, id: fmt.Sprintf("r%d", l.made), backend: b}
 	l.mu.Unlock()
 
 	env := l.env
@@ -292,7 +203,7 @@ func (l *Loop) open(b Backend) error {
 	}
 
 	l.mu.Lock()
-	if l.ctx.Err() != nil {
+	if l.closing() {
 		// Close does not know of it.
 		stop := l.settings.StopTimeout
 		l.mu.Unlock()
@@ -327,7 +238,7 @@ func (l *Loop) Restart() error {
 	if r.restarter == nil {
 		return l.open(r.backend)
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, orderTimeout)
+	ctx, cancel := context.WithTimeout(l.context(), orderTimeout)
 	defer cancel()
 	return r.restarter.Restart(ctx)
 }
@@ -336,20 +247,16 @@ func (l *Loop) Restart() error {
 // instances. It waits for everything that the loop has started, but not
 // longer than ctx. Who still waits is told. Closing again waits for the first.
 func (l *Loop) Close(ctx context.Context) error {
-	l.run.Lock()
-	first := !l.run.closed
-	l.run.closed = true
-	l.run.Unlock()
+	closed, first := l.end()
 	if !first {
 		select {
-		case <-l.closed:
+		case <-closed:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	defer close(l.closed)
-	l.cancel()
+	defer close(closed)
 
 	l.mu.Lock()
 	if l.reserver != nil && l.exiting == nil {

@@ -81,7 +81,7 @@ func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
 // carryOut gives an order and takes note of what came of it. The number that
 // was in force before it is needed if it fails.
 func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
-	ctx, cancel := context.WithTimeout(l.ctx, orderTimeout)
+	ctx, cancel := context.WithTimeout(l.context(), orderTimeout)
 	defer cancel()
 	err := r.scaler.Scale(ctx, o)
 	now := time.Now()
@@ -106,7 +106,7 @@ const orderTimeout = 30 * time.Second
 
 // refused deals with an order that failed.
 func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Time) {
-	if l.ctx.Err() != nil {
+	if l.closing() {
 		return
 	}
 	for _, id := range o.Stop {

@@ -38,7 +38,7 @@ func (l *Loop) take(r *revision, rep Report) {
 				continue
 			}
 			i = &instance{Instance: ri, revision: r, unreadyFrom: now}
-			r.instances[ri.ID] = i
+			r.add(i)
 			if ri.Phase != PhaseEnded {
 				l.log.Debug("instance exists", zap.String("instance", i.ID), zap.String("address", i.Address))
 				l.changed(i)
@@ -188,7 +188,7 @@ func (l *Loop) startProbe(i *instance, pause time.Duration) {
 		// enough: it gets nothing while it refuses connections.
 		check = Check{Kind: CheckTCP}
 	}
-	ctx, cancel := context.WithCancel(l.ctx)
+	ctx, cancel := context.WithCancel(l.context())
 	i.probe = cancel
 	var confirm func(context.Context) error
 	if c := i.revision.confirmer; c != nil {
@@ -340,7 +340,7 @@ func (l *Loop) removeSlots(i *instance) {
 	}
 	l.background(func() {
 		select {
-		case <-l.ctx.Done():
+		case <-l.context().Done():
 		case <-time.After(interruptAfter):
 		}
 		if n := s.Interrupt(ErrGone); n > 0 {

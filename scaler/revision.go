@@ -19,11 +19,11 @@ type revision struct {
 	confirmer Confirmer
 	restarter Restarter
 
-	instances map[string]*instance
-	early     *Report // said before Open had returned
-	heard     bool    // a report has come
-	desired   int     // what the platform works towards
-	ordered   int     // the last number that was ordered or adopted
+	instances map[string]*instance // made for the first one
+	early     *Report              // said before Open had returned
+	heard     bool                 // a report has come
+	desired   int                  // what the platform works towards
+	ordered   int                  // the last number that was ordered or adopted
 	trouble   *Failure
 	hold      *Hold
 	blamed    bool      // trouble was counted as a failed start
@@ -53,6 +53,14 @@ type instance struct {
 	blamed      *Failure // the failure that was counted for it while it starts
 	probe       context.CancelFunc
 	lastProbe   error
+}
+
+// add takes in an instance that has not been heard of before.
+func (r *revision) add(i *instance) {
+	if r.instances == nil {
+		r.instances = make(map[string]*instance)
+	}
+	r.instances[i.ID] = i
 }
 
 func (i *instance) state() InstanceState {

@@ -161,7 +161,9 @@ func measureOne(ctx context.Context, cfg Config, site func(n int) string) (f Fig
 func (r Result) String() string {
 	var b strings.Builder
 	loaded, reloaded := r.Memory()
-	line := func(what, usher, plain, more string) { fmt.Fprintf(&b, "%-28s %12s %12s %12s\n", what, usher, plain, more) }
+	line := func(what, usher, plain, more string) {
+		fmt.Fprintf(&b, "%-28s %12s %12s %12s\n", what, usher, plain, more)
+	}
 	line(fmt.Sprintf("%d routes", r.Services), "services", "plain", "difference")
 	line("heap after the load", megabytes(r.Usher.Loaded.Heap), megabytes(r.Plain.Loaded.Heap), megabytes(loaded))
 	count := func(what string, usher, plain int) {
