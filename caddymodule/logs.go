@@ -31,8 +31,16 @@ func (s *logSwitch) use(l *zap.Logger) {
 // switchedCore is a zapcore.Core that keeps its own fields and writes to the
 // core of the moment.
 type switchedCore struct {
-	source *logSwitch
-	fields []zapcore.Field
+	source  *logSwitch
+	service string // a field that most of them have, and nothing else
+	fields  []zapcore.Field
+}
+
+// forService returns a logger whose lines carry the name of a service.
+func (s *logSwitch) forService(name string) *zap.Logger {
+	return s.logger.WithOptions(zap.WrapCore(func(zapcore.Core) zapcore.Core {
+		return &switchedCore{source: s, service: name}
+	}))
 }
 
 func (c *switchedCore) now() zapcore.Core { return *c.source.core.Load() }
@@ -41,7 +49,7 @@ func (c *switchedCore) Enabled(l zapcore.Level) bool { return c.now().Enabled(l)
 
 func (c *switchedCore) With(fields []zapcore.Field) zapcore.Core {
 	all := make([]zapcore.Field, 0, len(c.fields)+len(fields))
-	return &switchedCore{source: c.source, fields: append(append(all, c.fields...), fields...)}
+	return &switchedCore{source: c.source, service: c.service, fields: append(append(all, c.fields...), fields...)}
 }
 
 func (c *switchedCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -49,16 +57,25 @@ func (c *switchedCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore
 	if !core.Enabled(e.Level) {
 		return ce
 	}
-	if len(c.fields) > 0 {
-		core = core.With(c.fields)
-	}
+	core = c.fill(core)
 	// The core itself is asked: it may be a tee whose parts have levels of
 	// their own, or sample.
 	return core.Check(e, ce)
 }
 
 func (c *switchedCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	return c.now().With(c.fields).Write(e, fields)
+	return c.fill(c.now()).Write(e, fields)
+}
+
+// fill gives core the fields of c.
+func (c *switchedCore) fill(core zapcore.Core) zapcore.Core {
+	if c.service != "" {
+		core = core.With([]zapcore.Field{zap.String("service", c.service)})
+	}
+	if len(c.fields) > 0 {
+		core = core.With(c.fields)
+	}
+	return core
 }
 
 func (c *switchedCore) Sync() error { return c.now().Sync() }

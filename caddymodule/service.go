@@ -48,7 +48,7 @@ var (
 )
 
 func newService(h *hub, name string) *service {
-	s := &service{name: name, hub: h, log: h.logs.logger.With(zap.String("service", name))}
+	s := &service{name: name, hub: h, log: h.logs.forService(name)}
 	s.live.Store(undefined)
 	s.loop = scaler.NewLoop(scaler.Env{
 		Service: name, Logger: s.log, DataDir: h.dataDir, Local: h.localOptions,

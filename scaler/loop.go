@@ -46,20 +46,20 @@ type Loop struct {
 	coldLast  time.Duration
 	startMean time.Duration // moving average of cold starts
 
+	hopeless  bool     // one of the failures was for good
+	retired   bool     // no configuration has the service any more
 	nudged    bool     // a start is wanted although nobody waits
 	asleep    bool     // put to sleep by an operator, until the next request
 	suspended *Refusal // turned off by an operator
 	exiting   *Refusal // Caddy exits
-	retired   bool     // no configuration has the service any more
-	onRetired func()
+	onRetired func()   // set while it is retired and not yet closed
 	refusal   *Refusal // what the reserver was told last
 
 	troubleTold *Failure // what the observer was told last
 
 	places int // of the start budget, held by starts in progress
 
-	failures     int  // failed starts in a row
-	hopeless     bool // one of them failed for good
+	failures     int // failed starts in a row
 	lastFailure  *Failure
 	failedAt     time.Time // when lastFailure was
 	backoffUntil time.Time
@@ -92,11 +92,8 @@ func (l *Loop) Attach(s *reserver.Service) { l.reserver = s }
 
 // Hooks returns what the reserver of the service has to call.
 func (l *Loop) Hooks() reserver.Hooks {
-	return reserver.Hooks{
-		Demand:  l.Poke,
-		Ejected: func(*reserver.Instance) { l.Poke() },
-		Drained: func(*reserver.Instance) { l.Poke() },
-	}
+	poke := func(*reserver.Instance) { l.Poke() }
+	return reserver.Hooks{Demand: l.Poke, Ejected: poke, Drained: poke}
 }
 
 // Apply changes the settings: they take effect on what runs and waits. What s
@@ -212,8 +209,6 @@ func (l *Loop) open(b Backend) error {
 		return errors.Join(ErrClosed, s.Close(ctx, stop))
 	}
 	r.scaler, r.traits = s, traits
-	r.confirmer, _ = s.(Confirmer)
-	r.restarter, _ = s.(Restarter)
 	l.revisions = append(l.revisions, r)
 	l.fresh()
 	if r.early != nil {
@@ -231,16 +226,19 @@ func (l *Loop) open(b Backend) error {
 func (l *Loop) Restart() error {
 	l.mu.Lock()
 	r := l.current()
-	l.mu.Unlock()
 	if r == nil {
+		l.mu.Unlock()
 		return nil
 	}
-	if r.restarter == nil {
-		return l.open(r.backend)
+	backend := r.backend
+	l.mu.Unlock()
+	restarter, ok := r.scaler.(Restarter)
+	if !ok {
+		return l.open(backend)
 	}
 	ctx, cancel := context.WithTimeout(l.context(), orderTimeout)
 	defer cancel()
-	return r.restarter.Restart(ctx)
+	return restarter.Restart(ctx)
 }
 
 // Close ends the loop and closes its scalers, which stop their local

@@ -191,7 +191,7 @@ func (l *Loop) startProbe(i *instance, pause time.Duration) {
 	ctx, cancel := context.WithCancel(l.context())
 	i.probe = cancel
 	var confirm func(context.Context) error
-	if c := i.revision.confirmer; c != nil {
+	if c, ok := i.revision.scaler.(Confirmer); ok {
 		id := i.ID
 		confirm = func(ctx context.Context) error { return c.Confirm(ctx, id) }
 	}

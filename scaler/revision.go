@@ -11,13 +11,11 @@ import (
 
 // revision is what one backend runs. Guarded by the loop's lock.
 type revision struct {
-	loop      *Loop
-	id        string
-	backend   Backend
-	scaler    Scaler
-	traits    Traits
-	confirmer Confirmer
-	restarter Restarter
+	loop    *Loop
+	id      string
+	backend Backend
+	scaler  Scaler
+	traits  Traits
 
 	instances map[string]*instance // made for the first one
 	early     *Report              // said before Open had returned

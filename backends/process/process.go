@@ -108,10 +108,12 @@ func (*Backend) CaddyModule() caddy.ModuleInfo {
 // name, and changes nothing.
 func (b *Backend) Provision(caddy.Context) error {
 	p := &plan{
-		env:      make(map[string]template, len(b.Env)),
 		args:     make([]template, len(b.Args)),
 		listen:   b.Listen,
 		logLines: true,
+	}
+	if len(b.Env) > 0 {
+		p.env = make(map[string]template, len(b.Env))
 	}
 	switch b.Listen {
 	case "":
@@ -236,14 +238,15 @@ func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
 		}
 	}
 	warnAtOpen(env)
-	r := newRunner(b.plan, b.Fingerprint(), env)
+	r := newRunner(b.plan, env)
 	r.reportNow()
 	return r, nil
 }
 
 // Fingerprint identifies everything that shapes an instance.
-func (b *Backend) Fingerprint() string {
-	p := b.plan
+func (b *Backend) Fingerprint() string { return b.plan.fingerprint() }
+
+func (p *plan) fingerprint() string {
 	form := struct {
 		Command template
 		Args    []template

@@ -16,9 +16,8 @@ import (
 // runner is the Scaler: it runs the instances of one revision. Each instance
 // has a goroutine that watches over it; without instances there is none.
 type runner struct {
-	plan        *plan
-	fingerprint string
-	env         scaler.Env
+	plan *plan
+	env  scaler.Env
 
 	// orders is held while an order is carried out. It guards holding, and is
 	// taken before mu.
@@ -37,8 +36,8 @@ type runner struct {
 	unrecorded sync.Once
 }
 
-func newRunner(p *plan, fingerprint string, env scaler.Env) *runner {
-	return &runner{plan: p, fingerprint: fingerprint, env: env}
+func newRunner(p *plan, env scaler.Env) *runner {
+	return &runner{plan: p, env: env}
 }
 
 // Traits says that instances are processes of this machine.
@@ -358,7 +357,7 @@ func recordDir(dataDir string) string { return filepath.Join(dataDir, "process")
 func (r *runner) newRecord(in *instance) *record {
 	network, address := in.where()
 	return &record{
-		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.fingerprint,
+		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.plan.fingerprint(),
 		Network: network, Address: address,
 		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket,
 	}

@@ -164,6 +164,7 @@ const (
 	// settled is by how much two looks in a row may differ: nothing goes away
 	// in the background any more.
 	settled    = 16 << 10
+	fewLooks   = 4 // until what is kept to be used again has gone
 	looks      = 50
 	lookPause  = 100 * time.Millisecond
 	heapPath   = "/debug/pprof/heap?gc=1&debug=1"
@@ -190,7 +191,7 @@ func (c *caddy) state(ctx context.Context) (State, error) {
 			return s, err
 		}
 		s.Goroutines = int(goroutines)
-		if look > 0 && s.Goroutines == before.Goroutines && max(s.Heap, before.Heap)-min(s.Heap, before.Heap) < settled {
+		if look >= fewLooks && s.Goroutines == before.Goroutines && max(s.Heap, before.Heap)-min(s.Heap, before.Heap) < settled {
 			return s, nil
 		}
 		select {

@@ -8,16 +8,72 @@ import (
 )
 
 var (
-	attribute = flag.Bool("attribute", false, "tell where the memory is")
-	services  = flag.Int("services", 1000, "")
+	services  = flag.Int("services", 1000, "how many services there are")
+	attribute = flag.Bool("attribute", false, "tell where the memory is, which takes minutes")
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-func TestSleepingServices(t *testing.T) {
-	res, err := Measure(t.Context(), Config{Caddy: harness.Build(t).Caddy, Attribute: *attribute, Services: *services})
+// bytesPerService is what a service may cost here. It is more than the budget
+// by what two runs on a busy machine may differ.
+const bytesPerService = 4 << 10
+
+func measure(t *testing.T, cfg Config) Result {
+	t.Helper()
+	if harness.Race {
+		t.Skip("the race detector keeps memory of its own")
+	}
+	cfg.Caddy = harness.Build(t).Caddy
+	res, err := Measure(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("\n%s", res)
+	return res
+}
+
+func TestSleepingServicesTakeLittleMemoryAlsoAfterReloads(t *testing.T) {
+	res := measure(t, Config{Services: *services, Reloads: 4, Attribute: *attribute})
+	loaded, reloaded := res.Memory()
+	limit := int64(bytesPerService * res.Services)
+	if loaded > limit {
+		t.Errorf("%d services cost %d bytes, more than %d", res.Services, loaded, limit)
+	}
+	if !*attribute && reloaded > limit {
+		t.Errorf("after the reloads %d services cost %d bytes, more than %d", res.Services, reloaded, limit)
+	}
+}
+
+func TestSleepingServicesHaveNoGoroutinesAndNoTimers(t *testing.T) {
+	// Those of Usher as a whole are few; one for each service would be more.
+	const n, few = 50, 10
+	res := measure(t, Config{Services: n, Attribute: true})
+	if res.Goroutines() > few {
+		t.Errorf("%d services have %d goroutines", n, res.Goroutines())
+	}
+	if res.Timers() > few {
+		t.Errorf("%d services have %d timers", n, res.Timers())
+	}
+	if res.Plain.Loaded.Timers < n {
+		t.Errorf("timers are not seen: reverse_proxy has one for each route, but %d were counted", res.Plain.Loaded.Timers)
+	}
+}
+
+func TestProfileIsReadWithItsStacks(t *testing.T) {
+	const text = "heap profile: 3: 288 [9: 900] @ heap/2\n" +
+		"1: 96 [4: 400] @ 0x1 0x2\n#\t0x1\ttime.newTimer+0x1d\t\t/time.go:1\n" +
+		"#\t0x2\tgithub.com/caddy-usher/usher/scaler.(*Loop).decide+0x2\t/decide.go:2\n\n" +
+		"2: 192 [5: 500] @ 0x3\n#\t0x3\tgithub.com/caddyserver/caddy/v2.changeConfig+0x3\t/caddy.go:3\n\n" +
+		"# runtime.MemStats\n# HeapAlloc = 288\n"
+	p, err := parseProfile(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := p.timers(); n != 1 {
+		t.Errorf("%d timers", n)
+	}
+	parts := difference(p, nil)
+	if len(parts) != 2 || parts[0].Bytes != 192 || parts[1] != (Part{Name: "scaler.(*Loop).decide", Bytes: 96}) {
+		t.Errorf("%+v", parts)
+	}
 }
