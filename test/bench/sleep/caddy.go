@@ -171,8 +171,8 @@ const (
 	stacksPath = "/debug/pprof/goroutine?debug=1"
 )
 
-// state looks at Caddy when it has come to rest.
-func (c *caddy) state(ctx context.Context) (State, error) {
+// state looks at Caddy until it has come to rest, some times at least.
+func (c *caddy) state(ctx context.Context, atLeast int) (State, error) {
 	var s State
 	for look := range looks {
 		before := s
@@ -191,7 +191,7 @@ func (c *caddy) state(ctx context.Context) (State, error) {
 			return s, err
 		}
 		s.Goroutines = int(goroutines)
-		if look >= fewLooks && s.Goroutines == before.Goroutines && max(s.Heap, before.Heap)-min(s.Heap, before.Heap) < settled {
+		if look >= atLeast && s.Goroutines == before.Goroutines && max(s.Heap, before.Heap)-min(s.Heap, before.Heap) < settled {
 			return s, nil
 		}
 		select {

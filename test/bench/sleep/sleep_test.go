@@ -45,6 +45,9 @@ func TestSleepingServicesTakeLittleMemoryAlsoAfterReloads(t *testing.T) {
 }
 
 func TestSleepingServicesHaveNoGoroutinesAndNoTimers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("recording every allocation makes Caddy slow")
+	}
 	// Those of Usher as a whole are few; one for each service would be more.
 	const n, few = 50, 10
 	res := measure(t, Config{Services: n, Attribute: true})
