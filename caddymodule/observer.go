@@ -45,8 +45,8 @@ func (o *observer) StartFailed(f *scaler.Failure) {
 }
 
 // ColdStarted implements scaler.Observer.
-func (o *observer) ColdStarted(d time.Duration) {
-	coldStartSeconds.WithLabelValues(o.service.name).Observe(d.Seconds())
+func (o *observer) ColdStarted(c scaler.ColdStart) {
+	coldStartSeconds.WithLabelValues(o.service.name).Observe(c.Ready.Seconds())
 }
 
 // PlatformUp implements scaler.Observer. The gauge is read from the status.

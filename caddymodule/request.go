@@ -212,7 +212,7 @@ func (q *request) forwarded() *http.Request {
 		GetConn:              func(string) { a.tried.Store(true) },
 		GotConn:              func(httptrace.GotConnInfo) { a.connected.Store(true) },
 		WroteHeaders:         func() { a.wrote.Store(true) },
-		GotFirstResponseByte: func() { a.answered.Store(true) },
+		GotFirstResponseByte: q.firstByte,
 		ConnectDone: func(_, _ string, err error) {
 			if err != nil && ownShortage(err) {
 				a.starved.Store(true)
@@ -221,6 +221,14 @@ func (q *request) forwarded() *http.Request {
 	}
 	ctx := context.WithValue(q.in.Context(), requestKey{}, q)
 	return q.in.WithContext(httptrace.WithClientTrace(ctx, &q.trace))
+}
+
+// firstByte takes note that the instance answers.
+func (q *request) firstByte() {
+	q.attempt.answered.Store(true)
+	if q.cold {
+		q.service.loop.Answered()
+	}
 }
 
 // ownShortage says whether a connection could not be made for a reason that

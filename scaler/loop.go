@@ -32,6 +32,9 @@ type Loop struct {
 	// used yet.
 	granted atomic.Int64
 
+	// answered is false between the end of a cold start and its first answer.
+	answered atomic.Bool
+
 	// run guards the life of the goroutine. It is a leaf: nothing is locked
 	// under it, so anybody may call Poke.
 	run struct {
@@ -50,7 +53,7 @@ type Loop struct {
 	target    int
 	state     State
 	decisions []Decision
-	coldFrom  time.Time // when the cold start in progress began
+	cold      *ColdStart // the latest one since the target was 0
 	coldCount int
 	coldLast  time.Duration
 	startMean time.Duration // moving average of cold starts
