@@ -39,6 +39,7 @@ func (o *observer) InstanceChanged(i scaler.InstanceStatus) {
 
 // StartFailed implements scaler.Observer.
 func (o *observer) StartFailed(f *scaler.Failure) {
+	o.service.coldTrace.failed(f)
 	if !o.service.metrics.gone.Load() {
 		startFailuresTotal.WithLabelValues(o.service.name, string(f.Reason)).Inc()
 	}
@@ -46,6 +47,7 @@ func (o *observer) StartFailed(f *scaler.Failure) {
 
 // ColdStarted implements scaler.Observer.
 func (o *observer) ColdStarted(c scaler.ColdStart) {
+	o.service.coldTrace.finished(c)
 	coldStartSeconds.WithLabelValues(o.service.name).Observe(c.Ready.Seconds())
 }
 

@@ -157,7 +157,7 @@ var errWaitTimeout = errors.New("no slot became free in time")
 var errClientGone = errors.New("the client is gone")
 
 // hold waits in the line.
-func (q *request) hold() error {
+func (q *request) hold() (err error) {
 	start := time.Now()
 	if q.deadline.IsZero() {
 		q.deadline = start.Add(time.Duration(q.handler.WaitTimeout))
@@ -166,11 +166,13 @@ func (q *request) hold() error {
 		q.cold = true
 	}
 	q.inLine = true
+	if end := q.traceWait(); end != nil {
+		defer func() { end(err) }()
+	}
 	timer := time.NewTimer(time.Until(q.deadline))
 	defer timer.Stop()
 	gone := q.body.readAhead()
 
-	var err error
 	select {
 	case err = <-q.reservation.Granted():
 	case <-timer.C:

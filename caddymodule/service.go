@@ -13,12 +13,13 @@ import (
 // service is one service, as long as the hub knows it. Handlers hold a
 // pointer to it from their provisioning on.
 type service struct {
-	name     string
-	hub      *hub
-	reserver *reserver.Service
-	loop     *scaler.Loop
-	metrics  *serviceMetrics
-	log      *zap.Logger
+	name      string
+	hub       *hub
+	reserver  *reserver.Service
+	loop      *scaler.Loop
+	metrics   *serviceMetrics
+	coldTrace coldTrace
+	log       *zap.Logger
 
 	// live are the options that requests look at.
 	live atomic.Pointer[liveOptions]

@@ -12,6 +12,9 @@ type ColdStart struct {
 	// waited, or the word of an operator.
 	Asked time.Time
 
+	// Instance is the first instance that was ready.
+	Instance string
+
 	// Accepted is how long after that the platform had accepted the order,
 	// Address when it was known where the first instance is, Ready when the
 	// first instance had passed its readiness check, and FirstByte when the
@@ -30,11 +33,12 @@ func (c ColdStart) MarshalJSON() ([]byte, error) {
 	}
 	return json.Marshal(struct {
 		Asked     time.Time `json:"asked"`
+		Instance  string    `json:"instance,omitempty"`
 		Accepted  *float64  `json:"accepted_ms,omitempty"`
 		Address   *float64  `json:"address_ms,omitempty"`
 		Ready     *float64  `json:"ready_ms,omitempty"`
 		FirstByte *float64  `json:"first_byte_ms,omitempty"`
-	}{c.Asked, ms(c.Accepted), ms(c.Address), ms(c.Ready), ms(c.FirstByte)})
+	}{c.Asked, c.Instance, ms(c.Accepted), ms(c.Address), ms(c.Ready), ms(c.FirstByte)})
 }
 
 // since is how long after the beginning now is: never 0, which is a step that
@@ -68,9 +72,9 @@ func (l *Loop) located(now time.Time) {
 }
 
 // woken takes note that the first instance is ready.
-func (l *Loop) woken(now time.Time) {
+func (l *Loop) woken(instance string, now time.Time) {
 	took := l.cold.since(now)
-	l.cold.Ready = took
+	l.cold.Ready, l.cold.Instance = took, instance
 	l.answered.Store(false)
 	l.coldCount++
 	l.coldLast = took

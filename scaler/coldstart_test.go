@@ -42,7 +42,7 @@ func TestADecisionTellsHowTheColdStartItBeganWent(t *testing.T) {
 		}
 		delete(told.ColdStart, "asked")
 		got, _ := json.Marshal(told.ColdStart)
-		if want := `{"accepted_ms":100,"address_ms":300,"first_byte_ms":3100,"ready_ms":2300}`; string(got) != want {
+		if want := `{"accepted_ms":100,"address_ms":300,"first_byte_ms":3100,"instance":"r1-1","ready_ms":2300}`; string(got) != want {
 			t.Errorf("told as %s, want %s", got, want)
 		}
 		first.Release(reserver.Answered)

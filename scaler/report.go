@@ -261,7 +261,7 @@ func (l *Loop) ready(i *instance) {
 			zap.Duration("after", now.Sub(i.unreadyFrom)))
 		if l.starting() {
 			l.located(now)
-			l.woken(now)
+			l.woken(i.ID, now)
 		}
 	case i.withdrawn:
 		i.withdrawn = false
