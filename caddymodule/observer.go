@@ -7,7 +7,14 @@ import (
 )
 
 // observer turns what happens to a service into metrics and events.
-type observer struct{ service *service }
+type observer struct {
+	service *service
+
+	// What the next change of state is said to come from. The loop calls one
+	// method at a time.
+	failure *scaler.Failure
+	cold    scaler.ColdStart
+}
 
 // Decided implements scaler.Observer.
 func (o *observer) Decided(d scaler.Decision) {
@@ -21,6 +28,9 @@ func (o *observer) Decided(d scaler.Decision) {
 	o.service.hub.events.publish("target", map[string]any{
 		"service": o.service.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,
 	})
+	o.service.hub.emitter.emit(eventScaled, func() map[string]any {
+		return map[string]any{"service": o.service.name, "from": d.From, "to": d.To, "reason": d.Reason}
+	})
 }
 
 // StateChanged implements scaler.Observer.
@@ -28,6 +38,39 @@ func (o *observer) StateChanged(from, to scaler.State) {
 	o.service.hub.events.publish("state", map[string]any{
 		"service": o.service.name, "from": from, "to": to, "time": time.Now(),
 	})
+	o.emitState(from, to)
+}
+
+// emitState emits a change of state as an event of Caddy's.
+func (o *observer) emitState(from, to scaler.State) {
+	emit := func(name string, more ...any) {
+		o.service.hub.emitter.emit(name, func() map[string]any {
+			data := map[string]any{"service": o.service.name, "from": string(from)}
+			for k := 0; k < len(more); k += 2 {
+				data[more[k].(string)] = more[k+1]
+			}
+			return data
+		})
+	}
+	switch to {
+	case scaler.Waking:
+		emit(eventWaking)
+	case scaler.Awake:
+		if o.cold.Ready > 0 {
+			emit(eventReady, "cold_start_ms", o.cold.Ready.Milliseconds())
+		} else {
+			emit(eventReady)
+		}
+		o.cold = scaler.ColdStart{}
+	case scaler.Asleep:
+		emit(eventAsleep)
+	case scaler.Failing:
+		if f := o.failure; f != nil {
+			emit(eventFailing, "reason", string(f.Reason), "error", f.Short)
+		} else {
+			emit(eventFailing)
+		}
+	}
 }
 
 // InstanceChanged implements scaler.Observer.
@@ -40,6 +83,7 @@ func (o *observer) InstanceChanged(i scaler.InstanceStatus) {
 // StartFailed implements scaler.Observer.
 func (o *observer) StartFailed(f *scaler.Failure) {
 	o.service.coldTrace.failed(f)
+	o.failure = f
 	if !o.service.metrics.gone.Load() {
 		startFailuresTotal.WithLabelValues(o.service.name, string(f.Reason)).Inc()
 	}
@@ -48,6 +92,7 @@ func (o *observer) StartFailed(f *scaler.Failure) {
 // ColdStarted implements scaler.Observer.
 func (o *observer) ColdStarted(c scaler.ColdStart) {
 	o.service.coldTrace.finished(c)
+	o.cold = c
 	coldStartSeconds.WithLabelValues(o.service.name).Observe(c.Ready.Seconds())
 }
 
