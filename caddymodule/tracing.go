@@ -104,10 +104,16 @@ func (c *coldTrace) join(ctx context.Context, t trace.Tracer, wait trace.Span, s
 func (c *coldTrace) leave(span *coldSpan, outcome string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if span.waiting--; span.waiting == 0 && span == c.current {
-		span.SetStatus(codes.Error, "nobody waits any more: "+outcome)
-		c.end(outcome)
+	if span.waiting--; span.waiting > 0 || span != c.current {
+		return
 	}
+	if outcome == outcomeGranted {
+		// An instance that had been ready before is so again.
+		outcome = outcomeReady
+	} else {
+		span.SetStatus(codes.Error, "nobody waits any more: "+outcome)
+	}
+	c.end(outcome)
 }
 
 // finished ends the span with what is known of the start's steps.

@@ -256,13 +256,14 @@ func (l *Loop) ready(i *instance) {
 		return
 	case first:
 		i.readySince = now
-		i.slots = l.reserver.Add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
-		l.log.Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
-			zap.Duration("after", now.Sub(i.unreadyFrom)))
 		if l.starting() {
+			// Told before who waited for it goes on.
 			l.located(now)
 			l.woken(i.ID, now)
 		}
+		i.slots = l.reserver.Add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
+		l.log.Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
+			zap.Duration("after", now.Sub(i.unreadyFrom)))
 	case i.withdrawn:
 		i.withdrawn = false
 		if !i.draining {
