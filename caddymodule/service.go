@@ -40,6 +40,7 @@ type service struct {
 type liveOptions struct {
 	detailFull bool
 	max        int
+	maxWaiting int
 }
 
 func newService(h *hub, name string) *service {
@@ -64,7 +65,7 @@ func (s *service) apply(d *definition) error {
 		}
 		s.opened = f
 	}
-	s.live.Store(&liveOptions{detailFull: d.service.ErrorDetail == detailFull, max: d.service.Instances.Max})
+	s.live.Store(&liveOptions{detailFull: d.service.ErrorDetail == detailFull, max: d.service.Instances.Max, maxWaiting: *d.service.MaxWaiting})
 	s.definition = d
 	s.active = true
 	return nil
