@@ -45,7 +45,7 @@ func ended(t *testing.T, rec *tracetest.SpanRecorder, name string, n int) []trac
 func attributes(s trace.ReadOnlySpan) map[string]string {
 	all := make(map[string]string)
 	for _, a := range s.Attributes() {
-		all[string(a.Key)] = a.Value.Emit()
+		all[string(a.Key)] = a.Value.String()
 	}
 	return all
 }
