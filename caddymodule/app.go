@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -75,8 +76,12 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.hub, err = loadHub(); err != nil {
 		return err
 	}
+	events, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("the events app: %w", err)
+	}
 	a.generation = &generation{
-		settings: settings, logger: ctx.Logger(), storage: ctx.Storage(),
+		settings: settings, logger: ctx.Logger(), ctx: ctx, events: events.(*caddyevents.App), storage: ctx.Storage(),
 		services: make(map[string]*service), definitions: make(map[string]*definition), draft: newDraft(),
 	}
 	for name, s := range a.Services {

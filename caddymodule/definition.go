@@ -83,7 +83,7 @@ func sharedOptions(ctx caddy.Context, s Service, known map[string]*options) (*op
 	}
 	o.service = s
 	o.settings = s.settings(o.policy)
-	o.live = liveOptions{detailFull: s.ErrorDetail == detailFull, max: s.Instances.Max}
+	o.live = liveOptions{detailFull: s.ErrorDetail == detailFull, max: s.Instances.Max, maxWaiting: *s.MaxWaiting}
 	known[string(key)] = o
 	return o, nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
@@ -72,6 +73,7 @@ type hub struct {
 	waiting *reserver.Limit
 	held    atomic.Int64 // bytes of request bodies that were read while waiting
 	events  *bus
+	emitter emitter
 	logs    *logSwitch
 	local   atomic.Pointer[scaler.LocalOptions]
 	exiting atomic.Bool
@@ -103,6 +105,8 @@ type globalSettings struct {
 type generation struct {
 	settings    globalSettings
 	logger      *zap.Logger
+	ctx         caddy.Context
+	events      *caddyevents.App
 	storage     certmagic.Storage
 	services    map[string]*service
 	definitions map[string]*definition
@@ -182,6 +186,7 @@ func (h *hub) activate(g *generation) error {
 // what runs. The lock is held.
 func (h *hub) applyGlobals(g *generation) {
 	h.logs.use(g.logger)
+	h.emitter.use(g)
 	h.budget.SetLimit(g.settings.startLimit)
 	h.waiting.Set(g.settings.maxWaiting)
 	local := g.settings.local
@@ -328,6 +333,7 @@ func (h *hub) exit() {
 func (h *hub) Destruct() error {
 	latestHub.CompareAndSwap(h, nil)
 	h.events.close()
+	h.emitter.use(nil)
 	if caddy.Exiting() {
 		return h.closeAll()
 	}

@@ -108,7 +108,7 @@ func (m *serviceMetrics) forget(name string) {
 
 // gaugeCollector reads the gauges from the services when they are asked for.
 type gaugeCollector struct {
-	waiting, slots, instances, target, platformUp *prometheus.Desc
+	waiting, maxWaiting, slots, instances, target, platformUp, state *prometheus.Desc
 }
 
 func newGaugeCollector() *gaugeCollector {
@@ -117,16 +117,18 @@ func newGaugeCollector() *gaugeCollector {
 	}
 	return &gaugeCollector{
 		waiting:    desc("waiting", "Requests in the line."),
+		maxWaiting: desc("max_waiting", "The limit of the line."),
 		slots:      desc("slots", "Slots of the instances that take requests; those of instances without a limit are not counted.", "state"),
 		instances:  desc("instances", "Instances, by state.", "state"),
 		target:     desc("target", "How many instances are wanted."),
 		platformUp: desc("platform_up", "Whether the platform can be asked."),
+		state:      desc("state", "1 for the state that the service is in; there is no series for the others.", "state"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.waiting, g.slots, g.instances, g.target, g.platformUp} {
+	for _, d := range []*prometheus.Desc{g.waiting, g.maxWaiting, g.slots, g.instances, g.target, g.platformUp, g.state} {
 		ch <- d
 	}
 }
@@ -143,6 +145,8 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		stats, status := s.reserver.Stats(), s.loop.Status()
 		gauge(g.waiting, stats.Waiting)
+		gauge(g.maxWaiting, s.live.Load().maxWaiting)
+		gauge(g.state, 1, string(status.State))
 		gauge(g.slots, stats.InUse, "in_use")
 		if !stats.Unlimited {
 			gauge(g.slots, stats.Slots, "total")

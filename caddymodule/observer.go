@@ -21,6 +21,9 @@ func (o *observer) Decided(d scaler.Decision) {
 	o.hub.events.publish("target", map[string]any{
 		"service": o.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,
 	})
+	o.hub.emitter.emit(eventScaled, func() map[string]any {
+		return map[string]any{"service": o.name, "from": d.From, "to": d.To, "reason": d.Reason}
+	})
 }
 
 // StateChanged implements scaler.Observer.
@@ -28,6 +31,39 @@ func (o *observer) StateChanged(from, to scaler.State) {
 	o.hub.events.publish("state", map[string]any{
 		"service": o.name, "from": from, "to": to, "time": time.Now(),
 	})
+	o.emitState(from, to)
+}
+
+// emitState emits a change of state as an event of Caddy's.
+func (o *observer) emitState(from, to scaler.State) {
+	emit := func(name string, more ...any) {
+		o.hub.emitter.emit(name, func() map[string]any {
+			data := map[string]any{"service": o.name, "from": string(from)}
+			for k := 0; k < len(more); k += 2 {
+				data[more[k].(string)] = more[k+1]
+			}
+			return data
+		})
+	}
+	switch to {
+	case scaler.Waking:
+		emit(eventWaking)
+	case scaler.Awake:
+		if o.coldStart > 0 {
+			emit(eventReady, "cold_start_ms", o.coldStart.Milliseconds())
+		} else {
+			emit(eventReady)
+		}
+		o.coldStart = 0
+	case scaler.Asleep:
+		emit(eventAsleep)
+	case scaler.Failing:
+		if f := o.lastFailure; f != nil {
+			emit(eventFailing, "reason", string(f.Reason), "error", f.Short)
+		} else {
+			emit(eventFailing)
+		}
+	}
 }
 
 // InstanceChanged implements scaler.Observer.
@@ -39,14 +75,18 @@ func (o *observer) InstanceChanged(i scaler.InstanceStatus) {
 
 // StartFailed implements scaler.Observer.
 func (o *observer) StartFailed(f *scaler.Failure) {
+	o.coldTrace.failed(f)
+	o.lastFailure = f
 	if !o.metrics.gone.Load() {
 		startFailuresTotal.WithLabelValues(o.name, string(f.Reason)).Inc()
 	}
 }
 
 // ColdStarted implements scaler.Observer.
-func (o *observer) ColdStarted(d time.Duration) {
-	coldStartSeconds.WithLabelValues(o.name).Observe(d.Seconds())
+func (o *observer) ColdStarted(c scaler.ColdStart) {
+	o.coldTrace.finished(c)
+	o.coldStart = c.Ready
+	coldStartSeconds.WithLabelValues(o.name).Observe(c.Ready.Seconds())
 }
 
 // PlatformUp implements scaler.Observer. The gauge is read from the status.

@@ -157,7 +157,7 @@ var errWaitTimeout = errors.New("no slot became free in time")
 var errClientGone = errors.New("the client is gone")
 
 // hold waits in the line.
-func (q *request) hold() error {
+func (q *request) hold() (err error) {
 	start := time.Now()
 	if q.deadline.IsZero() {
 		q.deadline = start.Add(time.Duration(q.handler.WaitTimeout))
@@ -166,11 +166,13 @@ func (q *request) hold() error {
 		q.cold = true
 	}
 	q.inLine = true
+	if end := q.traceWait(); end != nil {
+		defer func() { end(err) }()
+	}
 	timer := time.NewTimer(time.Until(q.deadline))
 	defer timer.Stop()
 	gone := q.body.readAhead()
 
-	var err error
 	select {
 	case err = <-q.reservation.Granted():
 	case <-timer.C:
@@ -212,7 +214,7 @@ func (q *request) forwarded() *http.Request {
 		GetConn:              func(string) { a.tried.Store(true) },
 		GotConn:              func(httptrace.GotConnInfo) { a.connected.Store(true) },
 		WroteHeaders:         func() { a.wrote.Store(true) },
-		GotFirstResponseByte: func() { a.answered.Store(true) },
+		GotFirstResponseByte: q.firstByte,
 		ConnectDone: func(_, _ string, err error) {
 			if err != nil && ownShortage(err) {
 				a.starved.Store(true)
@@ -221,6 +223,14 @@ func (q *request) forwarded() *http.Request {
 	}
 	ctx := context.WithValue(q.in.Context(), requestKey{}, q)
 	return q.in.WithContext(httptrace.WithClientTrace(ctx, &q.trace))
+}
+
+// firstByte takes note that the instance answers.
+func (q *request) firstByte() {
+	q.attempt.answered.Store(true)
+	if q.cold {
+		q.service.loop.Answered()
+	}
 }
 
 // ownShortage says whether a connection could not be made for a reason that

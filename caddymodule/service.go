@@ -13,12 +13,18 @@ import (
 // service is one service, as long as the hub knows it. Handlers hold a
 // pointer to it from their provisioning on.
 type service struct {
-	name     string
-	hub      *hub
-	reserver *reserver.Service
-	loop     *scaler.Loop
-	metrics  serviceMetrics
-	log      *zap.Logger
+	name      string
+	hub       *hub
+	reserver  *reserver.Service
+	loop      *scaler.Loop
+	metrics   serviceMetrics
+	coldTrace coldTrace
+	log       *zap.Logger
+
+	// What the next change of state is said to come from. The loop calls one
+	// method of its observer at a time.
+	lastFailure *scaler.Failure
+	coldStart   time.Duration
 
 	// live are the options that requests look at.
 	live atomic.Pointer[liveOptions]
@@ -39,6 +45,7 @@ type service struct {
 type liveOptions struct {
 	detailFull bool
 	max        int
+	maxWaiting int
 }
 
 // What holds until a definition is in force.

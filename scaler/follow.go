@@ -94,20 +94,21 @@ func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 	if stats.Demand == 0 {
 		d.Inputs["idle_ms"] = now.Sub(stats.IdleSince).Milliseconds()
 	}
+	if stats.Open == 0 && l.target == 0 && (stats.Demand > 0 || l.nudged) {
+		asked := now
+		if !stats.OldestWait.IsZero() {
+			asked = stats.OldestWait
+		}
+		l.waking(&d, asked)
+	}
+	if a.Target == 0 {
+		l.cold = nil
+	}
 	if len(l.decisions) == decisionsKept {
 		copy(l.decisions, l.decisions[1:])
 		l.decisions = l.decisions[:decisionsKept-1]
 	}
 	l.decisions = append(l.decisions, d)
-	if stats.Open == 0 && l.target == 0 && (stats.Demand > 0 || l.nudged) {
-		l.coldFrom = now
-		if !stats.OldestWait.IsZero() {
-			l.coldFrom = stats.OldestWait
-		}
-	}
-	if a.Target == 0 {
-		l.coldFrom = time.Time{}
-	}
 	l.target = a.Target
 	l.log.Info("decided", zap.Int("from", d.From), zap.Int("to", d.To), zap.String("reason", d.Reason),
 		zap.Int("demand", stats.Demand), zap.Int("waiting", stats.Waiting))

@@ -292,7 +292,7 @@ func (r *recorder) Decided(d Decision)               { r.add("target %d->%d: %s"
 func (r *recorder) StateChanged(from, to State)      { r.add("%s->%s", from, to) }
 func (r *recorder) InstanceChanged(i InstanceStatus) { r.add("%s %s", i.ID, i.State) }
 func (r *recorder) StartFailed(f *Failure)           { r.add("failed %s", f.Short) }
-func (r *recorder) ColdStarted(d time.Duration)      { r.add("cold %v", d) }
+func (r *recorder) ColdStarted(c ColdStart)          { r.add("cold %v", c.Ready) }
 func (r *recorder) PlatformUp(up bool, _ *Failure)   { r.add("up %v", up) }
 
 // count returns how many events begin with prefix.

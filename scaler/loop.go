@@ -31,6 +31,9 @@ type Loop struct {
 	// used yet.
 	granted atomic.Int64
 
+	// answered is false between the end of a cold start and its first answer.
+	answered atomic.Bool
+
 	run life
 
 	mu        sync.Mutex
@@ -41,7 +44,7 @@ type Loop struct {
 	target    int
 	state     State
 	decisions []Decision
-	coldFrom  time.Time // when the cold start in progress began
+	cold      *ColdStart // the latest one since the target was 0
 	coldCount int
 	coldLast  time.Duration
 	startMean time.Duration // moving average of cold starts

@@ -90,6 +90,9 @@ func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
 	if err == nil {
 		r.retries, r.retryAt = 0, time.Time{}
 		r.refusal = nil
+		if starts > 0 && r == l.current() {
+			l.accepted(now)
+		}
 	} else {
 		// Not done, or only in part: what there was is not somebody else's.
 		r.ordered = max(before, o.Instances)

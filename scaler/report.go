@@ -100,6 +100,9 @@ func (l *Loop) update(i *instance, ri Instance, now time.Time) {
 	if i.stopping {
 		return
 	}
+	if ri.Address != "" && i.revision == l.current() {
+		l.located(now)
+	}
 	l.judge(i, now)
 	if f := ri.Failure; f != nil && i.slots == nil && !i.draining && i.revision == l.current() && (i.blamed == nil || i.blamed.Reason != f.Reason || i.blamed.Short != f.Short) {
 		i.blamed = f
@@ -253,12 +256,14 @@ func (l *Loop) ready(i *instance) {
 		return
 	case first:
 		i.readySince = now
+		if l.starting() {
+			// Told before who waited for it goes on.
+			l.located(now)
+			l.woken(i.ID, now)
+		}
 		i.slots = l.reserver.Add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
 		l.log.Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
 			zap.Duration("after", now.Sub(i.unreadyFrom)))
-		if !l.coldFrom.IsZero() {
-			l.coldStarted(now.Sub(l.coldFrom))
-		}
 	case i.withdrawn:
 		i.withdrawn = false
 		if !i.draining {
@@ -283,18 +288,6 @@ func (l *Loop) ready(i *instance) {
 	}
 	l.refuse()
 	l.changed(i)
-}
-
-func (l *Loop) coldStarted(took time.Duration) {
-	l.coldFrom = time.Time{}
-	l.coldCount++
-	l.coldLast = took
-	if l.startMean == 0 {
-		l.startMean = took
-	} else {
-		l.startMean = (3*l.startMean + took) / 4
-	}
-	l.observer.ColdStarted(took)
 }
 
 // ended forgets an instance that is gone, and judges how it went.

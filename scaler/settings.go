@@ -67,6 +67,9 @@ type Decision struct {
 	To     int            `json:"to"`
 	Reason string         `json:"reason"`
 	Inputs map[string]any `json:"inputs"`
+
+	// ColdStart is how the start from zero went that the decision began.
+	ColdStart *ColdStart `json:"cold_start,omitempty"`
 }
 
 // decisionsKept is how many decisions can be read back.
@@ -107,7 +110,7 @@ type Observer interface {
 	StateChanged(from, to State)
 	InstanceChanged(InstanceStatus)
 	StartFailed(*Failure)
-	ColdStarted(time.Duration)
+	ColdStarted(ColdStart)
 	// PlatformUp is told whenever the platform's trouble begins (false) and
 	// ends (true).
 	PlatformUp(bool, *Failure)

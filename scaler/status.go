@@ -68,7 +68,14 @@ func (l *Loop) Instances() []InstanceStatus {
 func (l *Loop) Decisions() []Decision {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]Decision{}, l.decisions...)
+	all := append([]Decision{}, l.decisions...)
+	for k, d := range all {
+		if d.ColdStart != nil {
+			c := *d.ColdStart
+			all[k].ColdStart = &c
+		}
+	}
+	return all
 }
 
 // ReadyIn forecasts when an instance is ready: 0 if one is, else what is left
@@ -88,8 +95,8 @@ func (l *Loop) ReadyIn() time.Duration {
 	if d := l.backoffUntil.Sub(now); d > 0 {
 		return d + usual
 	}
-	if l.coldFrom.IsZero() {
+	if !l.starting() {
 		return usual
 	}
-	return max(0, usual-now.Sub(l.coldFrom))
+	return max(0, usual-now.Sub(l.cold.Asked))
 }

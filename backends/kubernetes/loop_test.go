@@ -32,7 +32,7 @@ func (silent) Decided(scaler.Decision)               {}
 func (silent) StateChanged(_, _ scaler.State)        {}
 func (silent) InstanceChanged(scaler.InstanceStatus) {}
 func (silent) StartFailed(*scaler.Failure)           {}
-func (silent) ColdStarted(time.Duration)             {}
+func (silent) ColdStarted(scaler.ColdStart)          {}
 func (silent) PlatformUp(bool, *scaler.Failure)      {}
 
 // serve starts a service whose instances are ready by the platform's word,
