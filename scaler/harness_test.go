@@ -31,6 +31,8 @@ type platform struct {
 	trims     bool // what exists above want is none of the loop's business
 	openErr   error
 	silent    bool          // it says nothing when it is opened
+	ages      time.Duration // what runs when it is opened was started so long ago, by an earlier Caddy
+	wasReady  bool          // and was ready there
 	startTime time.Duration // from existence to readiness; negative is never
 	lag       time.Duration // from an accepted order to the instance (remote)
 	lifetime  time.Duration // from existence to its end by itself; 0 is for ever
@@ -76,6 +78,11 @@ func (p *platform) Open(env Env) (Scaler, error) {
 	}
 	for range p.want {
 		p.start()
+	}
+	if p.ages > 0 {
+		for _, i := range p.instances {
+			i.Adopted, i.WasReady, i.Since = true, p.wasReady, i.Since.Add(-p.ages)
+		}
 	}
 	if !p.silent {
 		p.tell()

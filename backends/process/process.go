@@ -237,6 +237,7 @@ func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
 	}
 	warnAtOpen(env)
 	r := newRunner(b.plan, b.Fingerprint(), env)
+	r.adopt()
 	r.reportNow()
 	return r, nil
 }

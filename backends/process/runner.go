@@ -37,8 +37,12 @@ type runner struct {
 	unrecorded sync.Once
 }
 
+// unknownStopTimeout is for what ends before an order has told the service's
+// own stop_timeout.
+const unknownStopTimeout = 10 * time.Second
+
 func newRunner(p *plan, fingerprint string, env scaler.Env) *runner {
-	return &runner{plan: p, fingerprint: fingerprint, env: env}
+	return &runner{plan: p, fingerprint: fingerprint, env: env, stopTimeout: unknownStopTimeout}
 }
 
 // Traits says that instances are processes of this machine.
@@ -106,7 +110,10 @@ func (r *runner) start() *scaler.Failure {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.instances = append(r.instances, in)
-	r.life.Go(func() { r.watch(in) })
+	r.life.Go(func() {
+		defer forks.release()
+		r.watch(in)
+	})
 	if in.appears == nil {
 		in.network, in.address = in.where()
 	} else {
@@ -172,7 +179,6 @@ func (r *runner) awaitSocket(in *instance) {
 // watch sees an instance to its end, and beyond: to the end of everything
 // that it left behind.
 func (r *runner) watch(in *instance) {
-	defer forks.release()
 	defer in.child.close()
 	if !in.child.wait() {
 		r.letGo(in)
@@ -251,7 +257,12 @@ func (r *runner) stopLocked(in *instance, timeout time.Duration) {
 		}
 	default:
 		in.stopping, in.killAt = true, killAt
-		in.child.stop(r.plan.stopSignal)
+		if in.adopted {
+			// The processes have to be found first.
+			r.life.Go(func() { in.child.stop(r.plan.stopSignal) })
+		} else {
+			in.child.stop(r.plan.stopSignal)
+		}
 		in.killTimer = time.AfterFunc(timeout, in.child.kill)
 	}
 }
@@ -265,15 +276,37 @@ func (r *runner) Confirm(_ context.Context, instanceID string) error {
 		in = r.instances[i]
 	}
 	r.mu.Unlock()
-	switch {
-	case in == nil:
+	if in == nil {
 		return errEnded
+	}
+	if err := r.confirm(in); err != nil {
+		return err
+	}
+	if in.keep {
+		r.noteReady(in)
+	}
+	return nil
+}
+
+func (r *runner) confirm(in *instance) error {
+	switch {
 	case in.passed != nil:
 		return in.passed.accepted()
+	case in.adopted && r.plan.listen == listenFD:
+		return r.confirmAdopted(in)
 	case in.port != 0:
 		return checkOwner(in.port, in.child, in.id)
 	}
 	return nil
+}
+
+// noteReady writes down, for the next Caddy, that a kept instance is ready.
+func (r *runner) noteReady(in *instance) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !in.record.Ready {
+		r.recorded(in.record.becameReady(recordDir(r.env.DataDir)))
+	}
 }
 
 // Close stops all instances together and waits for their end, those aside
@@ -359,7 +392,7 @@ func (r *runner) newRecord(in *instance) *record {
 	network, address := in.where()
 	return &record{
 		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.fingerprint,
-		Network: network, Address: address,
+		Network: network, Address: address, Since: in.since,
 		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket,
 	}
 }
