@@ -180,7 +180,8 @@ func lockRecords(dir string) (unlock func(), err error) {
 		if err == nil {
 			return func() { f.Close() }, nil
 		}
-		if err != unix.EINTR && (err != unix.EWOULDBLOCK || time.Now().After(deadline)) {
+		held := errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline)
+		if !held && !errors.Is(err, unix.EINTR) {
 			f.Close()
 			return nil, fmt.Errorf("locking the records in %s: %w", dir, err)
 		}

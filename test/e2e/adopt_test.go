@@ -226,12 +226,15 @@ func TestKeptInstancesAboveTheMaximumAreEnded(t *testing.T) {
 }
 
 func TestKeptInstanceThatDoesNotAnswerIsReplaced(t *testing.T) {
+	hang := func(_ *harness.Caddy, pid int) { _ = syscall.Kill(pid, syscall.SIGSTOP) }
 	for name, test := range map[string]struct {
-		ready string
-		spoil func(c *harness.Caddy, pid int)
+		listen, ready string
+		spoil         func(c *harness.Caddy, pid int)
 	}{
-		"it hangs": {"ready http /healthz {\ntimeout 300ms\n}", func(_ *harness.Caddy, pid int) { _ = syscall.Kill(pid, syscall.SIGSTOP) }},
-		"it refuses connections": {"ready tcp {\ntimeout 300ms\n}", func(c *harness.Caddy, _ int) {
+		"it hangs": {"tcp", "ready http /healthz {\ntimeout 300ms\n}", hang},
+		// The kernel answers for it: only the queue of the socket tells.
+		"it accepts nothing": {"fd", "ready tcp {\ntimeout 300ms\n}", hang},
+		"it refuses connections": {"tcp", "ready tcp {\ntimeout 300ms\n}", func(c *harness.Caddy, _ int) {
 			// The kept instance is asked directly: through Caddy it would be replaced.
 			r, err := http.Get("http://" + c.Journal().Of("listen")[0].Path + "/deafen")
 			if err == nil {
@@ -241,7 +244,10 @@ func TestKeptInstanceThatDoesNotAnswerIsReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCaddy(t)
-			cfg := keeping(c, nil, "instances 0 1", "stop_timeout 300ms", test.ready)
+			cfg := harness.Config{
+				Usher: "on_exit keep",
+				Site:  harness.Usher("web", c.BackendWith("listen "+test.listen), "instances 0 1", "stop_timeout 300ms", test.ready),
+			}
 			c.Start(cfg)
 			before := c.Get("/")
 			wantOK(t, before)
