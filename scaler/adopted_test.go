@@ -131,13 +131,17 @@ func TestTheEndOfAnAdoptedInstanceIsNoFailedStart(t *testing.T) {
 func TestWhatIsAdoptedTakesNoPlaceOfTheStartBudget(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		budget := NewBudget(1)
-		adopting := newBench(t, defaults(), kept(1, -1), budget)
+		p := kept(1, -1)
+		adopting := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 2, 1 }), p, budget)
+		p.set(func() { p.startTime = time.Second })
 		adopting.waits()
+		adopting.waits() // one is started for it
+		waitIdle()
 		other := newBench(t, defaults(), &platform{local: true, startTime: time.Second}, budget)
 		start := time.Now()
 		other.comesAndGoes()
-		if took := time.Since(start); took != time.Second {
-			t.Errorf("after %v", took)
+		if took := time.Since(start); took != 2*time.Second {
+			t.Errorf("after %v: the place was free when the start was over", took)
 		}
 	})
 }

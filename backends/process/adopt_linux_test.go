@@ -124,6 +124,31 @@ func TestAnAdoptedInstanceThatIgnoresItsSignalIsKilledWithItsGroup(t *testing.T)
 	eventually(t, "the end of both", func() bool { return gone(pid) && gone(member) })
 }
 
+func TestWhoWasInTheGroupOfAnAdoptedInstanceIsKilledWhenThatHasEnded(t *testing.T) {
+	dir, dataDir := t.TempDir(), t.TempDir()
+	script := `trap 'exit' TERM; env -i /bin/sh -c 'trap "" TERM; echo $$ >` + dir + `/group; while :; do /bin/sleep 0.02; done' & while :; do sleep 0.02; done`
+	var member int
+	leftByKilledCaddy(t, dataDir, script, func() { member = pidIn(t, dir+"/group") })
+	b := heir(t, dataDir, script)
+	id := b.firstID()
+	if err := b.order(0, 300*time.Millisecond, id); err != nil {
+		t.Fatal(err)
+	}
+	b.awaitEnd(id)
+	eventually(t, "its end", func() bool { return gone(member) })
+}
+
+func TestAPidWithAnotherStartTimeIsNotTakenForTheInstance(t *testing.T) {
+	dataDir := t.TempDir()
+	leftByKilledCaddy(t, dataDir, idler, func() {})
+	r := onlyRecord(t, dataDir)
+	r.StartTime++
+	if c, err := adoptChild(r); err == nil {
+		c.close()
+		t.Error("it is")
+	}
+}
+
 func TestTheEndOfAnAdoptedInstanceIsSeenAndSaidToBeUnknown(t *testing.T) {
 	dataDir := t.TempDir()
 	pid := leftByKilledCaddy(t, dataDir, idler, func() {})
@@ -217,7 +242,7 @@ func TestAProgramThatHidesItsEnvironmentIsKnownByItsOutput(t *testing.T) {
 
 func TestAfterRecoverNothingIsAdopted(t *testing.T) {
 	dataDir := t.TempDir()
-	estateOf(recordDir(dataDir)).close()
+	recoverNow(t, dataDir)
 	pid := leftByKilledCaddy(t, dataDir, idler, func() {})
 	if list := heir(t, dataDir, idler).latest().Instances; len(list) != 0 || gone(pid) {
 		t.Errorf("adopted %+v, gone %v", list, gone(pid))
