@@ -36,7 +36,10 @@ type App struct {
 	MaxWaiting *int `json:"max_waiting,omitempty"`
 
 	// What becomes of local processes when Caddy exits for good: `stop`, or
-	// `keep`. It is fixed when a process starts. Default: `stop`.
+	// `keep`, with which they live on, also when Caddy is killed. It is fixed
+	// when a process starts. The next Caddy adopts what was kept, if it keeps
+	// too and has the service with the same backend, and ends the rest.
+	// Default: `stop`.
 	OnExit string `json:"on_exit,omitempty"`
 
 	backends   backendDefaults

@@ -387,8 +387,8 @@ func (h *hub) closeAll() error {
 // dataDir is where backends keep what has to survive Caddy.
 func dataDir() string { return filepath.Join(caddy.AppDataDir(), "usher") }
 
-// recoverInstances lets every kind of backend end what an earlier Caddy left.
-// The lock is held.
+// recoverInstances lets every kind of backend end what an earlier Caddy left
+// and no service has adopted. The lock is held.
 func (h *hub) recoverInstances(logger *zap.Logger) {
 	for _, info := range caddy.GetModules("usher.backends") {
 		r, ok := info.New().(scaler.Recoverer)

@@ -52,6 +52,16 @@ func (l *Loop) waking(d *Decision, asked time.Time) {
 	d.ColdStart = l.cold
 }
 
+// notCold takes back that this is a cold start. The lock is held.
+func (l *Loop) notCold() {
+	for k := range l.decisions {
+		if l.decisions[k].ColdStart == l.cold {
+			l.decisions[k].ColdStart = nil
+		}
+	}
+	l.cold = nil
+}
+
 // starting tells whether a cold start is in progress. The lock is held.
 func (l *Loop) starting() bool { return l.cold != nil && l.cold.Ready == 0 }
 

@@ -99,14 +99,40 @@ func (l *Loop) expire(now time.Time, next *recheck) {
 	}
 }
 
+// adoptTimeout is how long an adopted instance may take to answer, beyond the
+// time of one probe. Requests wait for it rather than for a start.
+const adoptTimeout = 5 * time.Second
+
+// readyBy returns when an instance that is not ready is given up.
+func (l *Loop) readyBy(i *instance) time.Time {
+	limit := l.settings.StartTimeout
+	if i.Adopted && i.slots == nil {
+		// What was ready and does not answer soon hangs. What was starting has
+		// what is left of its time.
+		soon := adoptTimeout + l.settings.Check.timeout()
+		if left := i.Since.Add(limit).Sub(i.unreadyFrom); !i.WasReady && left > soon {
+			soon = left
+		}
+		limit = min(limit, soon)
+	}
+	return i.unreadyFrom.Add(limit)
+}
+
 // expireStart gives up on an instance that does not become ready in time.
 func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
-	deadline := i.unreadyFrom.Add(l.settings.StartTimeout)
 	if i.doomed {
 		return
 	}
-	if now.Before(deadline) {
+	if deadline := l.readyBy(i); now.Before(deadline) {
 		next.by(deadline)
+		return
+	}
+	if i.Adopted && i.slots == nil {
+		l.log.Warn("an adopted instance does not answer: it is stopped", zap.String("instance", i.ID),
+			zap.String("address", i.Address), zap.Error(i.lastProbe))
+		i.doomed = true
+		i.stopProbe()
+		l.drain(i, now)
 		return
 	}
 	f := &Failure{Reason: ReasonTimeout, Short: "not ready within " + l.settings.StartTimeout.String(), Err: i.lastProbe}

@@ -21,10 +21,29 @@ func (l *Loop) startFailed(f *Failure, now time.Time) {
 	pause := backoff(l.failures)
 	l.backoffUntil = now.Add(pause)
 	l.nudged = false
-	l.log.Warn("start failed", zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
+	words := "start failed"
+	if l.served() {
+		words = "start failed: the earlier revision keeps serving"
+	}
+	l.log.Warn(words, zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
 		zap.Int("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
 	l.hopeless = l.hopeless || f.ForGood
 	l.refuse()
+}
+
+// served says whether an instance of an earlier revision is ready.
+func (l *Loop) served() bool {
+	for _, r := range l.revisions {
+		if r == l.current() {
+			continue
+		}
+		for _, i := range r.instances {
+			if i.state() == InstanceReady {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // blame counts what the platform says to keep wanted instances from becoming

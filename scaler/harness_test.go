@@ -31,6 +31,8 @@ type platform struct {
 	trims     bool // what exists above want is none of the loop's business
 	openErr   error
 	silent    bool          // it says nothing when it is opened
+	ages      time.Duration // what runs when it is opened was started so long ago, by an earlier Caddy
+	wasReady  bool          // and was ready there
 	startTime time.Duration // from existence to readiness; negative is never
 	lag       time.Duration // from an accepted order to the instance (remote)
 	lifetime  time.Duration // from existence to its end by itself; 0 is for ever
@@ -76,6 +78,11 @@ func (p *platform) Open(env Env) (Scaler, error) {
 	}
 	for range p.want {
 		p.start()
+	}
+	if p.ages > 0 {
+		for _, i := range p.instances {
+			i.Adopted, i.WasReady, i.Since = true, p.wasReady, i.Since.Add(-p.ages)
+		}
 	}
 	if !p.silent {
 		p.tell()
@@ -274,38 +281,6 @@ func (p *platform) ids() []string {
 	}
 	slices.SortFunc(ids, func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) })
 	return ids
-}
-
-// recorder is an observer that writes everything down.
-type recorder struct {
-	mu     sync.Mutex
-	events []string
-}
-
-func (r *recorder) add(format string, args ...any) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.events = append(r.events, fmt.Sprintf(format, args...))
-}
-
-func (r *recorder) Decided(d Decision)               { r.add("target %d->%d: %s", d.From, d.To, d.Reason) }
-func (r *recorder) StateChanged(from, to State)      { r.add("%s->%s", from, to) }
-func (r *recorder) InstanceChanged(i InstanceStatus) { r.add("%s %s", i.ID, i.State) }
-func (r *recorder) StartFailed(f *Failure)           { r.add("failed %s", f.Short) }
-func (r *recorder) ColdStarted(c ColdStart)          { r.add("cold %v", c.Ready) }
-func (r *recorder) PlatformUp(up bool, _ *Failure)   { r.add("up %v", up) }
-
-// count returns how many events begin with prefix.
-func (r *recorder) count(prefix string) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := 0
-	for _, e := range r.events {
-		if strings.HasPrefix(e, prefix) {
-			n++
-		}
-	}
-	return n
 }
 
 func defaults() Settings {

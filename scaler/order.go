@@ -99,7 +99,7 @@ func (l *Loop) carryOut(r *revision, o Order, starts, before int) {
 		l.refused(r, o, starts, AsFailure(err), now)
 	}
 	// Somebody else may have asked for something meanwhile.
-	l.adoptNumber(r, now)
+	l.adoptNumber(r, false, now)
 	l.mu.Unlock()
 	l.Poke()
 }
@@ -160,9 +160,15 @@ func (l *Loop) returnPlaces() {
 func (l *Loop) localStarts() int {
 	n := 0
 	for _, r := range l.revisions {
-		if r.traits.Local {
-			_, starting := r.count()
-			n += starting
+		if !r.traits.Local {
+			continue
+		}
+		_, starting := r.count()
+		n += starting
+		for _, i := range r.instances {
+			if i.Adopted && i.slots == nil && !i.stopping && !i.draining {
+				n-- // nothing is started
+			}
 		}
 	}
 	return n

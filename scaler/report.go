@@ -27,6 +27,7 @@ func (l *Loop) reported(r *revision, rep Report) {
 
 // take merges a report with what is known. The lock is held.
 func (l *Loop) take(r *revision, rep Report) {
+	first := !r.heard
 	r.heard = true
 	now := time.Now()
 	seen := make(map[string]bool, len(rep.Instances))
@@ -54,7 +55,7 @@ func (l *Loop) take(r *revision, rep Report) {
 	}
 	r.desired = rep.Desired
 	if !r.ordering {
-		l.adoptNumber(r, now)
+		l.adoptNumber(r, first, now)
 	}
 	l.trouble(r, rep.Trouble)
 	r.holding(rep.Hold)
@@ -137,12 +138,17 @@ func (l *Loop) judge(i *instance, now time.Time) {
 
 // adoptNumber takes note of numbers that are not of our making: more is
 // capacity, which goes down by policy; fewer is put right by the next
-// decision while there is demand, and is welcome while there is none.
-func (l *Loop) adoptNumber(r *revision, now time.Time) {
+// decision while there is demand, and is welcome while there is none. What a
+// first report says was there before.
+func (l *Loop) adoptNumber(r *revision, first bool, now time.Time) {
 	switch {
 	case r != l.current():
 	case r.desired > r.ordered:
-		l.log.Info("somebody else asked for more instances", zap.Int("instances", r.desired), zap.Int("ordered", r.ordered))
+		if first {
+			l.log.Info("instances run already", zap.Int("instances", r.desired))
+		} else {
+			l.log.Info("somebody else asked for more instances", zap.Int("instances", r.desired), zap.Int("ordered", r.ordered))
+		}
 		l.history = append(l.history, Sample{At: now, Instances: r.desired})
 		l.reserver.Touch()
 	case r.desired < r.ordered && l.reserver.Stats().Demand == 0:
@@ -256,7 +262,11 @@ func (l *Loop) ready(i *instance) {
 		return
 	case first:
 		i.readySince = now
-		if l.starting() {
+		switch {
+		case !l.starting():
+		case i.Adopted:
+			l.notCold() // nothing was started
+		default:
 			// Told before who waited for it goes on.
 			l.located(now)
 			l.woken(i.ID, now)
@@ -311,6 +321,9 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 		// It was on its way out, or of a revision that is: that says nothing
 		// about the starts to come.
 		l.log.Info("instance ended before it was stopped", zap.String("instance", i.ID), zap.Error(f))
+	case i.Adopted:
+		l.lastFailure, l.failedAt = f, now
+		l.log.Warn("an adopted instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
 	case i.slots == nil:
 		l.startFailed(f, now)
 	case now.Sub(i.readySince) < provenAfter:

@@ -8,12 +8,20 @@ import (
 	"github.com/caddy-usher/usher/reserver"
 )
 
+// everywhere runs a test with local and with remote platforms.
+func everywhere(t *testing.T, f func(t *testing.T, local bool)) {
+	t.Helper()
+	for name, local := range map[string]bool{"local": true, "remote": false} {
+		t.Run(name, func(t *testing.T) { bubble(t, func(t *testing.T) { f(t, local) }) })
+	}
+}
+
 func TestTheOldRevisionServesUntilTheNewOneIsReady(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		old := &platform{local: true}
+	everywhere(t, func(t *testing.T, local bool) {
+		old := &platform{local: local}
 		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 2, 1 }), old, nil)
 		x, y := b.inside(), b.inside()
-		next := &platform{local: true, startTime: 5 * time.Second}
+		next := &platform{local: local, startTime: 5 * time.Second}
 		if err := b.Adopt(next); err != nil {
 			t.Fatal(err)
 		}
@@ -47,19 +55,19 @@ func TestTheOldRevisionServesUntilTheNewOneIsReady(t *testing.T) {
 func (b *bench) waitsOrInside() *reserver.Reservation { b.t.Helper(); return b.inside() }
 
 func TestANewRevisionThatFailsKeepsTheOld(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		old := &platform{local: true}
+	everywhere(t, func(t *testing.T, local bool) {
+		old := &platform{local: local}
 		b := newBench(t, defaults(), old, nil)
 		r := b.inside()
 		f := &Failure{Reason: ReasonExec, ForGood: true, Short: "no such command"}
-		next := &platform{local: true, fail: f}
+		next := &platform{local: local, fail: f}
 		if err := b.Adopt(next); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Minute)
 		b.is(Awake)
-		if b.Status().LastError == nil {
-			t.Fatal("the failure is not shown")
+		if got := b.Status().LastError; got == nil || got.Short != f.Short {
+			t.Fatalf("last error %v", got)
 		}
 		r.Release(reserver.Answered)
 		b.comesAndGoes()

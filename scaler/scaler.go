@@ -118,13 +118,14 @@ type Hurrier interface {
 	Hurry()
 }
 
-// Recoverer is implemented by backend modules whose instances can outlive a
-// Caddy that was killed.
+// Recoverer is implemented by backend modules whose instances can outlive
+// Caddy.
 type Recoverer interface {
-	// Recover finds and ends what an earlier Caddy with the same data
-	// directory left behind. It is called on an unprovisioned value, once in
-	// the life of a Caddy, in the background, and must not touch what
-	// belongs to a Caddy that still runs.
+	// Recover finds and ends what earlier Caddys with the same data directory
+	// left behind and no Open has adopted. It is called on an unprovisioned
+	// value, once in the life of a Caddy, in the background, when all services
+	// of the first configuration are open: an Open that comes later adopts
+	// nothing. It must not touch what belongs to a Caddy that still runs.
 	Recover(ctx context.Context, dataDir string, logger *zap.Logger)
 }
 
@@ -236,6 +237,11 @@ type Instance struct {
 
 	// Since is when the instance began to exist.
 	Since time.Time
+
+	// Adopted is true for a local instance that an earlier Caddy started. It
+	// is probed like any other, but what becomes of it says nothing about
+	// starts. WasReady tells that it was ready already: it has to answer soon.
+	Adopted, WasReady bool
 
 	// Failure says why an instance ended unasked, or what keeps one from
 	// starting; nil otherwise.

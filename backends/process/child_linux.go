@@ -11,16 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// child is a process that this Caddy forked, the leader of a process group of
-// its own. Until it is reaped its pid, and with it the id of its group, cannot
-// be given to anybody else; that is what makes signals to the group safe.
+// child is the main process of an instance, the leader of a process group of
+// its own. Of one that this Caddy forked neither the pid nor the id of the group
+// can be given to anybody else until it is reaped; that is what makes signals to
+// the group safe. One that an earlier Caddy forked is init's to reap, and gets
+// its signals process by process, through pidfds.
 type child struct {
 	pid       int
 	startTime uint64
 	pidfd     *os.File
 
+	// adopted says what belongs to the instance of an earlier Caddy; nil for a
+	// child of this one. Guarded by mu until the process has ended.
+	adopted *search
+
 	mu     sync.Mutex
-	reaped bool
+	reaped bool // or, if adopted, ended
 }
 
 // fork starts a process, on the thread that calls it.
@@ -47,15 +53,23 @@ func fork(l launch) (*child, error) {
 		c.reap()
 		return nil, fmt.Errorf("pidfd: %w", unix.ENOSYS)
 	}
+	if err := c.hold(pidfd); err != nil {
+		c.signalGroup(syscall.SIGKILL)
+		c.reap()
+		return nil, err
+	}
+	return c, nil
+}
+
+// hold takes the pidfd, and closes it if it cannot be watched.
+func (c *child) hold(pidfd int) error {
 	// Non-blocking is what lets the runtime's poller watch it.
 	if err := unix.SetNonblock(pidfd, true); err != nil {
 		unix.Close(pidfd)
-		c.signalGroup(syscall.SIGKILL)
-		c.reap()
-		return nil, fmt.Errorf("pidfd: %w", err)
+		return fmt.Errorf("pidfd: %w", err)
 	}
 	c.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
-	return c, nil
+	return nil
 }
 
 // wait returns true when the process has ended, and false when it was
@@ -81,6 +95,9 @@ func (c *child) detach() { _ = c.pidfd.SetReadDeadline(time.Unix(1, 0)) }
 // status returns how the process ended, in words. It leaves the process
 // unreaped.
 func (c *child) status() string {
+	if c.adopted != nil {
+		return "exit status unknown (an earlier Caddy had started the process)"
+	}
 	var info unix.Siginfo
 	for {
 		err := unix.Waitid(unix.P_PID, c.pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
@@ -114,7 +131,11 @@ func (c *child) status() string {
 func (c *child) signalGroup(sig syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.reaped {
+	switch {
+	case c.reaped:
+		return
+	case c.adopted != nil:
+		c.adopted.signal(sig)
 		return
 	}
 	if err := syscall.Kill(-c.pid, sig); err != nil {
@@ -136,6 +157,9 @@ func (c *child) reap() {
 		return
 	}
 	c.reaped = true
+	if c.adopted != nil {
+		return
+	}
 	var status syscall.WaitStatus
 	for {
 		// By pid, and never -1: Caddy may have other children.

@@ -1,11 +1,14 @@
 package process
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 const (
@@ -18,9 +21,12 @@ const (
 
 // followed reads the output of an instance that may outlive Caddy: a pipe would
 // break with Caddy, a file does not. The instance appends, so that the file
-// can be cut while it writes.
+// can be cut while it writes. How far was read is written down, so that the
+// next Caddy goes on there.
 type followed struct {
 	streams [2]*followedFile
+	marks   *os.File
+	marked  [2]int64 // what stands there
 	closed  chan struct{}
 	reader  sync.WaitGroup
 }
@@ -34,26 +40,79 @@ type followedFile struct {
 	buf    [4 << 10]byte
 }
 
-// outputPaths names the two files of an instance.
-func outputPaths(dir, instance string) [2]string {
-	return [2]string{filepath.Join(dir, instance+".stdout"), filepath.Join(dir, instance+".stderr")}
+// outputFiles names the files of an instance's output.
+type outputFiles struct {
+	streams [2]string // stdout, stderr
+	marks   string    // how far they were read
 }
 
-func newFollowed(out *output, paths [2]string) (*followed, error) {
-	f := &followed{closed: make(chan struct{})}
-	for i, stream := range [...]string{"stdout", "stderr"} {
-		w, err := os.OpenFile(paths[i], os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			f.closeFiles()
-			return nil, err
+func outputFilesOf(dir, instance string) outputFiles {
+	base := filepath.Join(dir, instance)
+	return outputFiles{[2]string{base + ".stdout", base + ".stderr"}, base + ".read"}
+}
+
+func (o outputFiles) all() []string { return append(o.streams[:], o.marks) }
+
+// newFollowed makes the files of a new instance.
+func newFollowed(out *output, files outputFiles) (*followed, error) {
+	f := &followed{closed: make(chan struct{}), marked: unmarked}
+	err := f.open(out, files, os.O_CREATE)
+	for i, s := range f.streams {
+		if err == nil {
+			s.write, err = os.OpenFile(files.streams[i], os.O_WRONLY|os.O_APPEND, 0)
 		}
-		f.streams[i] = &followedFile{write: w, lines: splitter{out: out, stream: stream}}
-		if f.streams[i].read, err = os.OpenFile(paths[i], os.O_RDWR, 0); err != nil {
+	}
+	if err != nil {
+		f.closeFiles()
+		return nil, err
+	}
+	return f, nil
+}
+
+// reopenFollowed goes on with the files of an instance that runs already. What
+// it wrote meanwhile is read too, as far as that is of any use.
+func reopenFollowed(out *output, files outputFiles, logger *zap.Logger) (*followed, error) {
+	f := &followed{closed: make(chan struct{})}
+	err := f.open(out, files, 0)
+	if err != nil {
+		f.closeFiles()
+		return nil, err
+	}
+	f.marked = f.readMarks()
+	for i, s := range f.streams {
+		info, err := s.read.Stat()
+		switch {
+		case err != nil:
 			f.closeFiles()
 			return nil, err
+		case f.marked == unmarked:
+			// Nobody knows how far: better nothing than all of it again.
+			s.offset = info.Size()
+		case f.marked[i] <= info.Size():
+			s.offset = f.marked[i]
+		}
+		if missed := info.Size() - s.offset - maxOutputFile; missed > 0 {
+			logger.Info("output that the instance wrote while no Caddy ran is left out, there is too much of it",
+				zap.String("stream", s.lines.stream), zap.Int64("bytes", missed))
+			s.offset += missed
+			s.lines.cut = true // it is the middle of a line
 		}
 	}
 	return f, nil
+}
+
+// open opens what is read, and where it is marked how far.
+func (f *followed) open(out *output, files outputFiles, create int) (err error) {
+	for i, stream := range [...]string{"stdout", "stderr"} {
+		f.streams[i] = &followedFile{lines: splitter{out: out, stream: stream}}
+	}
+	for i, s := range f.streams {
+		if s.read, err = os.OpenFile(files.streams[i], os.O_RDWR|create, 0o600); err != nil {
+			return err
+		}
+	}
+	f.marks, err = os.OpenFile(files.marks, os.O_RDWR|os.O_CREATE, 0o600)
+	return err
 }
 
 func (f *followed) files() (stdout, stderr *os.File) {
@@ -62,9 +121,12 @@ func (f *followed) files() (stdout, stderr *os.File) {
 
 func (f *followed) begin() {
 	for _, s := range f.streams {
-		s.write.Close()
-		s.write = nil
+		if s.write != nil {
+			s.write.Close()
+			s.write = nil
+		}
 	}
+	f.mark()
 	f.reader.Go(func() {
 		tick := time.NewTicker(followPause)
 		defer tick.Stop()
@@ -76,6 +138,7 @@ func (f *followed) begin() {
 				for _, s := range f.streams {
 					s.take(false)
 				}
+				f.mark()
 			}
 		}
 	})
@@ -93,14 +156,46 @@ func (f *followed) close() {
 	for _, s := range f.streams {
 		s.take(true)
 	}
+	f.mark()
 	f.closeFiles()
+}
+
+// The text of the marks has one length, so that it can be written over.
+const (
+	marksFormat = "%020d %020d\n"
+	marksLength = 20 + 1 + 20 + 1
+)
+
+// unmarked stands for marks that do not exist, or cannot be read.
+var unmarked = [2]int64{-1, -1}
+
+// readMarks returns how far the output was read.
+func (f *followed) readMarks() (marks [2]int64) {
+	text := make([]byte, marksLength)
+	if _, err := f.marks.ReadAt(text, 0); err != nil {
+		return unmarked
+	}
+	if _, err := fmt.Sscanf(string(text), marksFormat, &marks[0], &marks[1]); err != nil || min(marks[0], marks[1]) < 0 {
+		return unmarked
+	}
+	return marks
+}
+
+// mark writes down how far the output was read.
+func (f *followed) mark() {
+	now := [2]int64{f.streams[0].position(), f.streams[1].position()}
+	if now == f.marked {
+		return
+	}
+	if _, err := fmt.Fprintf(io.NewOffsetWriter(f.marks, 0), marksFormat, now[0], now[1]); err != nil {
+		// On a full disk, say. The next Caddy may then log some lines again.
+		return
+	}
+	f.marked = now
 }
 
 func (f *followed) closeFiles() {
 	for _, s := range f.streams {
-		if s == nil {
-			continue
-		}
 		if s.write != nil {
 			s.write.Close()
 		}
@@ -108,6 +203,19 @@ func (f *followed) closeFiles() {
 			s.read.Close()
 		}
 	}
+	if f.marks != nil {
+		f.marks.Close()
+	}
+}
+
+// position is the end of the last line that was handed on.
+func (s *followedFile) position() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lines.cut {
+		return s.offset
+	}
+	return s.offset - int64(len(s.lines.part))
 }
 
 // take reads what was written since the last time, and cuts the file when it

@@ -28,6 +28,9 @@ type instance struct {
 	id    string
 	since time.Time
 	keep  bool
+	// adopted is true if an earlier Caddy has started it, wasReady if it was
+	// ready there.
+	adopted, wasReady bool
 
 	port    int    // 0: none
 	socket  string // "": none
@@ -170,20 +173,23 @@ func (in *instance) environment(p *plan, service string, values map[string]strin
 	return env
 }
 
+// outputLogger is where the lines of the instance go; nil if they are dropped.
+func (in *instance) outputLogger(p *plan, logger *zap.Logger) *zap.Logger {
+	if !p.logLines {
+		return nil
+	}
+	return logger.With(zap.String("instance", in.id))
+}
+
 // openOutput prepares what the process writes to.
 func (in *instance) openOutput(p *plan, dir string, logger *zap.Logger) *scaler.Failure {
-	if !p.logLines {
-		logger = nil
-	} else {
-		logger = logger.With(zap.String("instance", in.id))
-	}
-	in.output = newOutput(logger)
+	in.output = newOutput(in.outputLogger(p, logger))
 	var err error
 	if in.keep {
-		paths := outputPaths(dir, in.id)
-		in.record.Output = paths[:]
+		files := outputFilesOf(dir, in.id)
+		in.record.Output = files.all()
 		var f *followed
-		if f, err = newFollowed(in.output, paths); err == nil {
+		if f, err = newFollowed(in.output, files); err == nil {
 			in.source = f
 			return nil
 		}
@@ -204,7 +210,7 @@ func (in *instance) openOutput(p *plan, dir string, logger *zap.Logger) *scaler.
 func (in *instance) reported() scaler.Instance {
 	i := scaler.Instance{
 		ID: in.id, Network: in.network, Address: in.address,
-		Since: in.since, Failure: in.failure,
+		Since: in.since, Failure: in.failure, Adopted: in.adopted, WasReady: in.wasReady,
 	}
 	switch {
 	case in.ended:

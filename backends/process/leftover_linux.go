@@ -27,8 +27,8 @@ type search struct {
 	// ended, and would be found for ever.
 	except int
 
-	// told are the processes that were found and have had the stop signal.
-	// They stay part of the instance when the group is gone.
+	// told are the processes that were found and have had a signal. They stay
+	// part of the instance when the group is gone.
 	told map[name]bool
 }
 
@@ -74,6 +74,22 @@ func (s *search) find() []quarry {
 	return found
 }
 
+// signal sends a signal to everything that belongs to the instance.
+func (s *search) signal(sig syscall.Signal) {
+	for _, q := range s.find() {
+		s.tell(q)
+		_ = unix.PidfdSendSignal(q.pidfd, sig, nil, 0)
+		unix.Close(q.pidfd)
+	}
+}
+
+func (s *search) tell(q quarry) {
+	if s.told == nil {
+		s.told = make(map[name]bool)
+	}
+	s.told[q.name] = true
+}
+
 // The bounds of a hunt that meets processes that do not die, or that fork
 // faster than they are found.
 const (
@@ -87,7 +103,6 @@ const (
 // for again and again, because it can come nearer. Members of the group for
 // which asked is true have had the stop signal already.
 func (s *search) end(sig syscall.Signal, asked bool, deadline func() time.Time) bool {
-	s.told = make(map[name]bool)
 	for kills := 0; kills < killRounds; {
 		found := s.find()
 		if len(found) == 0 {
@@ -99,7 +114,7 @@ func (s *search) end(sig syscall.Signal, asked bool, deadline func() time.Time) 
 			case killing:
 				_ = unix.PidfdSendSignal(q.pidfd, unix.SIGKILL, nil, 0)
 			case !s.told[q.name]:
-				s.told[q.name] = true
+				s.tell(q)
 				if stat, err := readStat(q.pid); err == nil && asked && stat.group == s.group {
 					continue
 				}
@@ -147,6 +162,12 @@ func awaitAll(found []quarry, deadline func() time.Time) {
 // endRest ends what is left of the instance after its main process has ended,
 // which is not reaped yet. It returns false if something would not die.
 func (c *child) endRest(instance string, sig stopSignal, asked bool, deadline func() time.Time) bool {
+	if c.adopted != nil {
+		// It is reaped, and the id of its group proves nothing any more: what is
+		// left is known by its environment, or has been told.
+		c.reap()
+		return c.adopted.end(syscall.Signal(sig), false, deadline)
+	}
 	s := &search{
 		instance: instance,
 		group:    c.pid,

@@ -117,7 +117,7 @@ func TestOutputOfKeptInstancesGoesThroughAFileThatIsCut(t *testing.T) {
 	// More than the limit, then what must not be lost.
 	b := open(t, shell(`head -c 9000000 /dev/zero | tr '\0' x; echo; while [ ! -e `+dir+`/go ]; do sleep 0.01; done; echo after; sleep 0.5; exit 4`), keep)
 	in := b.one()
-	file := outputPaths(recordDir(b.dataDir), in.ID)[0]
+	file := outputFilesOf(recordDir(b.dataDir), in.ID).streams[0]
 	size := func() int64 {
 		info, err := os.Stat(file)
 		if err != nil {

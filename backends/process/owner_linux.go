@@ -41,13 +41,13 @@ func checkOwner(port int, c *child, instance string) error {
 func listeningInodes(port int) map[string]bool {
 	exact, all := make(map[string]bool), make(map[string]bool)
 	for _, table := range [...]string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
-		eachListener(table, func(address string, p int, inode string) {
+		eachListener(table, func(l listeningSocket) {
 			switch {
-			case p != port:
-			case address == "0100007F", address == "0000000000000000FFFF00000100007F":
-				exact[inode] = true
-			case strings.Trim(address, "0") == "", address == "0000000000000000FFFF000000000000":
-				all[inode] = true
+			case l.port != port:
+			case l.loopback():
+				exact[l.inode] = true
+			case strings.Trim(l.address, "0") == "", l.address == "0000000000000000FFFF000000000000":
+				all[l.inode] = true
 			}
 		})
 	}
@@ -57,9 +57,32 @@ func listeningInodes(port int) map[string]bool {
 	return all
 }
 
+// unaccepted is how many connections to a passed socket wait to be accepted.
+func unaccepted(port int) (n int) {
+	eachListener("/proc/self/net/tcp", func(l listeningSocket) {
+		if l.port == port && l.loopback() {
+			n = l.waiting
+		}
+	})
+	return n
+}
+
+// listeningSocket is a listening socket, as the kernel shows it.
+type listeningSocket struct {
+	address string // in hexadecimal digits
+	port    int
+	waiting int // connections
+	inode   string
+}
+
+// loopback tells that the socket listens on the very address of instances.
+func (l listeningSocket) loopback() bool {
+	return l.address == "0100007F" || l.address == "0000000000000000FFFF00000100007F"
+}
+
 // eachListener goes through the listening sockets of a table of the kernel.
 // They stand before all others, of which there may be very many.
-func eachListener(table string, f func(address string, port int, inode string)) {
+func eachListener(table string, f func(listeningSocket)) {
 	file, err := os.Open(table)
 	if err != nil {
 		return
@@ -79,7 +102,13 @@ func eachListener(table string, f func(address string, port int, inode string)) 
 		if err != nil {
 			return
 		}
-		f(address, int(port), fields[9])
+		// Of a listening socket the queue of what was received is this one.
+		_, queue, _ := strings.Cut(fields[4], ":")
+		waiting, err := strconv.ParseUint(queue, 16, 32)
+		if err != nil {
+			return
+		}
+		f(listeningSocket{address, int(port), int(waiting), fields[9]})
 	}
 }
 

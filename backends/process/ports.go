@@ -90,6 +90,13 @@ func (p *portPool) take(from, to int, try func(port int) error) (int, *scaler.Fa
 	}
 }
 
+// reserve takes a port out of the pool that an instance has already.
+func (p *portPool) reserve(port int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.used[port] = true
+}
+
 // give takes a port back. One that an instance had rests.
 func (p *portPool) give(port int, hadInstance bool) {
 	p.mu.Lock()

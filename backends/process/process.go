@@ -239,6 +239,7 @@ func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
 	}
 	warnAtOpen(env)
 	r := newRunner(b.plan, env)
+	r.adopt()
 	r.reportNow()
 	return r, nil
 }

@@ -10,19 +10,22 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // record is what Usher writes down about a process, so that a later Caddy can
-// end it when this one was killed. A first version without the process is
-// written before the fork: whenever the kill comes, USHER_INSTANCE in the
-// environment of the process is the name of a record.
+// adopt or end it. A first version without the process is written before the
+// fork: whenever a kill comes, USHER_INSTANCE in the environment of the process
+// is the name of a record.
 type record struct {
-	Instance    string `json:"instance"`
-	Service     string `json:"service"`
-	Revision    string `json:"revision"`
-	Fingerprint string `json:"fingerprint"`
-	Network     string `json:"network"`
-	Address     string `json:"address"`
+	Instance    string    `json:"instance"`
+	Service     string    `json:"service"`
+	Revision    string    `json:"revision"`
+	Fingerprint string    `json:"fingerprint"`
+	Network     string    `json:"network"`
+	Address     string    `json:"address"`
+	Since       time.Time `json:"since"`
 
 	// PID is 0 before the fork.
 	PID       int    `json:"pid,omitempty"`
@@ -32,11 +35,14 @@ type record struct {
 	Keep       bool   `json:"keep,omitempty"`
 	Socket     string `json:"socket,omitempty"`
 
-	// Output are the files that a kept instance writes to.
+	// Ready says that a kept instance was ready at some time.
+	Ready bool `json:"ready,omitempty"`
+
+	// Output are the files of a kept instance's output.
 	Output []string `json:"output,omitempty"`
 
-	// Owner is the Caddy that started the instance. It also says on which boot
-	// and in which namespace the pids are meant.
+	// Owner is the Caddy that started the instance, or adopted it. It also says
+	// on which boot and in which namespace the pids are meant.
 	Owner identity `json:"owner"`
 
 	file *os.File
@@ -98,6 +104,110 @@ func (r *record) complete(pid int, startTime uint64) error {
 	}
 	_, err = r.file.WriteAt(padded(text, r.size), 0)
 	return err
+}
+
+// errOwned tells that a Caddy that lives has the record.
+var errOwned = errors.New("another Caddy has it")
+
+// takeOver makes this Caddy the owner of an instance whose owner is gone. Of
+// several Caddys that try only one succeeds, and the others get errOwned.
+func (r *record) takeOver(dir string, own identity, revision string) error {
+	unlock, err := lockRecords(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	path := filepath.Join(dir, r.Instance+recordSuffix)
+	now, err := readRecord(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return errOwned // it was, and has been ended
+	case err != nil:
+		return err
+	case !now.orphaned(own) || !now.sameSystem(own):
+		return errOwned
+	}
+	now.Owner, now.Revision = own, revision
+	if err := now.rewrite(path); err != nil {
+		return err
+	}
+	*r = *now
+	return nil
+}
+
+// becameReady adds that the instance is ready.
+func (r *record) becameReady(dir string) error {
+	r.Ready = true
+	return r.rewrite(filepath.Join(dir, r.Instance+recordSuffix))
+}
+
+// rewrite writes over a record that is in place, as complete does it: that
+// works on a full disk too. One that is gone stays so.
+func (r *record) rewrite(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(padded(text, int(info.Size())), 0)
+	return err
+}
+
+// lockPatience is how long another Caddy may keep the records to itself, which
+// takes it far less.
+const lockPatience = time.Second
+
+// lockRecords keeps other Caddys from taking records over. The lock is on the
+// directory itself, and ends with the process that has it.
+func lockRecords(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(5 * time.Millisecond) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		held := errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline)
+		if !held && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("locking the records in %s: %w", dir, err)
+		}
+	}
+}
+
+// orphaned tells whether the Caddy that has the record is certainly gone.
+func (r *record) orphaned(own identity) bool {
+	if r.Owner.BootID != own.BootID {
+		return true
+	}
+	// In another namespace of pids, another container with the same volume,
+	// neither the owner nor its processes can be seen. They may well live.
+	if r.Owner.Namespace != own.Namespace {
+		return false
+	}
+	if r.Owner.alive() {
+		return false
+	}
+	// A Caddy that was itself started by that instance is no leftover to end.
+	return variable(os.Getpid(), varInstance) != r.Instance
+}
+
+// sameSystem tells whether the pids of the record mean something here and now.
+func (r *record) sameSystem(own identity) bool {
+	return r.Owner.BootID == own.BootID && r.Owner.Namespace == own.Namespace
 }
 
 // release closes the file.

@@ -2,7 +2,10 @@
 
 package process
 
-import "os"
+import (
+	"os"
+	"time"
+)
 
 // record does not exist on this system: there is nothing here that names a
 // process beyond the reuse of its pid.
@@ -10,8 +13,9 @@ type record struct {
 	Instance, Service, Revision, Fingerprint string
 
 	Network, Address string
+	Since            time.Time
 	StopSignal       int
-	Keep             bool
+	Keep, Ready      bool
 	Socket           string
 	Output           []string
 }
@@ -19,6 +23,8 @@ type record struct {
 func (*record) create(string) error { return nil }
 
 func (*record) complete(int, uint64) error { return nil }
+
+func (*record) becameReady(string) error { return nil }
 
 func (r *record) remove(string) error {
 	for _, path := range r.Output {

@@ -13,28 +13,28 @@ import (
 	"go.uber.org/zap"
 )
 
-// recoverGrace is how long what is found may take from the stop signal to the
-// kill. The service's own stop_timeout is not known any more.
-const recoverGrace = 10 * time.Second
-
 // recoverAtOnce bounds how many instances are ended at the same time.
 const recoverAtOnce = 8
 
-// Recover ends what a Caddy that was killed left behind: instances that were
-// started to outlive it, and what instances had forked away.
+// Recover ends what earlier Caddys left behind and nobody has adopted: kept
+// instances of services that are gone or have changed, or that are not what
+// their record says, and what instances of a killed Caddy had forked away. From
+// then on nothing is adopted.
 func (*Backend) Recover(ctx context.Context, dataDir string, logger *zap.Logger) {
 	dir := recordDir(dataDir)
+	left := estateOf(dir)
+	left.close()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
-			logger.Warn("the records of earlier processes cannot be read; what a killed Caddy left behind is not ended",
+			logger.Warn("the records of earlier processes cannot be read; what an earlier Caddy left behind is not ended",
 				zap.String("dir", dir), zap.Error(err))
 		}
 		return
 	}
 	own, err := ownIdentity()
 	if err != nil {
-		logger.Warn("the identity of this Caddy cannot be found out; what a killed Caddy left behind is not ended", zap.Error(err))
+		logger.Warn("the identity of this Caddy cannot be found out; what an earlier Caddy left behind is not ended", zap.Error(err))
 		return
 	}
 	var ending sync.WaitGroup
@@ -68,7 +68,9 @@ func (*Backend) Recover(ctx context.Context, dataDir string, logger *zap.Logger)
 		}
 		ending.Go(func() {
 			defer func() { <-places }()
-			r.end(ctx, dir, own, logger)
+			if r.end(ctx, dir, own, logger) {
+				left.leavePort(r.Instance)
+			}
 		})
 	}
 }
@@ -80,45 +82,37 @@ func removeOldDraft(path string) {
 	}
 }
 
-// orphaned tells whether the Caddy that wrote the record is certainly gone.
-func (r *record) orphaned(own identity) bool {
-	if r.Owner.BootID != own.BootID {
-		return true
-	}
-	// In another namespace of pids, another container with the same volume,
-	// neither the owner nor its processes can be seen. They may well live.
-	if r.Owner.Namespace != own.Namespace {
-		return false
-	}
-	if r.Owner.alive() {
-		return false
-	}
-	// A Caddy that was itself started by that instance is no leftover to end.
-	return variable(os.Getpid(), varInstance) != r.Instance
-}
-
-// end ends what is left of an instance, and forgets it.
-func (r *record) end(ctx context.Context, dir string, own identity, logger *zap.Logger) {
+// end ends what is left of an instance, and forgets it. It returns false if
+// something may still run.
+func (r *record) end(ctx context.Context, dir string, own identity, logger *zap.Logger) bool {
 	logger = logger.With(zap.String("service", r.Service), zap.String("instance", r.Instance))
-	if r.Owner.BootID == own.BootID {
+	if r.sameSystem(own) {
+		// Somebody else may be about to adopt it.
+		switch err := r.takeOver(dir, own, r.Revision); {
+		case errors.Is(err, errOwned):
+			return true
+		case err != nil:
+			logger.Warn("what an earlier Caddy left running cannot be taken over; the next start of Caddy tries again", zap.Error(err))
+			return false
+		}
 		began := time.Now()
 		deadline := func() time.Time {
 			if ctx.Err() != nil {
 				return began
 			}
-			return began.Add(recoverGrace)
+			return began.Add(unknownStopTimeout)
 		}
 		found := r.search()
 		present := found.find()
 		if len(present) > 0 {
-			logger.Info("ending what an earlier Caddy that was killed left running", zap.Int("processes", len(present)))
+			logger.Info("ending what an earlier Caddy left running", zap.Int("processes", len(present)))
 		}
 		for _, q := range present {
 			syscall.Close(q.pidfd)
 		}
 		if len(present) > 0 && !found.end(syscall.Signal(r.StopSignal), false, deadline) {
 			logger.Warn("processes that an earlier Caddy left running do not end; the next start of Caddy tries again")
-			return
+			return false
 		}
 	}
 	// The path comes from a file: only the socket of this instance goes.
@@ -128,6 +122,7 @@ func (r *record) end(ctx context.Context, dir string, own identity, logger *zap.
 	if err := r.remove(dir); err != nil {
 		logger.Warn("the record of an earlier process cannot be removed", zap.Error(err))
 	}
+	return true
 }
 
 // search says what is to be found of a recorded instance: what carries its id
@@ -135,8 +130,7 @@ func (r *record) end(ctx context.Context, dir string, own identity, logger *zap.
 // start time, that one and its group.
 func (r *record) search() *search {
 	s := &search{instance: r.Instance}
-	leader := identity{PID: r.PID, StartTime: r.StartTime}
-	if r.PID > 0 && leader.alive() {
+	if leader := r.leader(); r.PID > 0 && leader.alive() {
 		s.group, s.reserved = r.PID, leader.alive
 	}
 	return s

@@ -36,8 +36,12 @@ type runner struct {
 	unrecorded sync.Once
 }
 
+// unknownStopTimeout is for what ends before an order has told the service's
+// own stop_timeout.
+const unknownStopTimeout = 10 * time.Second
+
 func newRunner(p *plan, env scaler.Env) *runner {
-	return &runner{plan: p, env: env}
+	return &runner{plan: p, env: env, stopTimeout: unknownStopTimeout}
 }
 
 // Traits says that instances are processes of this machine.
@@ -105,7 +109,10 @@ func (r *runner) start() *scaler.Failure {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.instances = append(r.instances, in)
-	r.life.Go(func() { r.watch(in) })
+	r.life.Go(func() {
+		defer forks.release()
+		r.watch(in)
+	})
 	if in.appears == nil {
 		in.network, in.address = in.where()
 	} else {
@@ -171,7 +178,6 @@ func (r *runner) awaitSocket(in *instance) {
 // watch sees an instance to its end, and beyond: to the end of everything
 // that it left behind.
 func (r *runner) watch(in *instance) {
-	defer forks.release()
 	defer in.child.close()
 	if !in.child.wait() {
 		r.letGo(in)
@@ -250,29 +256,14 @@ func (r *runner) stopLocked(in *instance, timeout time.Duration) {
 		}
 	default:
 		in.stopping, in.killAt = true, killAt
-		in.child.stop(r.plan.stopSignal)
+		if in.adopted {
+			// The processes have to be found first.
+			r.life.Go(func() { in.child.stop(r.plan.stopSignal) })
+		} else {
+			in.child.stop(r.plan.stopSignal)
+		}
 		in.killTimer = time.AfterFunc(timeout, in.child.kill)
 	}
-}
-
-// Confirm tells whether a probe that passed reached the instance.
-func (r *runner) Confirm(_ context.Context, instanceID string) error {
-	r.mu.Lock()
-	i := slices.IndexFunc(r.instances, func(in *instance) bool { return in.id == instanceID })
-	var in *instance
-	if i >= 0 {
-		in = r.instances[i]
-	}
-	r.mu.Unlock()
-	switch {
-	case in == nil:
-		return errEnded
-	case in.passed != nil:
-		return in.passed.accepted()
-	case in.port != 0:
-		return checkOwner(in.port, in.child, in.id)
-	}
-	return nil
 }
 
 // Close stops all instances together and waits for their end, those aside
@@ -358,7 +349,7 @@ func (r *runner) newRecord(in *instance) *record {
 	network, address := in.where()
 	return &record{
 		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.plan.fingerprint(),
-		Network: network, Address: address,
+		Network: network, Address: address, Since: in.since,
 		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket,
 	}
 }

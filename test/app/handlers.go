@@ -27,6 +27,7 @@ func newHandler(o options, deafen func()) http.Handler {
 	mux.HandleFunc("/reset", reset)
 	mux.HandleFunc("/usher-error", ownUsherError)
 	mux.HandleFunc("/env", environment)
+	mux.HandleFunc("/say", say)
 	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(exit(5)) })
 	mux.HandleFunc("/deafen", func(w http.ResponseWriter, r *http.Request) {
 		deafen()
@@ -69,6 +70,9 @@ func health(w http.ResponseWriter, o options) {
 func identify(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintf(w, "instance %s pid %d\n", os.Getenv("USHER_INSTANCE"), os.Getpid())
 }
+
+// say writes a line to the standard output.
+func say(_ http.ResponseWriter, r *http.Request) { fmt.Println(r.URL.Query().Get("line")) }
 
 func echo(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
