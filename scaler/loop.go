@@ -110,9 +110,10 @@ func (l *Loop) Attach(s *reserver.Service) { l.reserver = s }
 // Hooks returns what the reserver of the service has to call.
 func (l *Loop) Hooks() reserver.Hooks {
 	return reserver.Hooks{
-		Demand:  l.Poke,
-		Ejected: func(*reserver.Instance) { l.Poke() },
-		Drained: func(*reserver.Instance) { l.Poke() },
+		Demand:     l.Poke,
+		Ejected:    func(*reserver.Instance) { l.Poke() },
+		Questioned: func(*reserver.Instance) { l.Poke() },
+		Drained:    func(*reserver.Instance) { l.Poke() },
 	}
 }
 
@@ -202,8 +203,8 @@ func (l *Loop) Apply(s Settings) {
 			switch {
 			case !check || i.draining || i.stopping:
 			case i.slots != nil && !i.withdrawn:
-				if i.probe != nil {
-					l.startProbe(i, 0) // it is ejected
+				if i.slots.Stats().Ejected {
+					l.startProbe(i, 0)
 				}
 			default:
 				i.stopProbe()
@@ -296,6 +297,7 @@ func (l *Loop) open(b Backend) error {
 	r.scaler, r.traits = s, traits
 	r.confirmer, _ = s.(Confirmer)
 	r.restarter, _ = s.(Restarter)
+	r.voucher, _ = s.(Voucher)
 	l.revisions = append(l.revisions, r)
 	l.fresh()
 	if r.early != nil {

@@ -253,7 +253,11 @@ func (l *Loop) ready(i *instance) {
 		return
 	case first:
 		i.readySince = now
-		i.slots = l.reserver.Add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
+		add := l.reserver.Add
+		if i.revision.voucher != nil {
+			add = l.reserver.AddUnbound
+		}
+		i.slots = add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
 		l.log.Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
 			zap.Duration("after", now.Sub(i.unreadyFrom)))
 		if !l.coldFrom.IsZero() {

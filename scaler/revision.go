@@ -18,6 +18,7 @@ type revision struct {
 	traits    Traits
 	confirmer Confirmer
 	restarter Restarter
+	voucher   Voucher
 
 	instances map[string]*instance
 	early     *Report // said before Open had returned
