@@ -26,7 +26,6 @@ func TestG10_AChangeOfTheLeaderAndATimeWithoutMarathonTouchNobodyInside(t *testi
 	w.AwaitReady("web", 2, soon)
 	wantAllOK(t, more.Stop())
 
-	w.awaitNodes()
 	for n := range 3 {
 		w.sim.CrashNode(n)
 	}
