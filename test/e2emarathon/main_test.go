@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { harness.Main(m) }
 var (
 	soakFor  = flag.Duration("soak", 8*time.Second, "how long the soak goes on; two minutes is a whole one")
 	soakSeed = flag.Uint64("seed", 0, "the seed of the soak; 0 draws one")
-	outage   = flag.Duration("outage", 4*time.Second, "how long there is no Marathon at all")
+	outage   = flag.Duration("outage", 30*time.Second, "how long there is no Marathon at all")
 )
 
 // soon is the time for what has to happen by itself in a moment.
