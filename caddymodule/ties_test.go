@@ -283,28 +283,33 @@ func TestANewConnectionIsGoodWhileAnotherOneLives(t *testing.T) {
 func TestWithoutAnotherConnectionAWordCountsForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, asked, connect := stranger(t)
-		closes := func() bool {
-			ok, theirs := connect()
-			theirs.Close()
-			time.Sleep(time.Millisecond)
-			return ok
+		closes := func(times int) bool {
+			for range times {
+				ok, theirs := connect()
+				theirs.Close()
+				time.Sleep(time.Millisecond)
+				if !ok {
+					return false
+				}
+			}
+			return true
 		}
-		if !closes() {
+		if !closes(1) {
 			t.Fatal("nobody has used it yet")
 		}
 		// It has ended, or closes its connections soon.
-		if closes() || !x.doubted.Load() {
+		if closes(1) || !x.doubted.Load() {
 			t.Fatal("it may have ended")
 		}
-		if x.instance.Vouch(); !closes() || !closes() || *asked != 0 {
+		if x.instance.Vouch(); !closes(2) || *asked != 0 {
 			t.Fatalf("it only closes its connections; asked %d times", *asked)
 		}
 		time.Sleep(tieLease / 2)
-		if !closes() || !closes() || *asked != 1 {
+		if !closes(2) || *asked != 1 {
 			t.Fatalf("the word is to be renewed; asked %d times", *asked)
 		}
 		time.Sleep(tieLease / 2)
-		if closes() {
+		if closes(1) {
 			t.Fatal("the word is too old")
 		}
 	})

@@ -21,7 +21,7 @@ func (l *Loop) vouch(i *instance) {
 	slots, voucher, id := i.slots, i.revision.voucher, i.ID
 	network, address := i.Network, i.Address
 	l.background(func() {
-		// Who it is is in question, not how it feels: a connection will do.
+		// In question is who it is, not how it feels: a connection will do.
 		check := Check{Kind: CheckTCP, Timeout: vouchTimeout}
 		err := check.probe(ctx, network, address, func(ctx context.Context) error { return voucher.Vouch(ctx, id) })
 		l.mu.Lock()

@@ -392,17 +392,17 @@ func TestATaskIsVouchedForByAReadThatBeganLater(t *testing.T) {
 	m.instances, m.tasks = 1, []string{running("a", 31001)}
 	b := at(t, m)
 	m.awaitStream(1)
-	vouch := func(name string) (error, time.Duration) {
+	vouch := func(name string) (took time.Duration, err error) {
 		began := time.Now()
-		err := b.r.Vouch(t.Context(), id(name))
-		return err, time.Since(began)
+		err = b.r.Vouch(t.Context(), id(name))
+		return time.Since(began), err
 	}
-	if err, _ := vouch("a"); err != nil {
+	if _, err := vouch("a"); err != nil {
 		t.Error(err)
 	}
 	// Out of sight, it is where it was.
 	m.set(func() { m.tasks = []string{task1("a", "TASK_UNREACHABLE", 31001, "")} })
-	if err, _ := vouch("a"); err != nil {
+	if _, err := vouch("a"); err != nil {
 		t.Error(err)
 	}
 	// While nobody can be asked the last known truth holds.
@@ -417,19 +417,19 @@ func TestATaskIsVouchedForByAReadThatBeganLater(t *testing.T) {
 		}
 		return down
 	})
-	if err, took := vouch("a"); err != nil || took > vouchWait+time.Second {
+	if took, err := vouch("a"); err != nil || took > vouchWait+time.Second {
 		t.Errorf("%v, after %v", err, took)
 	}
 	b.await("trouble", func(r scaler.Report) bool { return r.Trouble != nil })
-	if err, took := vouch("a"); err != nil || took > vouchWait {
+	if took, err := vouch("a"); err != nil || took > vouchWait {
 		t.Errorf("in the midst of an outage: %v, after %v", err, took)
 	}
 	// A member that fails once is no reason not to ask another one.
 	m.set(func() { down, m.tasks = false, nil })
-	if err, _ := vouch("a"); err == nil {
+	if _, err := vouch("a"); err == nil {
 		t.Error("its port may be another one's, and no event says so")
 	}
-	if err, _ := vouch("nobody"); err == nil {
+	if _, err := vouch("nobody"); err == nil {
 		t.Error("a task that is not known")
 	}
 }
