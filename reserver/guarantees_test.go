@@ -393,7 +393,7 @@ func TestG9_ADoubtedInstanceIsGivenNothingUntilItIsVouchedFor(t *testing.T) {
 	if ok, err := r.Again(Doubted); ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	s.SetOptions(Options{MaxWaiting: 1})
+	s.SetOptions(Options{MaxWaiting: 2})
 	quiet := mustWait(t, s, true)
 	if st := s.Stats(); asked != 1 || st.Open != 1 || st.Slots != 10 || !i.Stats().Doubted {
 		t.Fatalf("asked %d times, %+v", asked, st)
