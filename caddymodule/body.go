@@ -42,6 +42,22 @@ type requestBody struct {
 	err     error         // that ended the body, when everything ahead was taken
 	broken  bool          // a read failed other than by the end
 	ended   bool
+
+	// withheld is true while an attempt fails to which nothing is to be
+	// written: the body is left for the next one.
+	withheld bool
+}
+
+var errWithheld = errors.New("it is not known where the connection leads")
+
+// withhold keeps the body from being read and closed, or no longer does so.
+func (b *requestBody) withhold(on bool) {
+	if b.rest == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.withheld = on
 }
 
 func (b *requestBody) init(r *http.Request, held *atomic.Int64) {
@@ -152,6 +168,10 @@ func (b *requestBody) stopReadingAhead() {
 func (b *requestBody) Read(p []byte) (int, error) {
 	for {
 		b.mu.Lock()
+		if b.withheld {
+			b.mu.Unlock()
+			return 0, errWithheld
+		}
 		if b.taken < len(b.ahead) {
 			n := copy(p, b.ahead[b.taken:])
 			b.taken += n
@@ -181,6 +201,12 @@ func (b *requestBody) Read(p []byte) (int, error) {
 
 // Close implements io.Closer.
 func (b *requestBody) Close() error {
+	b.mu.Lock()
+	withheld := b.withheld
+	b.mu.Unlock()
+	if withheld {
+		return nil
+	}
 	return b.rest.Close()
 }
 

@@ -91,6 +91,7 @@ type fleet struct {
 	manual   bool
 	openErr  error
 	fail     *scaler.Failure
+	vouch    func(id string) error // if set, the platform is one that vouches
 	handler  func(id string) http.Handler
 	revs     []*fleetRevision
 	made     int
@@ -176,8 +177,18 @@ func (f *fleet) open(env scaler.Env, flavour string) (scaler.Scaler, error) {
 	f.flavours = append(f.flavours, flavour)
 	f.signal()
 	r.report()
+	if f.vouch != nil {
+		return vouchingRevision{r}, nil
+	}
 	return r, nil
 }
+
+// vouchingRevision is a scaler.Voucher and Confirmer, too.
+type vouchingRevision struct{ *fleetRevision }
+
+func (r vouchingRevision) Confirm(_ context.Context, id string) error { return r.fleet.vouch(id) }
+
+func (r vouchingRevision) Vouch(_ context.Context, id string) error { return r.fleet.vouch(id) }
 
 // signal tells who waits that something has changed. The lock is held.
 func (f *fleet) signal() {

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -46,6 +47,10 @@ type Handler struct {
 	service *service
 	server  *caddyhttp.Server
 	errors  *errorRoutes
+
+	// untraced is true if the proxy behind has a transport that does not tell
+	// of its connections, as that of FastCGI.
+	untraced *atomic.Bool
 }
 
 // CaddyModule returns the Caddy module information.
@@ -77,6 +82,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.service = app.use(h.Service, place.name)
 	h.errors = &place.errors
+	h.untraced = new(atomic.Bool)
 
 	if h.WaitTimeout == 0 {
 		h.WaitTimeout = caddy.Duration(defaultWaitTimeout)

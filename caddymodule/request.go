@@ -49,6 +49,11 @@ type request struct {
 
 	// of the instance that it has, or had last
 	instance, revision, address string
+	ties                        *ties // nil where none are needed
+
+	// of all instances that it had: a connection can come about when the
+	// request that asked for it is elsewhere
+	dials dials
 
 	// of the attempts
 	attempt attempt
@@ -65,11 +70,13 @@ type request struct {
 type attempt struct {
 	handed    bool        // the proxy was given the instance
 	asked     bool        // the retry rules were asked: it is no dial error
+	direct    bool        // the transport looked for one to the instance; where ties are needed
 	tried     atomic.Bool // the transport looked for a connection
 	connected atomic.Bool
 	wrote     atomic.Bool // the header, at least, may have left
 	answered  atomic.Bool
 	starved   atomic.Bool // no connection for lack of something of our own
+	withheld  atomic.Bool // nothing was written to a connection of which it is not known where it leads
 	approved  bool        // the retry rules allow another attempt
 
 	// untraced is the fate where the transport does not tell the trace, as
@@ -78,14 +85,23 @@ type attempt struct {
 }
 
 func (a *attempt) reset() {
-	a.handed, a.asked = false, false
+	a.handed, a.asked, a.direct = false, false, false
 	a.tried.Store(false)
 	a.connected.Store(false)
 	a.wrote.Store(false)
 	a.answered.Store(false)
 	a.starved.Store(false)
+	a.withheld.Store(false)
 	a.approved = false
 	a.untraced = reserver.Neutral
+}
+
+// reset begins another attempt.
+func (q *request) reset() {
+	if q.attempt.withheld.Load() {
+		q.body.withhold(false)
+	}
+	q.attempt.reset()
 }
 
 type requestKey struct{}
@@ -140,6 +156,9 @@ func (q *request) reserve() error {
 func (q *request) seated() {
 	i := q.reservation.Instance()
 	q.instance, q.revision, q.address = i.ID, i.Revision, dialAddress(i.Network, i.Address)
+	if q.ties = tiesOf(i); q.ties != nil {
+		q.dials.add(q.ties)
+	}
 }
 
 // dialAddress writes an address as Caddy does.
@@ -211,12 +230,18 @@ func (q *request) forwarded() *http.Request {
 	}
 	a := &q.attempt
 	q.trace = httptrace.ClientTrace{
-		GetConn:              func(string) { a.tried.Store(true) },
-		GotConn:              func(httptrace.GotConnInfo) { a.connected.Store(true) },
+		GetConn: func(addr string) {
+			a.tried.Store(true)
+			a.direct = q.ties != nil && q.toInstance(addr)
+		},
+		GotConn:              q.gotConn,
 		WroteHeaders:         func() { a.wrote.Store(true) },
 		GotFirstResponseByte: q.firstByte,
-		ConnectDone: func(_, _ string, err error) {
-			if err != nil && ownShortage(err) {
+		ConnectDone: func(_, addr string, err error) {
+			switch {
+			case err == nil:
+				q.dials.done(addr)
+			case ownShortage(err):
 				a.starved.Store(true)
 			}
 		},
@@ -248,6 +273,8 @@ func ownShortage(err error) bool {
 func (q *request) fate() reserver.Fate {
 	a := &q.attempt
 	switch {
+	case a.withheld.Load():
+		return reserver.Doubted
 	case a.answered.Load():
 		return reserver.Answered
 	case !a.tried.Load() && a.handed && q.in.Context().Err() == nil && !q.body.failed():
@@ -264,7 +291,8 @@ func (q *request) fate() reserver.Fate {
 // attempt.
 func (q *request) maybeSeen() bool {
 	a := &q.attempt
-	return a.wrote.Load() || a.answered.Load() || a.handed && a.asked && !a.tried.Load()
+	// Of a request that was withheld the header may have got into a buffer.
+	return !a.withheld.Load() && (a.wrote.Load() || a.answered.Load() || a.handed && a.asked && !a.tried.Load())
 }
 
 // errSeen ends a request that an instance may have seen and that no rule
@@ -302,7 +330,7 @@ func (q *request) again() {
 			return
 		}
 	}
-	q.attempt.reset()
+	q.reset()
 	ok, err := q.reservation.Again(fate)
 	if !ok && err == nil {
 		err = q.hold()
@@ -317,6 +345,9 @@ func (q *request) again() {
 // finish takes what the next handlers have returned.
 func (q *request) finish(err error) error {
 	gone := errors.Is(context.Cause(q.in.Context()), scaler.ErrGone)
+	if a := &q.attempt; err == nil && q.ties != nil && a.handed && !a.tried.Load() && q.handler.untraced != nil {
+		q.handler.untraced.Store(true)
+	}
 	q.attempt.untraced = untracedFate(err)
 	q.reservation.Release(q.fate())
 	switch {

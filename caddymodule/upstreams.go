@@ -60,15 +60,25 @@ func (Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error)
 	if q == nil {
 		return nil, errNoReservation
 	}
+	for q.blind() && q.reservation.Instance() != nil && !q.ties.dialled() {
+		q.attempt.withheld.Store(true)
+		q.again()
+	}
 	if q.refusal != nil || q.reservation.Instance() == nil {
 		return nil, nil
 	}
 	// What else was sent on the way here, to authorize the request, say, is
 	// no attempt.
-	q.attempt.reset()
+	q.reset()
 	q.attempt.handed = true
 	// A fresh one each time: reverse_proxy writes to it.
 	return []*reverseproxy.Upstream{{Dial: q.address}}, nil
+}
+
+// blind says whether it has to be known before the request is handed on that
+// connections lead to the instance, because the transport does not tell of them.
+func (q *request) blind() bool {
+	return q.refusal == nil && q.ties != nil && q.handler.untraced != nil && q.handler.untraced.Load()
 }
 
 // ResetCache is called before a further attempt: it ends the reservation of

@@ -14,6 +14,8 @@
 //   - a free slot and a waiter never exist side by side: a freed or new slot
 //     is handed to the oldest waiter under the same lock that freed it, so a
 //     grant and a cancellation cannot both win;
+//   - a doubted instance is given no request until somebody vouches for it, and
+//     the request that doubted it waits before everyone;
 //   - choosing an instance takes O(log n) of n instances or less, leaving the
 //     line O(1), and neither allocates when a slot is free.
 //

@@ -383,6 +383,47 @@ func TestG9_ARetryGoesToAnotherInstanceIfOneHasRoom(t *testing.T) {
 	}
 }
 
+func TestG9_ADoubtedInstanceIsGivenNothingUntilItIsVouchedFor(t *testing.T) {
+	asked := 0
+	s := New(Options{}, nil, Hooks{Questioned: func(*Instance) { asked++ }})
+	i := s.AddUnbound("x", "", "", "", 10)
+	inside, r := mustReserve(t, s), mustReserve(t, s)
+	before := i.Proven()
+	// It waits although nobody may: it was given a slot, and has used nothing.
+	if ok, err := r.Again(Doubted); ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	s.SetOptions(Options{MaxWaiting: 2})
+	quiet := mustWait(t, s, true)
+	if st := s.Stats(); asked != 1 || st.Open != 1 || st.Slots != 10 || !i.Stats().Doubted {
+		t.Fatalf("asked %d times, %+v", asked, st)
+	}
+	inside.Release(Answered)
+	wantWaiting(t, r, "the one that doubts")
+	i.Vouch()
+	wantGranted(t, r, "the one that doubts")
+	wantGranted(t, quiet, "the next")
+	if !i.Proven().After(before) {
+		t.Error("it is not known that it was vouched for")
+	}
+	// Nothing is held against it: as many doubts as there may be eject nobody.
+	for range 5 {
+		mustReserve(t, s).Release(Doubted)
+		i.Vouch()
+	}
+	// But if nobody vouches for it, it is as if it had refused a connection.
+	mustReserve(t, s).Release(Doubted)
+	i.Eject()
+	if st := s.Stats(); st.Open != 0 || i.Pause() != pauseRefused {
+		t.Fatalf("%+v, a pause of %v", st, i.Pause())
+	}
+	i.Restore()
+	mustReserve(t, s)
+	if asked != 7 {
+		t.Errorf("asked %d times", asked)
+	}
+}
+
 func TestG11_TheLineIsBounded(t *testing.T) {
 	var limit Limit
 	limit.Set(3)

@@ -3,6 +3,7 @@ package reserver
 import (
 	"cmp"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,17 +29,31 @@ type Instance struct {
 	// Revision names what it was made from.
 	ID, Revision, Network, Address string
 
+	// Unbound is true where the address can be given to something else before
+	// anybody knows that the instance has ended.
+	Unbound bool
+
+	// Notes is for whoever sends requests to the instance, to keep with it
+	// what it likes.
+	Notes atomic.Value
+
 	service *Service
 	seq     uint64
+	proven  atomic.Int64 // since the service was made; when it was added or vouched for
 
 	// Guarded by the service's lock.
-	slots     int // Unlimited, or the most reservations it may have
-	inUse     int // reservations it has
-	quiet     int // those of them that are quiet
-	place     int // in the pool, or -1
-	cordoned  bool
-	ejected   bool
-	removed   bool
+	slots    int // Unlimited, or the most reservations it may have
+	inUse    int // reservations it has
+	quiet    int // those of them that are quiet
+	place    int // in the pool, or -1
+	cordoned bool
+	ejected  bool
+	removed  bool
+
+	// A doubted instance counts as one that takes requests, and is given
+	// none; a questioned one is to be vouched for, doubted or not.
+	doubted, questioned bool
+
 	strikes   int
 	ejections int
 	pause     time.Duration
@@ -48,13 +63,21 @@ type Instance struct {
 
 // Add puts a ready instance to use: its slots are given to the line at once.
 func (s *Service) Add(id, revision, network, address string, slots int) *Instance {
+	return s.add(&Instance{ID: id, Revision: revision, Network: network, Address: address, slots: slots})
+}
+
+// AddUnbound is Add for an instance whose address can be given to something
+// else before anybody knows that it has ended.
+func (s *Service) AddUnbound(id, revision, network, address string, slots int) *Instance {
+	return s.add(&Instance{ID: id, Revision: revision, Network: network, Address: address, Unbound: true, slots: slots})
+}
+
+func (s *Service) add(i *Instance) *Instance {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seq++
-	i := &Instance{
-		ID: id, Revision: revision, Network: network, Address: address,
-		service: s, seq: s.seq, slots: slots, place: -1,
-	}
+	i.service, i.seq, i.place = s, s.seq, -1
+	i.prove()
 	s.admit(i)
 	return i
 }
@@ -86,8 +109,10 @@ func (s *Service) countSlots(i *Instance, sign int) {
 	}
 }
 
-func (i *Instance) isOpen() bool  { return !i.cordoned && !i.ejected && !i.removed }
-func (i *Instance) hasRoom() bool { return i.slots == Unlimited || i.inUse < i.slots }
+func (i *Instance) isOpen() bool { return !i.cordoned && !i.ejected && !i.removed }
+func (i *Instance) hasRoom() bool {
+	return !i.doubted && (i.slots == Unlimited || i.inUse < i.slots)
+}
 
 // lessLoaded compares the parts of the slots in use. An instance without a
 // limit compares by its requests alone with others of its kind.
@@ -154,6 +179,7 @@ func (i *Instance) Restore() {
 	}
 	i.ejected = false
 	i.epoch++
+	i.prove()
 	if i.isOpen() {
 		s.admit(i)
 	}
@@ -301,11 +327,18 @@ func (i *Instance) SetSlots(slots int) {
 type InstanceStats struct {
 	Slots, InUse      int // Slots may be Unlimited
 	Cordoned, Ejected bool
+
+	// Questioned is true while somebody should vouch for the instance, and
+	// Doubted while it is given nothing before.
+	Questioned, Doubted bool
 }
 
 // Stats returns the counters of the instance.
 func (i *Instance) Stats() InstanceStats {
 	i.service.mu.Lock()
 	defer i.service.mu.Unlock()
-	return InstanceStats{Slots: i.slots, InUse: i.inUse, Cordoned: i.cordoned, Ejected: i.ejected}
+	return InstanceStats{
+		Slots: i.slots, InUse: i.inUse, Cordoned: i.cordoned, Ejected: i.ejected,
+		Questioned: i.questioned, Doubted: i.doubted,
+	}
 }

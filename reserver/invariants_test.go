@@ -31,6 +31,9 @@ func (sd *side) check(after string) {
 	if !slices.Equal(sd.ejected, sd.model.ejected) {
 		m.fail("%s: Ejected was called for %v; want %v", after, sd.ejected, sd.model.ejected)
 	}
+	if !slices.Equal(sd.asked, sd.model.asked) {
+		m.fail("%s: Questioned was called for %v; want %v", after, sd.asked, sd.model.asked)
+	}
 	if !slices.Equal(sd.drained, sd.model.drained) {
 		m.fail("%s: Drained was called for %v; want %v", after, sd.drained, sd.model.drained)
 	}
@@ -51,7 +54,10 @@ func (sd *side) check(after string) {
 
 	for _, p := range append(slices.Clone(sd.model.instances), sd.gone...) {
 		got := p.i.Stats()
-		if w := (InstanceStats{Slots: p.slots, InUse: len(p.inside), Cordoned: p.cordoned, Ejected: p.ejected}); got != w {
+		if w := (InstanceStats{
+			Slots: p.slots, InUse: len(p.inside), Cordoned: p.cordoned, Ejected: p.ejected,
+			Doubted: p.doubted, Questioned: p.questioned,
+		}); got != w {
 			m.fail("%s: %s counts %+v; want %+v", after, p.i.ID, got, w)
 		}
 		if p.i.Pause() != p.pause {

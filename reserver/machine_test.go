@@ -27,6 +27,7 @@ type side struct {
 	parties  []*party
 	rang     int
 	ejected  []*Instance
+	asked    []*Instance
 	drained  []*Instance
 	lastIdle time.Time
 	added    int
@@ -43,9 +44,10 @@ func newMachine(pick func(int) int, failf func(string, ...any)) *machine {
 	for k := range m.sides {
 		sd := &side{m: m, model: &model{opts: m.options()}, inUse: map[*Instance]int{}}
 		sd.s = New(sd.model.opts, m.shared, Hooks{
-			Demand:  func() { sd.rang++ },
-			Ejected: func(i *Instance) { sd.ejected = append(sd.ejected, i) },
-			Drained: func(i *Instance) { sd.drained = append(sd.drained, i) },
+			Demand:     func() { sd.rang++ },
+			Ejected:    func(i *Instance) { sd.ejected = append(sd.ejected, i) },
+			Questioned: func(i *Instance) { sd.asked = append(sd.asked, i) },
+			Drained:    func(i *Instance) { sd.drained = append(sd.drained, i) },
 		})
 		sd.lastIdle = sd.s.Stats().IdleSince
 		for range 12 {
@@ -109,6 +111,8 @@ var steps = []step{
 	{"uncordon", (*side).uncordon},
 	{"cordon least loaded", (*side).cordonLeastLoaded},
 	{"restore", (*side).restore},
+	{"vouch", (*side).vouch},
+	{"eject, question", (*side).distrust},
 	{"remove", (*side).remove},
 	{"interrupt", (*side).interrupt},
 	{"set slots", (*side).setSlots},
@@ -123,7 +127,7 @@ var steps = []step{
 func (m *machine) run(st step) {
 	sd := m.sides[m.pick(2)]
 	sd.model.begin()
-	sd.rang, sd.ejected, sd.drained = 0, nil, nil
+	sd.rang, sd.ejected, sd.asked, sd.drained = 0, nil, nil, nil
 	sd.began = time.Now()
 	m.logf("%s", st.name)
 	st.do(sd)
@@ -163,6 +167,7 @@ func (sd *side) reserve() {
 		return
 	}
 	quiet := sd.m.pick(4) == 0
+	x.doubt = false
 	ok, err := sd.s.Reserve(x.r, quiet)
 	wantOK, wantErr := sd.model.ask(x, quiet, false, nil, sd.m.mayWait)
 	sd.answered(x, ok, err, wantOK, wantErr)
@@ -173,7 +178,8 @@ func (sd *side) again() {
 	if x == nil || x.r.service == nil {
 		return
 	}
-	fate := Fate(sd.m.pick(4))
+	fate := Fate(sd.m.pick(5))
+	x.doubt = fate == Doubted
 	sd.m.logf("fate %d", fate)
 	ok, err := x.r.Again(fate)
 	from := x.at
@@ -240,7 +246,7 @@ func (sd *side) release() {
 	if x == nil {
 		return
 	}
-	fate := Fate(sd.m.pick(4))
+	fate := Fate(sd.m.pick(5))
 	sd.m.logf("%s, fate %d", x.state, fate)
 	x.r.Release(fate)
 	if x.state == outside {
@@ -257,7 +263,11 @@ func (sd *side) add() {
 	sd.added++
 	id := fmt.Sprint("i", sd.added)
 	slots := sd.m.pick(4)
-	i := sd.s.Add(id, "rev", "tcp", id+":80", slots)
+	add := sd.s.Add
+	if sd.m.pick(2) == 0 {
+		add = sd.s.AddUnbound
+	}
+	i := add(id, "rev", "tcp", id+":80", slots)
 	sd.model.instances = append(sd.model.instances, &place{i: i, slots: slots})
 	sd.model.changed()
 }
@@ -319,10 +329,38 @@ func (sd *side) restore() {
 	}
 	p.i.Restore()
 	if p.ejected {
-		p.ejected = false
+		p.ejected, p.doubted, p.questioned = false, false, false
 		p.restore++
 	}
 	sd.model.changed()
+}
+
+func (sd *side) vouch() {
+	if p := sd.anyPlace(); p != nil {
+		p.i.Vouch()
+		p.doubted, p.questioned = false, false
+		sd.model.changed()
+	}
+}
+
+func (sd *side) distrust() {
+	p := sd.anyPlace()
+	if p == nil {
+		return
+	}
+	if sd.m.pick(2) == 0 {
+		p.i.Eject()
+		if !p.ejected {
+			sd.model.judge(p, Refused)
+		}
+		sd.model.changed()
+		return
+	}
+	p.i.Question()
+	if p.i.Unbound && !p.questioned {
+		p.questioned = true
+		sd.model.asked = append(sd.model.asked, p.i)
+	}
 }
 
 func (sd *side) remove() {
@@ -337,7 +375,13 @@ func (sd *side) remove() {
 	sd.gone = append(slices.DeleteFunc(sd.gone, func(o *place) bool { return len(o.inside) == 0 }), p)
 	sd.model.changed()
 	// What is said of one that is gone changes nothing.
-	switch sd.m.pick(6) {
+	switch sd.m.pick(9) {
+	case 4:
+		p.i.Vouch()
+	case 5:
+		p.i.Question()
+	case 6:
+		p.i.Eject()
 	case 0:
 		p.i.Cordon()
 	case 1:

@@ -25,6 +25,7 @@ type model struct {
 	rang      int // calls of Hooks.Demand
 	idleMoved bool
 	ejected   []*Instance
+	asked     []*Instance // that Hooks.Questioned is to be called for
 	drained   []*Instance
 
 	errs []string
@@ -35,6 +36,7 @@ type party struct {
 	r            *Reservation
 	state        partyState
 	quiet, again bool
+	doubt        bool // its last instance was doubted for it
 	at           *place
 	restored     int   // of the place, when the slot was given
 	reason       error // what Granted has to deliver
@@ -58,6 +60,7 @@ type place struct {
 	slots                       int
 	cordoned, ejected, removed  bool
 	strikes, ejections, restore int
+	doubted, questioned         bool
 	pause                       time.Duration
 	inside                      []*party
 }
@@ -65,7 +68,7 @@ type place struct {
 func (p *place) open() bool { return !p.cordoned && !p.ejected && !p.removed }
 
 func (p *place) room() bool {
-	return p.open() && (p.slots == Unlimited || len(p.inside) < p.slots)
+	return p.open() && !p.doubted && (p.slots == Unlimited || len(p.inside) < p.slots)
 }
 
 // load is the part of the slots in use. Those without a limit count as very
@@ -91,7 +94,7 @@ func (m *model) failf(format string, args ...any) {
 }
 
 func (m *model) begin() {
-	m.rang, m.idleMoved, m.ejected, m.drained = 0, false, nil, nil
+	m.rang, m.idleMoved, m.ejected, m.asked, m.drained = 0, false, nil, nil, nil
 }
 
 func (m *model) demand() (n int) {
@@ -216,7 +219,7 @@ func (m *model) ask(x *party, quiet, again bool, not *place, shared func() bool)
 		err = m.refusal
 	case quiet && m.stats().Open == 0:
 		err = ErrAsleep
-	case m.opts.MaxWaiting == 0, !again && waiting >= m.opts.MaxWaiting, !again && !shared():
+	case m.opts.MaxWaiting == 0 && !x.doubt, !again && waiting >= m.opts.MaxWaiting, !again && !shared():
 		err = ErrQueueFull
 	}
 	if err == nil {
@@ -258,6 +261,14 @@ func (m *model) judge(p *place, fate Fate) {
 		p.strikes, p.ejections = 0, 0
 		return
 	case Neutral:
+		return
+	case Doubted:
+		if p.i.Unbound {
+			if !p.doubted {
+				m.asked = append(m.asked, p.i)
+			}
+			p.doubted, p.questioned = true, true
+		}
 		return
 	case Failed:
 		if p.strikes++; p.strikes < 3 {

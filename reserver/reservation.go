@@ -18,6 +18,10 @@ const (
 	Failed
 	// Refused: no connection could be made. It ejects the instance at once.
 	Refused
+	// Doubted: nothing was sent, because at the address of the instance there
+	// may be something else by now. It gets nothing more until it was vouched
+	// for.
+	Doubted
 )
 
 type state uint8
@@ -51,6 +55,7 @@ type Reservation struct {
 	state      state
 	quiet      bool
 	again      bool
+	doubt      bool
 }
 
 // Reserve asks for a slot. It returns true if r holds one now, and an error
@@ -60,7 +65,7 @@ type Reservation struct {
 // A quiet request is served while an instance takes requests, but is no
 // reason to have one: it gets ErrAsleep while there is none.
 func (s *Service) Reserve(r *Reservation, quiet bool) (bool, error) {
-	r.service, r.quiet, r.again = s, quiet, false
+	r.service, r.quiet, r.again, r.doubt = s, quiet, false, false
 	s.mu.Lock()
 	ok, due, err := s.reserve(r)
 	s.mu.Unlock()
@@ -85,7 +90,7 @@ func (s *Service) reserve(r *Reservation) (ok, due bool, err error) {
 	case s.refusal != nil:
 		s.knocked = s.knocked || !r.quiet
 		return false, false, s.refusal
-	case s.opts.MaxWaiting == 0 || !r.again && s.line.len >= s.opts.MaxWaiting, !s.shared.take(r.again):
+	case s.opts.MaxWaiting == 0 && !r.doubt || !r.again && s.line.len >= s.opts.MaxWaiting, !s.shared.take(r.again):
 		// Demand that may not wait is demand all the same: with a limit of
 		// 0 it is the only sign that a service is needed.
 		if !r.quiet {
@@ -144,15 +149,15 @@ func (r *Reservation) Release(fate Fate) {
 	}
 	s, i := r.service, r.instance
 	s.mu.Lock()
-	ejected, drained := s.release(r, fate)
+	told := s.release(r, fate)
 	s.dispatch()
 	s.mu.Unlock()
-	s.after(i, ejected, drained)
+	s.after(i, told)
 }
 
 // release takes r out of its instance. The caller hands on the freed slot,
 // under the same lock.
-func (s *Service) release(r *Reservation, fate Fate) (ejected, drained bool) {
+func (s *Service) release(r *Reservation, fate Fate) (told news) {
 	i := r.instance
 	r.state, r.instance = idle, nil
 	i.holders.remove(r)
@@ -161,7 +166,7 @@ func (s *Service) release(r *Reservation, fate Fate) (ejected, drained bool) {
 		i.quiet--
 	}
 	if i.removed {
-		return false, false
+		return told
 	}
 	s.inUse--
 	if !r.quiet && !i.cordoned {
@@ -169,23 +174,35 @@ func (s *Service) release(r *Reservation, fate Fate) (ejected, drained bool) {
 	}
 	// What was sent before the instance was ejected and restored tells
 	// nothing about it now.
-	if r.epoch == i.epoch {
-		ejected = i.judge(fate)
-	}
-	if ejected {
+	current := r.epoch == i.epoch
+	switch {
+	case current && i.judge(fate):
+		told.ejected = true
 		s.shut(i)
 		i.ejected = true
-	} else if i.isOpen() {
+	case current && fate == Doubted && i.Unbound && !i.ejected:
+		told.questioned = !i.doubted
+		i.doubted, i.questioned = true, true
+		s.pool.remove(i)
+	case i.isOpen():
 		s.pool.freed(i)
 	}
-	return ejected, i.cordoned && i.inUse == 0
+	told.drained = i.cordoned && i.inUse == 0
+	return told
 }
 
-func (s *Service) after(i *Instance, ejected, drained bool) {
-	if ejected && s.hooks.Ejected != nil {
+// news is what has happened to an instance that somebody wants to know.
+type news struct{ ejected, questioned, drained bool }
+
+// after passes the news on. The lock is not held.
+func (s *Service) after(i *Instance, told news) {
+	if told.ejected && s.hooks.Ejected != nil {
 		s.hooks.Ejected(i)
 	}
-	if drained && s.hooks.Drained != nil {
+	if told.questioned && s.hooks.Questioned != nil {
+		s.hooks.Questioned(i)
+	}
+	if told.drained && s.hooks.Drained != nil {
 		s.hooks.Drained(i)
 	}
 }
@@ -193,20 +210,21 @@ func (s *Service) after(i *Instance, ejected, drained bool) {
 // Again gives the slot back and asks for another one, before everyone in the
 // line. It is for a request that goes to a second instance, because the first
 // cannot have seen it or because it may be repeated; it gets the first again
-// only if no other has a free slot. The result is that of Reserve. The limit of the line does not apply, unless it is 0.
+// only if no other has a free slot. The result is that of Reserve. The limit of
+// the line does not apply, unless it is 0 and the instance was not just doubted.
 func (r *Reservation) Again(fate Fate) (bool, error) {
 	s, i := r.service, r.instance
-	var ejected, drained bool
+	var told news
 	s.mu.Lock()
 	if i != nil {
-		ejected, drained = s.release(r, fate)
+		told = s.release(r, fate)
 		// The freed slot goes to those that were tried again before r; if
 		// there are none, r takes it before the rest of the line does.
 		if s.line.front.first != nil {
 			s.dispatch()
 		}
 	}
-	r.again = true
+	r.again, r.doubt = true, fate == Doubted
 	// The first instance has just become less loaded, so it would be chosen
 	// once more; it is, only if there is no other.
 	aside := i != nil && i.place >= 0 && len(s.pool.items) > 1
@@ -218,7 +236,7 @@ func (r *Reservation) Again(fate Fate) (bool, error) {
 		s.pool.freed(i)
 	}
 	s.mu.Unlock()
-	s.after(i, ejected, drained)
+	s.after(i, told)
 	if due && s.hooks.Demand != nil {
 		s.hooks.Demand()
 	}

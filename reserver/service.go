@@ -50,6 +50,10 @@ type Hooks struct {
 	// Ejected is called when an instance was ejected. Restore puts it back.
 	Ejected func(*Instance)
 
+	// Questioned is called when an instance should be vouched for, because it
+	// was doubted or will be. Vouch or Eject is the answer.
+	Questioned func(*Instance)
+
 	// Drained is called when the last request has left a cordoned instance.
 	Drained func(*Instance)
 }

@@ -74,6 +74,8 @@ func (l *Loop) expire(now time.Time, next *recheck) {
 				l.changed(i)
 				l.startProbe(i, pause)
 				l.expireStart(i, now, next)
+			case i.slots.Stats().Questioned && i.probe == nil:
+				l.vouch(i)
 			case l.lastFailure != nil && r == l.current() && i.readySince.After(l.failedAt):
 				// A start has succeeded after the failure. One that succeeded
 				// long before proves nothing about starts now.

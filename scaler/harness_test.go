@@ -47,6 +47,7 @@ type platform struct {
 	gate      chan struct{} // Scale waits for it
 	deaf      bool          // and does not listen to its context meanwhile
 	meanwhile func()        // what somebody else does before Scale returns
+	address   string        // of all instances, a socket; empty is one where nobody listens
 
 	n         int
 	want      int // what a remote platform works towards
@@ -177,7 +178,7 @@ func (p *platform) do(f func()) {
 func (p *platform) start() {
 	p.n++
 	id := fmt.Sprintf("%s-%d", p.env.Revision, p.n)
-	i := &Instance{ID: id, Network: "unix", Address: "/nonexistent/usher", Since: time.Now(), Failure: p.blame, Delay: p.delay}
+	i := &Instance{ID: id, Network: "unix", Address: cmp.Or(p.address, "/nonexistent/usher"), Since: time.Now(), Failure: p.blame, Delay: p.delay}
 	if p.ranked {
 		i.StopRank = p.n
 	}

@@ -96,7 +96,7 @@ func (l *Loop) Attach(s *reserver.Service) { l.reserver = s }
 // Hooks returns what the reserver of the service has to call.
 func (l *Loop) Hooks() reserver.Hooks {
 	poke := func(*reserver.Instance) { l.Poke() }
-	return reserver.Hooks{Demand: l.Poke, Ejected: poke, Drained: poke}
+	return reserver.Hooks{Demand: l.Poke, Ejected: poke, Questioned: poke, Drained: poke}
 }
 
 // Apply changes the settings: they take effect on what runs and waits. What s
@@ -113,8 +113,8 @@ func (l *Loop) Apply(s *Settings) {
 			switch {
 			case !check || i.draining || i.stopping:
 			case i.slots != nil && !i.withdrawn:
-				if i.probe != nil {
-					l.startProbe(i, 0) // it is ejected
+				if i.slots.Stats().Ejected {
+					l.startProbe(i, 0)
 				}
 			default:
 				i.stopProbe()

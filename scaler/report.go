@@ -271,7 +271,11 @@ func (l *Loop) ready(i *instance) {
 			l.located(now)
 			l.woken(i.ID, now)
 		}
-		i.slots = l.reserver.Add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
+		add := l.reserver.Add
+		if _, ok := i.revision.scaler.(Voucher); ok {
+			add = l.reserver.AddUnbound
+		}
+		i.slots = add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
 		l.log.Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
 			zap.Duration("after", now.Sub(i.unreadyFrom)))
 	case i.withdrawn:

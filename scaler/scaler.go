@@ -92,6 +92,18 @@ type Confirmer interface {
 	Confirm(ctx context.Context, instanceID string) error
 }
 
+// Voucher is implemented by a Scaler whose platform can give the address of an
+// instance to something else before it has told that the instance ended. Who
+// sends requests then looks at each new connection, and doubts an instance
+// where nothing shows that the connection leads to it.
+type Voucher interface {
+	// Vouch is called after a connection to a ready instance could be made. It
+	// returns nil if the platform, asked after the call, says that the instance
+	// is still there, or if the platform cannot be asked in good time: the last
+	// known truth holds then. After any other error the instance is ejected.
+	Vouch(ctx context.Context, instanceID string) error
+}
+
 // Updater is implemented by a Scaler that can go on under another description
 // of the same instances.
 type Updater interface {

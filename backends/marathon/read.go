@@ -233,6 +233,12 @@ func (a *app) takeTasks(doc *appJSON, fewer bool, now time.Time) {
 	listed := make(map[string]bool, len(doc.Tasks))
 	for _, j := range doc.Tasks {
 		listed[j.ID] = true
+		if f := doc.LastTaskFailure; f != nil && f.TaskID == j.ID && over(f.State) && !over(j.State) {
+			// The failure is kept elsewhere at Marathon, and the list is behind.
+			behind := *j
+			behind.State = f.State
+			j = &behind
+		}
 		t := a.tasks[j.ID]
 		if t == nil {
 			if _, ended := a.seen[j.ID]; ended || over(j.State) {

@@ -99,6 +99,48 @@ func (r *runner) Confirm(ctx context.Context, id string) error {
 	return nil
 }
 
+// Vouch tells whether a task that has served is still there: a port that a task
+// has left is given to another one at once. While Marathon cannot be asked it
+// starts nothing that could have it, so the last known truth holds, and so it
+// does for a task on an agent that is out of sight: nothing new is started
+// there either.
+func (r *runner) Vouch(ctx context.Context, id string) error {
+	a := r.app
+	a.mu.Lock()
+	patience := vouchWait
+	if a.outage != nil {
+		patience = vouchWaitOut
+	}
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := a.fresh(ctx)
+	for err != nil && !notFound(err) && sleep(ctx, paceFirst) {
+		err = a.fresh(ctx)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t := a.named(id)
+	switch {
+	case t == nil || t.phase == scaler.PhaseEnded || t.phase == scaler.PhaseStopping:
+		return errors.New("the task runs no more; what answered is not it")
+	case err != nil:
+		return nil
+	case t.unhealthy:
+		return errors.New("the task is not on the list, or its health check there fails")
+	case t.state != taskRunning && !lost(t.state):
+		return fmt.Errorf("the task is in state %s; what answered need not be it", t.state)
+	}
+	return nil
+}
+
+// How long an answer about a task that has served is waited for: until an
+// outage is taken for one, and less in the midst of one.
+const (
+	vouchWait    = outageFrom
+	vouchWaitOut = 300 * time.Millisecond
+)
+
 // named returns the task that is an instance. The lock is held.
 func (a *app) named(instance string) *task {
 	for _, t := range a.tasks {
@@ -153,6 +195,7 @@ func (r *runner) Restart(ctx context.Context) error {
 var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Confirmer = (*runner)(nil)
+	_ scaler.Voucher   = (*runner)(nil)
 	_ scaler.Updater   = (*runner)(nil)
 	_ scaler.Restarter = (*runner)(nil)
 	_ scaler.Hurrier   = (*runner)(nil)

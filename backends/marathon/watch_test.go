@@ -385,3 +385,80 @@ func TestATaskThatRefusedConnectionsIsNotTakenBackOnAnOldAnswer(t *testing.T) {
 		t.Error("confirmed out of sight")
 	}
 }
+
+func TestATaskIsVouchedForByAReadThatBeganLater(t *testing.T) {
+	t.Parallel()
+	m := newMasters(t, 2)
+	m.instances, m.tasks = 1, []string{running("a", 31001)}
+	b := at(t, m)
+	m.awaitStream(1)
+	vouch := func(name string) (took time.Duration, err error) {
+		began := time.Now()
+		err = b.r.Vouch(t.Context(), id(name))
+		return time.Since(began), err
+	}
+	if _, err := vouch("a"); err != nil {
+		t.Error(err)
+	}
+	// Out of sight, it is where it was.
+	m.set(func() { m.tasks = []string{task1("a", "TASK_UNREACHABLE", 31001, "")} })
+	if _, err := vouch("a"); err != nil {
+		t.Error(err)
+	}
+	// While nobody can be asked the last known truth holds.
+	m.set(func() { m.tasks = []string{running("a", 31001)} })
+	b.r.app.kick()
+	down := true
+	m.rule(func(w http.ResponseWriter, _ *http.Request, _ int) bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if down {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		return down
+	})
+	if took, err := vouch("a"); err != nil || took > vouchWait+time.Second {
+		t.Errorf("%v, after %v", err, took)
+	}
+	b.await("trouble", func(r scaler.Report) bool { return r.Trouble != nil })
+	if took, err := vouch("a"); err != nil || took > vouchWait {
+		t.Errorf("in the midst of an outage: %v, after %v", err, took)
+	}
+	// A member that fails once is no reason not to ask another one.
+	m.set(func() { down, m.tasks = false, nil })
+	if _, err := vouch("a"); err == nil {
+		t.Error("its port may be another one's, and no event says so")
+	}
+	if _, err := vouch("nobody"); err == nil {
+		t.Error("a task that is not known")
+	}
+}
+
+func TestAnAppThatIsDeletedVouchesForNobody(t *testing.T) {
+	t.Parallel()
+	m := newMasters(t, 1)
+	m.instances, m.tasks = 1, []string{running("a", 31001)}
+	b := at(t, m)
+	m.set(func() { m.missing = true })
+	if err := b.r.Vouch(t.Context(), id("a")); err == nil {
+		t.Error("its tasks are being stopped")
+	}
+}
+
+func TestATaskWhoseFailureIsOnRecordHasEndedWhateverTheListSays(t *testing.T) {
+	t.Parallel()
+	m := newMasters(t, 1)
+	m.instances, m.tasks = 1, []string{running("a", 31001)}
+	m.failure = fmt.Sprintf(`{"appId":"/web","host":"10.0.0.7","message":"","state":"TASK_UNREACHABLE","taskId":%q,"timestamp":"2024-01-02T03:04:09Z"}`, id("a"))
+	b := at(t, m)
+	b.await("it is back", phase("a", scaler.PhaseReady))
+	m.awaitStream(1)
+	m.set(func() {
+		m.failure = fmt.Sprintf(`{"appId":"/web","host":"10.0.0.7","message":"Command exited with status 3","state":"TASK_FAILED","taskId":%q,"timestamp":"2024-01-02T03:04:10Z"}`, id("a"))
+	})
+	m.event("/web")
+	b.await("no task", gone("a"))
+	if err := b.r.Confirm(t.Context(), id("a")); err == nil {
+		t.Error("confirmed by a list that is behind")
+	}
+}

@@ -20,9 +20,9 @@ import (
 func TestMain(m *testing.M) { harness.Main(m) }
 
 var (
-	soakFor  = flag.Duration("soak", 0, "how long the soak goes on; two minutes is a whole one")
+	soakFor  = flag.Duration("soak", 8*time.Second, "how long the soak goes on; two minutes is a whole one")
 	soakSeed = flag.Uint64("seed", 0, "the seed of the soak; 0 draws one")
-	outage   = flag.Duration("outage", 4*time.Second, "how long there is no Marathon at all")
+	outage   = flag.Duration("outage", 30*time.Second, "how long there is no Marathon at all")
 )
 
 // soon is the time for what has to happen by itself in a moment.
@@ -139,22 +139,6 @@ func (w *town) awaitBooks(name, app string, timeout time.Duration) {
 	if !agree {
 		w.t.Errorf("the books differ after %s: %s", timeout, said)
 	}
-}
-
-// awaitNodes waits until every node of the cluster answers.
-func (w *town) awaitNodes() {
-	w.t.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
-	harness.Eventually(w.t, soon, func() bool {
-		for _, u := range w.sim.URLs() {
-			res, err := client.Get(u + "/ping")
-			if err != nil {
-				return false
-			}
-			res.Body.Close()
-		}
-		return true
-	}, "every node answers")
 }
 
 // never checks what Usher must not have done: order something by force.

@@ -15,18 +15,17 @@ func TestG10_AChangeOfTheLeaderAndATimeWithoutMarathonTouchNobodyInside(t *testi
 	w := newTown(t, brisk())
 	w.app("/web", "")
 	w.Start(w.web("instances 0 3", "concurrency 8"))
-	load := w.Load(4, "/sleep?d=5ms")
+	load := w.Load(4, "/sleep?d=20ms")
 	w.AwaitReady("web", 1, soon)
 
 	w.sim.Abdicate()
 	harness.Eventually(t, soon, func() bool { return w.sim.Leader() >= 0 }, "there is a leader again")
 	// A start in the middle of another election.
 	w.sim.Abdicate()
-	more := w.Load(8, "/sleep?d=5ms")
+	more := w.Load(8, "/sleep?d=20ms")
 	w.AwaitReady("web", 2, soon)
 	wantAllOK(t, more.Stop())
 
-	w.awaitNodes()
 	for n := range 3 {
 		w.sim.CrashNode(n)
 	}

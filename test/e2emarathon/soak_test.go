@@ -18,9 +18,6 @@ import (
 //
 //	go test ./test/e2emarathon -run TestSoak -soak 2m -seed 42
 func TestSoak(t *testing.T) {
-	if *soakFor == 0 {
-		t.Skip("the soak runs with -soak <duration>")
-	}
 	seed := *soakSeed
 	if seed == 0 {
 		seed = rand.Uint64()

@@ -2,7 +2,9 @@ package e2emarathon
 
 import (
 	"encoding/json"
+	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -132,4 +134,79 @@ func TestAPortThatIsUsedAgainNeverAnswersForAnotherApp(t *testing.T) {
 	if len(all) == 0 {
 		t.Error("no request was made")
 	}
+}
+
+// The worst of it: the task ends between two requests, another app has its
+// port before the next one comes, and no event tells.
+func TestAPortThatIsUsedAgainUnnoticedNeverAnswersForAnotherApp(t *testing.T) {
+	cfg := brisk()
+	cfg.Agents, cfg.Ports = 1, 1
+	w := newTown(t, cfg)
+	w.app("/web", `,"backoffSeconds":3`)
+	w.app("/other", "")
+	w.Start(w.web("idle_timeout 1m"))
+	wantOK(t, w.Get("/"))
+	w.sim.Inject(marathonsim.Fault{Kind: marathonsim.FaultEventLost})
+	w.awaitCalm("/web")
+	before := w.task("/web")
+	w.sim.KillTask(before.ID)
+	if err := w.sim.UpdateApp("/other", map[string]int{"instances": 1}, true); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, soon, func() bool {
+		conn, err := net.Dial("tcp", net.JoinHostPort(before.IP, strconv.Itoa(before.Ports[0])))
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil && len(w.running("/other")) == 1
+	}, "the other app listens where the task was")
+	if s := w.Service("web"); s.Instances.Ready != 1 {
+		t.Fatalf("it was noticed: %+v", s.Instances)
+	}
+	get := w.Send(harness.Request{})
+	post := w.Send(harness.Request{Method: http.MethodPost, Path: "/echo", Body: strings.NewReader("a body")})
+	harness.Eventually(t, soon, func() bool { return w.Service("web").Instances.Ready == 0 }, "now it is noticed")
+	w.sim.ClearFaults()
+	if err := w.sim.UpdateApp("/other", map[string]int{"instances": 0}, true); err != nil {
+		t.Fatal(err)
+	}
+	both := []harness.Response{get.Wait(t, 3*soon), post.Wait(t, 3*soon)}
+	wantAllOK(t, both)
+	wantFrom(t, both, "web.")
+	if both[1].Body != "a body" {
+		t.Errorf("the body came as %q", both[1].Body)
+	}
+	for _, e := range w.Journal().Of("begin") {
+		if strings.HasPrefix(e.Instance, "other.") {
+			t.Errorf("the other app has seen %s", e.Path)
+		}
+	}
+}
+
+// task returns the only task of an app that runs.
+func (w *town) task(app string) marathonsim.TaskRecord {
+	w.t.Helper()
+	var found []marathonsim.TaskRecord
+	for _, t := range w.sim.Tasks() {
+		if t.App == app && t.PID != 0 {
+			found = append(found, t)
+		}
+	}
+	if len(found) != 1 {
+		w.t.Fatalf("of %s run %v", app, found)
+	}
+	return found[0]
+}
+
+// awaitCalm waits until nobody looks at an app closely any more.
+func (w *town) awaitCalm(app string) {
+	w.t.Helper()
+	harness.Eventually(w.t, 3*soon, func() bool {
+		for _, e := range w.sim.Journal(0) {
+			if e.Kind == "request" && strings.HasSuffix(e.Text, "/v2/apps"+app) && w.sim.Now().Sub(e.Time) < 3*time.Second {
+				return false
+			}
+		}
+		return true
+	}, "all is calm")
 }

@@ -118,6 +118,28 @@ func TestNodesThatAreDownRefuse(t *testing.T) {
 	})
 }
 
+func TestANodeThatWasCrashedStaysAwayUntilItIsStarted(t *testing.T) {
+	s := start(t, quick())
+	lead := s.leader()
+	s.Abdicate() // it would come back by itself
+	s.CrashNode(lead)
+	s.Advance(time.Hour)
+	eventually(t, "another node leads", func() bool { return s.Leader() >= 0 })
+	s.Advance(time.Hour)
+	if err := s.CreateApp(`{"id":"/a","cmd":"exec sleep 1000","instances":1}`); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "work goes on", func() bool { return len(s.Tasks()) == 1 })
+	if _, err := s.try(lead, "GET", "/ping", ""); err == nil {
+		t.Error("it is back unasked")
+	}
+	s.StartNode(lead)
+	eventually(t, "it is back", func() bool {
+		_, err := s.try(lead, "GET", "/ping", "")
+		return err == nil
+	})
+}
+
 func TestFaultsOfTheAPI(t *testing.T) {
 	s := start(t, quick())
 	s.createCmd("/a", "exec sleep 1000", 0, "")

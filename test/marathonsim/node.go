@@ -25,6 +25,7 @@ type node struct {
 
 	mu       sync.Mutex
 	up       bool
+	away     bool // it does not come back by itself
 	srv      *http.Server
 	conns    map[net.Conn]struct{}
 	handlers sync.WaitGroup
@@ -35,7 +36,7 @@ type node struct {
 func (nd *node) start() error {
 	nd.mu.Lock()
 	defer nd.mu.Unlock()
-	if nd.up {
+	if nd.up || nd.away {
 		return nil
 	}
 	ln, err := net.Listen("tcp", nd.addr)
@@ -94,6 +95,12 @@ func reset(c net.Conn) {
 		_ = tcp.SetLinger(0)
 	}
 	c.Close()
+}
+
+func (nd *node) setAway(away bool) {
+	nd.mu.Lock()
+	defer nd.mu.Unlock()
+	nd.away = away
 }
 
 func (nd *node) isUp() bool {

@@ -78,6 +78,7 @@ func (s *Sim) KillTask(id string) bool {
 // leader leaves its place to another one. The node stays away until StartNode.
 func (s *Sim) CrashNode(n int) {
 	nd := s.nodes[n]
+	nd.setAway(true)
 	s.mu.Lock()
 	led := s.leading == nd
 	if led {
@@ -94,7 +95,10 @@ func (s *Sim) CrashNode(n int) {
 }
 
 // StartNode brings a node back, as a standby.
-func (s *Sim) StartNode(n int) { s.engine.do(func() { s.restartLater(s.nodes[n], 0) }) }
+func (s *Sim) StartNode(n int) {
+	s.nodes[n].setAway(false)
+	s.engine.do(func() { s.restartLater(s.nodes[n], 0) })
+}
 
 // Leader is the number of the leading node, or -1.
 func (s *Sim) Leader() int {
