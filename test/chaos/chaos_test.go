@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"testing"
 	"time"
@@ -12,7 +13,7 @@ import (
 )
 
 var (
-	duration = flag.Duration("chaos.duration", 6*time.Second, "how long everything goes wrong")
+	duration = flag.Duration("chaos.duration", 5*time.Second, "how long everything goes wrong")
 	seed     = flag.Uint64("chaos.seed", 0, "from which the plan and the load are drawn; 0 is another one each time")
 	verbose  = flag.Bool("chaos.plan", false, "print the plan although nothing is wrong")
 )
@@ -48,6 +49,11 @@ func run(t *testing.T, p profile, round uint64) {
 	})
 
 	c := harness.New(t)
+	taken, err := net.Listen("tcp", c.SpareAddr) // what a bad configuration would need
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
 	// Below what Usher takes by default, in a part of its own.
 	from := 21000 + rng.IntN(8)*600
 	w := newTown(c, fmt.Sprintf("%d-%d", from, from+599), rng.IntN(3) == 0)
@@ -55,6 +61,7 @@ func run(t *testing.T, p profile, round uint64) {
 	v := &vandal{t: t, c: c, town: w, events: e, stopped: make(map[int]string)}
 	w.begin(w.now)
 	c.Start(w.config(w.now))
+	w.end(w.now)
 
 	serveAll(t, c)
 	checkAsleep(t, c, w.wide)

@@ -134,10 +134,12 @@ func (c *client) overHTTP2(r *record, req *http.Request, t task, leave time.Dura
 func (c *client) overHTTP1(r *record, req *http.Request, t task, leave time.Duration, keep, reset bool) {
 	o := &outcome{record: r}
 	// A configuration that went took its idle connections with it.
-	if g := c.town.generation(); g != c.generation {
+	g, changing := c.town.generation()
+	if g != c.generation {
 		c.hangUp()
 		c.generation = g
 	}
+	keep = keep && !changing
 	if c.conn == nil {
 		conn, err := net.DialTimeout("tcp", c.town.c.Addr, 5*time.Second)
 		if err != nil {

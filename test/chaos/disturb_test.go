@@ -2,7 +2,9 @@ package chaos
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -181,7 +183,7 @@ func (v *vandal) reload(s step) {
 	}
 	v.town.begin(next)
 	v.events.reloading = append(v.events.reloading, span{from: time.Now()})
-	err := v.c.Reload(cfg)
+	err := v.load(cfg)
 	v.events.reloading[len(v.events.reloading)-1].to = time.Now().Add(100 * time.Millisecond)
 	switch {
 	case !bad && err != nil:
@@ -193,6 +195,20 @@ func (v *vandal) reload(s step) {
 		v.town.now = next
 	}
 	v.town.end(v.town.now)
+}
+
+// load loads a configuration. The admin server is replaced with each, and what
+// the old one has not accepted yet is reset: that is asked again.
+func (v *vandal) load(cfg harness.Config) error {
+	err := v.c.Reload(cfg)
+	for range 3 {
+		if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, io.EOF) {
+			break
+		}
+		v.events.note("  again, after %v", err)
+		err = v.c.Reload(cfg)
+	}
+	return err
 }
 
 func cutPorts(s string) (from, to int, err error) {
@@ -211,9 +227,7 @@ func (v *vandal) operate(s step) {
 		v.events.suspending[s.service] = append(v.events.suspending[s.service], span{from: now})
 	case resumeIt:
 		path += "/resume"
-		if all := v.events.suspended[s.service]; len(all) > 0 {
-			all[len(all)-1].to = now
-		}
+		closeLast(v.events.suspended[s.service], now)
 	case sleepIt:
 		path += "/sleep"
 	case wakeIt:
@@ -241,9 +255,7 @@ func (v *vandal) operate(s step) {
 	case s.do == suspendIt && res.Status == http.StatusOK:
 		v.events.suspended[s.service] = append(v.events.suspended[s.service], span{from: now})
 	case s.do == resumeIt && res.Status == http.StatusOK:
-		if all := v.events.suspending[s.service]; len(all) > 0 {
-			all[len(all)-1].to = now
-		}
+		closeLast(v.events.suspending[s.service], now)
 	}
 }
 
@@ -320,7 +332,7 @@ func (v *vandal) relent() {
 	}
 	v.town.begin(next)
 	v.events.reloading = append(v.events.reloading, span{from: time.Now()})
-	if err := v.c.Reload(v.town.config(next)); err != nil {
+	if err := v.load(v.town.config(next)); err != nil {
 		v.t.Errorf("the configuration of the beginning was not loaded: %v", err)
 	}
 	v.events.reloading[len(v.events.reloading)-1].to = time.Now()

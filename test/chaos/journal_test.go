@@ -23,6 +23,9 @@ func (b *books) checkSlots() {
 			if r == nil {
 				continue // asked for by the test itself, before or after the run
 			}
+			if r.left && r.over.Before(b.stays[seq][0].from) {
+				continue // it was written before its client left, and read after
+			}
 			k := slices.IndexFunc(b.stays[seq], func(s stay) bool { return s.instance == instance })
 			s := b.stays[seq][k]
 			now = slices.DeleteFunc(now, func(o stay) bool { return o.to.Before(s.from) })
@@ -81,8 +84,8 @@ func (b *books) checkOrder() (pairs int) {
 		if touched(b.events.troubled[r.service], r.began, r.over) || touched(b.events.caddy, r.began, r.over) || touched(b.events.shortage, r.began, r.over) {
 			continue
 		}
-		if len(b.stays[seq]) != 1 {
-			continue // it left, or broke off
+		if !r.fine() || len(b.stays[seq]) != 1 {
+			continue // of one that broke off the log has no duration
 		}
 		byService[r.service] = append(byService[r.service], all[0])
 	}

@@ -136,6 +136,13 @@ func (e *events) around(from, to time.Time) string {
 	return b.String()
 }
 
+// closeLast ends the last span if it lasts.
+func closeLast(spans []span, at time.Time) {
+	if n := len(spans); n > 0 && spans[n-1].to.IsZero() {
+		spans[n-1].to = at
+	}
+}
+
 func touched(spans []span, from, to time.Time) bool {
 	for _, s := range spans {
 		if s.touches(from, to) {

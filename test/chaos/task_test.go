@@ -104,30 +104,20 @@ func bytesOf(n int64) func(io.Reader) error {
 		got, want := make([]byte, 16<<10), make([]byte, 16<<10)
 		p := &pattern{left: n}
 		for {
-			k, err := io.ReadFull(body, got)
-			if k > 0 {
-				m, _ := io.ReadFull(p, want[:k])
-				if string(got[:k]) != string(want[:m]) {
-					return &wrongAnswer{fmt.Sprintf("other bytes before byte %d of %d", n-p.left, n)}
-				}
+			k, err := body.Read(got)
+			m, _ := io.ReadFull(p, want[:k])
+			if string(got[:k]) != string(want[:m]) {
+				return &wrongAnswer{fmt.Sprintf("other bytes before byte %d of %d", n-p.left, n)}
 			}
-			switch err {
-			case nil:
-				continue
-			case io.EOF:
-			case io.ErrUnexpectedEOF:
-				// The end of the body, or of the connection in the midst of it:
-				// the next read tells.
-				if _, again := body.Read(got[:1]); again != io.EOF {
-					return again
-				}
-			default:
-				return err
-			}
-			if p.left > 0 {
+			if err == io.EOF && p.left > 0 {
 				return &wrongAnswer{fmt.Sprintf("%d of %d bytes, and then the end", n-p.left, n)}
 			}
-			return nil
+			if err == io.EOF {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 }

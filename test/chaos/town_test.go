@@ -62,9 +62,10 @@ type town struct {
 	ports string
 	now   map[string]settings
 
-	mu      sync.Mutex
-	history map[string][]era
-	reloads int
+	mu       sync.Mutex
+	history  map[string][]era
+	reloads  int
+	changing bool // a reload is under way
 }
 
 // era is a time in which settings were in force, at least for a part of it.
@@ -129,7 +130,7 @@ func (w *town) directive(name string, s settings) string {
 	return harness.Usher(name, append([]string{
 		w.c.BackendWith(backend, args...),
 		fmt.Sprintf("instances %d %d\nconcurrency %d\nmax_waiting %d\nbalance %s", s.min, s.max, s.concurrency, s.maxWaiting, s.balance),
-		"idle_timeout 2s\nstart_timeout 6s\ndrain_timeout 8s\nstop_timeout 2s",
+		"idle_timeout 1s\nstart_timeout 6s\ndrain_timeout 8s\nstop_timeout 2s",
 		"scale queue {\n\tdown_window 1s\n}",
 		fmt.Sprintf("wait_timeout %s\nwake @loud", waitTimeout),
 	}, more...)...)
@@ -140,6 +141,7 @@ func (w *town) begin(now map[string]settings) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reloads++
+	w.changing = true
 	for name, s := range now {
 		w.history[name] = append(w.history[name], era{settings: s, from: time.Now()})
 	}
@@ -149,6 +151,7 @@ func (w *town) begin(now map[string]settings) {
 func (w *town) end(now map[string]settings) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.changing = false
 	for name, eras := range w.history {
 		for k := range eras {
 			if e := &eras[k]; e.to.IsZero() && e.settings != now[name] {
@@ -158,11 +161,12 @@ func (w *town) end(now map[string]settings) {
 	}
 }
 
-// generation counts the configurations that were tried.
-func (w *town) generation() int {
+// generation counts the configurations that were tried, and tells whether one
+// is being tried.
+func (w *town) generation() (n int, changing bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.reloads
+	return w.reloads, w.changing
 }
 
 // during returns the settings of a service that were in force in some moment
@@ -208,7 +212,7 @@ func (w *town) bad(s step) (harness.Config, map[string]settings) {
 	case 1:
 		cfg.Site += "\nusher nobody-defines-this"
 	case 2:
-		cfg.Site = strings.Replace(cfg.Site, "idle_timeout 2s", "idle_timeout soon", 1)
+		cfg.Site = strings.Replace(cfg.Site, "idle_timeout 1s", "idle_timeout soon", 1)
 	case 3:
 		cfg.Site = strings.Replace(cfg.Site, "stop_timeout 2s", "stop_timeout 2s\nlb_policy first", 1)
 	default:
@@ -217,7 +221,7 @@ func (w *town) bad(s step) (harness.Config, map[string]settings) {
 	return cfg, next
 }
 
-// maxOf is the longest line that a time has seen a limit for, the least one.
+// leastWaiting is the least limit of the line among the settings.
 func leastWaiting(all []settings) int {
 	return slices.MinFunc(all, func(a, b settings) int { return a.maxWaiting - b.maxWaiting }).maxWaiting
 }
