@@ -180,10 +180,8 @@ func (in *instance) openOutput(p *plan, dir string, logger *zap.Logger) *scaler.
 	in.output = newOutput(logger)
 	var err error
 	if in.keep {
-		paths := outputPaths(dir, in.id)
-		in.record.Output = paths[:]
 		var f *followed
-		if f, err = newFollowed(in.output, paths); err == nil {
+		if f, err = newFollowed(in.output, outputPaths(dir, in.id)); err == nil {
 			in.source = f
 			return nil
 		}

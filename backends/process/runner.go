@@ -120,7 +120,10 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	dir := recordDir(r.env.DataDir)
 	in.record = r.newRecord(in)
 	r.makeRecordDir(dir)
+	// The record comes first: it names all files that there may be.
+	r.recorded(in.record.create(dir))
 	if f := in.openOutput(r.plan, dir, r.env.Logger); f != nil {
+		r.forget(in)
 		return f
 	}
 	abandon := func() {
@@ -142,7 +145,6 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 		l.files = append(l.files, in.passed.file)
 	}
 
-	r.recorded(in.record.create(dir))
 	forks.hold()
 	in.child, err = forks.start(l)
 	if err != nil {
@@ -357,10 +359,15 @@ func recordDir(dataDir string) string { return filepath.Join(dataDir, "process")
 
 func (r *runner) newRecord(in *instance) *record {
 	network, address := in.where()
+	var output []string
+	if in.keep {
+		paths := outputPaths(recordDir(r.env.DataDir), in.id)
+		output = paths[:]
+	}
 	return &record{
 		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.fingerprint,
 		Network: network, Address: address,
-		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket,
+		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket, Output: output,
 	}
 }
 
