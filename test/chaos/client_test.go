@@ -120,6 +120,13 @@ func (c *client) overHTTP2(r *record, req *http.Request, t task, leave time.Dura
 		timer := time.AfterFunc(leave, func() { o.leave(cancel) })
 		defer timer.Stop()
 	}
+	if g, _ := c.town.generation(); g != c.generation {
+		// The connection is to the configuration of before, which answers as
+		// long as it does not know that.
+		c.h2.CloseIdleConnections()
+		c.hangUp()
+		c.generation = g
+	}
 	res, err := c.h2.Do(req.WithContext(ctx))
 	if err == nil {
 		o.head(res)
@@ -136,6 +143,7 @@ func (c *client) overHTTP1(r *record, req *http.Request, t task, leave time.Dura
 	// A configuration that went took its idle connections with it.
 	g, changing := c.town.generation()
 	if g != c.generation {
+		c.h2.CloseIdleConnections()
 		c.hangUp()
 		c.generation = g
 	}

@@ -197,16 +197,22 @@ func (v *vandal) reload(s step) {
 	v.town.end(v.town.now)
 }
 
-// load loads a configuration. The admin server is replaced with each, and what
-// the old one has not accepted yet is reset: that is asked again.
+// load loads a configuration.
 func (v *vandal) load(cfg harness.Config) error {
-	err := v.c.Reload(cfg)
+	return v.again(func() error { return v.c.Reload(cfg) })
+}
+
+// again makes a call of the admin API once more if it was reset: the admin
+// server is replaced with every configuration, and what the old one has not
+// accepted yet is lost.
+func (v *vandal) again(call func() error) error {
+	err := call()
 	for range 3 {
 		if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, io.EOF) {
 			break
 		}
 		v.events.note("  again, after %v", err)
-		err = v.c.Reload(cfg)
+		err = call()
 	}
 	return err
 }
@@ -243,7 +249,11 @@ func (v *vandal) operate(s step) {
 		method = http.MethodDelete
 		path += "/instances/" + p.Instance
 	}
-	res := v.c.Admin(method, path, body)
+	var res harness.Response
+	_ = v.again(func() error {
+		res = v.c.Admin(method, path, body)
+		return res.Err
+	})
 	expected := res.Status == http.StatusOK ||
 		res.Status == http.StatusNotFound && (s.do == deleteInstance || v.town.now[s.service].removed) ||
 		res.Status == http.StatusConflict && s.do == wakeIt && touched(v.events.suspending[s.service], now, now)
