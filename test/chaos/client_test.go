@@ -19,6 +19,9 @@ import (
 // it unless a request was forgotten.
 const patience = 40 * time.Second
 
+// downPause is how long a client leaves a Caddy alone that does not run.
+const downPause = 200 * time.Millisecond
+
 // A client sends one request after the other, drawn from its own random
 // numbers.
 type client struct {
@@ -152,6 +155,7 @@ func (c *client) overHTTP1(r *record, req *http.Request, t task, leave time.Dura
 		conn, err := net.DialTimeout("tcp", c.town.c.Addr, 5*time.Second)
 		if err != nil {
 			o.settle(err)
+			time.Sleep(downPause) // nobody is there
 			return
 		}
 		c.conn, c.in = conn, bufio.NewReader(conn)
@@ -183,7 +187,7 @@ func (c *client) overHTTP1(r *record, req *http.Request, t task, leave time.Dura
 		keep = keep && !res.Close
 	}
 	o.settle(err)
-	if err != nil || !keep {
+	if err != nil || !keep || r.left {
 		c.hangUp()
 	}
 	select {
