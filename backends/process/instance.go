@@ -186,10 +186,8 @@ func (in *instance) openOutput(p *plan, dir string, logger *zap.Logger) *scaler.
 	in.output = newOutput(in.outputLogger(p, logger))
 	var err error
 	if in.keep {
-		files := outputFilesOf(dir, in.id)
-		in.record.Output = files.all()
 		var f *followed
-		if f, err = newFollowed(in.output, files); err == nil {
+		if f, err = newFollowed(in.output, outputFilesOf(dir, in.id)); err == nil {
 			in.source = f
 			return nil
 		}

@@ -126,7 +126,10 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	dir := recordDir(r.env.DataDir)
 	in.record = r.newRecord(in)
 	r.makeRecordDir(dir)
+	// The record comes first: it names all files that there may be.
+	r.recorded(in.record.create(dir))
 	if f := in.openOutput(r.plan, dir, r.env.Logger); f != nil {
+		r.forget(in)
 		return f
 	}
 	abandon := func() {
@@ -148,7 +151,6 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 		l.files = append(l.files, in.passed.file)
 	}
 
-	r.recorded(in.record.create(dir))
 	forks.hold()
 	in.child, err = forks.start(l)
 	if err != nil {
@@ -347,10 +349,14 @@ func recordDir(dataDir string) string { return filepath.Join(dataDir, "process")
 
 func (r *runner) newRecord(in *instance) *record {
 	network, address := in.where()
+	var output []string
+	if in.keep {
+		output = outputFilesOf(recordDir(r.env.DataDir), in.id).all()
+	}
 	return &record{
 		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.plan.fingerprint(),
 		Network: network, Address: address, Since: in.since,
-		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket,
+		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket, Output: output,
 	}
 }
 

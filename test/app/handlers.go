@@ -20,6 +20,7 @@ func newHandler(o options, deafen func()) http.Handler {
 	mux.HandleFunc("/hold", hold)
 	mux.HandleFunc("/status", answerStatus)
 	mux.HandleFunc("/slow-body", slowBody)
+	mux.HandleFunc("/bulk", bulk)
 	mux.HandleFunc("/sse", events)
 	mux.HandleFunc("/ws", websocket)
 	mux.HandleFunc("/hints", hints)
@@ -48,6 +49,11 @@ func newHandler(o options, deafen func()) http.Handler {
 		defer counted.leave(r)
 		w.Header().Set("X-Instance", os.Getenv("USHER_INSTANCE"))
 		w.Header().Set("X-Pid", strconv.Itoa(os.Getpid()))
+		if o.slowWhile != "" {
+			if _, err := os.Stat(o.slowWhile); err == nil && !pause(r.Context().Done(), slowness) {
+				return
+			}
+		}
 		if o.status != 0 {
 			http.Error(w, http.StatusText(o.status), o.status)
 			return
@@ -55,6 +61,9 @@ func newHandler(o options, deafen func()) http.Handler {
 		mux.ServeHTTP(w, r)
 	})
 }
+
+// slowness is how much later -slow-while makes an answer.
+const slowness = 500 * time.Millisecond
 
 func health(w http.ResponseWriter, o options) {
 	if o.failHealth != "" {
@@ -128,6 +137,26 @@ func slowBody(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "line %d\n", i)
 		_ = http.NewResponseController(w).Flush()
 		if !pause(r.Context().Done(), d) {
+			return
+		}
+	}
+}
+
+// bulk answers with ?n= bytes, each of which tells its place: the low byte of
+// its offset, plus the number of its block of 256.
+func bulk(w http.ResponseWriter, r *http.Request) {
+	n, err := strconv.Atoi(r.FormValue("n"))
+	if err != nil || n < 0 {
+		http.Error(w, "?n= is no number of bytes", http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Length", strconv.Itoa(n))
+	block := make([]byte, 256)
+	for from := 0; from < n; from += len(block) {
+		for i := range block {
+			block[i] = byte(i + from/256)
+		}
+		if _, err := w.Write(block[:min(len(block), n-from)]); err != nil {
 			return
 		}
 	}

@@ -13,8 +13,10 @@ import (
 type entry struct {
 	Time     int64  `json:"time"` // nanoseconds since 1970
 	PID      int    `json:"pid"`
+	Service  string `json:"service,omitempty"`
 	Instance string `json:"instance,omitempty"`
 	Event    string `json:"event"`
+	Method   string `json:"method,omitempty"`
 	Path     string `json:"path,omitempty"`
 	Seq      string `json:"seq,omitempty"`
 	Inside   int    `json:"inside,omitempty"` // requests inside, this one included
@@ -47,7 +49,7 @@ func (j *journalFile) write(e entry) {
 	}
 	e.Time = time.Now().UnixNano()
 	e.PID = os.Getpid()
-	e.Instance = os.Getenv("USHER_INSTANCE")
+	e.Service, e.Instance = os.Getenv("USHER_SERVICE"), os.Getenv("USHER_INSTANCE")
 	line, err := json.Marshal(e)
 	if err != nil {
 		log.Fatal(err)
@@ -70,7 +72,7 @@ func (c *census) enter(r *http.Request) {
 	defer c.mu.Unlock()
 	c.inside++
 	c.max = max(c.max, c.inside)
-	journal.write(entry{Event: "begin", Path: r.URL.Path, Seq: r.Header.Get("X-Seq"), Inside: c.inside})
+	journal.write(entry{Event: "begin", Method: r.Method, Path: r.URL.Path, Seq: r.Header.Get("X-Seq"), Inside: c.inside})
 }
 
 func (c *census) leave(r *http.Request) {

@@ -31,6 +31,7 @@ type options struct {
 	exitCode      int
 	exitAfter     time.Duration
 	exitWhile     string
+	slowWhile     string
 	neverListen   bool
 	status        int
 	failHealth    string
@@ -50,7 +51,8 @@ func parseOptions() options {
 	flag.DurationVar(&o.delay, "delay", 0, "pause before listening")
 	flag.IntVar(&o.exitCode, "exit-code", -1, "exit with this status instead of listening")
 	flag.DurationVar(&o.exitAfter, "exit-after", 0, "pause before -exit-code")
-	flag.StringVar(&o.exitWhile, "exit-while", "", "exit with status 3 instead of listening while this file exists")
+	flag.StringVar(&o.exitWhile, "exit-while", "", "exit instead of listening while this file exists, with the status that stands in it, or 3")
+	flag.StringVar(&o.slowWhile, "slow-while", "", "answer every request half a second later while this file exists")
 	flag.BoolVar(&o.neverListen, "never-listen", false, "run, but never listen")
 	flag.IntVar(&o.status, "status", 0, "answer every request with this status")
 	flag.StringVar(&o.failHealth, "fail-health", "", "answer /healthz with 503 until this file exists")
@@ -90,6 +92,10 @@ func run(o options) int {
 	}
 	if o.exitWhile != "" {
 		if _, err := os.Stat(o.exitWhile); err == nil {
+			text, _ := os.ReadFile(o.exitWhile)
+			if code, err := strconv.Atoi(string(text)); err == nil {
+				return exit(code)
+			}
 			return exit(3)
 		}
 	}
@@ -114,6 +120,7 @@ func run(o options) int {
 		close(deaf)
 		ln.Close()
 	})
+	misbehaveOnSignals(deafen)
 	srv := &http.Server{Handler: newHandler(o, deafen)}
 	srv.Protocols = new(http.Protocols)
 	srv.Protocols.SetHTTP1(true)
@@ -183,6 +190,23 @@ func watchSignals(ignore bool) <-chan struct{} {
 		}
 	}()
 	return terminated
+}
+
+// misbehaveOnSignals lets a test choose, by its pid, the instance that goes
+// wrong: USR1 closes its listener, so that it refuses connections while it
+// answers on those that it has, and USR2 makes it exit with status 0 at once.
+func misbehaveOnSignals(deafen func()) {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGUSR2)
+	go func() {
+		for sig := range signals {
+			if sig == syscall.SIGUSR2 {
+				os.Exit(exit(0))
+			}
+			journal.write(entry{Event: "deaf"})
+			deafen()
+		}
+	}()
 }
 
 // spawn starts a child of this program that leaves the process group and the

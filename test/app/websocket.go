@@ -27,8 +27,10 @@ func websocket(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	fmt.Fprintf(buf, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+	fmt.Fprintf(buf, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n",
 		base64.StdEncoding.EncodeToString(sum[:]))
+	_ = w.Header().Write(buf)
+	_, _ = buf.WriteString("\r\n")
 	if buf.Flush() != nil {
 		return
 	}

@@ -213,7 +213,7 @@ func (c *Caddy) Reload(cfg Config) error {
 	// has given to the listener that closes: a loss of Caddy's, on which no
 	// test is to depend by chance.
 	c.client.CloseIdleConnections()
-	if !WaitFor(Slow(2*time.Second), func() bool { return listeners(c.block.base+portHTTP) <= 1 }) {
+	if !WaitFor(Slow(10*time.Second), func() bool { return listeners(c.block.base+portHTTP) <= 1 }) {
 		return errors.New("the listener of the old configuration is still open")
 	}
 	return nil

@@ -11,8 +11,10 @@ import (
 type Entry struct {
 	Time     int64  `json:"time"` // nanoseconds since 1970
 	PID      int    `json:"pid"`
+	Service  string `json:"service"`
 	Instance string `json:"instance"`
-	Event    string `json:"event"` // start, listen, begin, end, term, fork, exit
+	Event    string `json:"event"` // start, listen, begin, end, deaf, term, fork, exit
+	Method   string `json:"method"`
 	Path     string `json:"path"`
 	Seq      string `json:"seq"`    // X-Seq of the request
 	Inside   int    `json:"inside"` // requests in the instance, this one included

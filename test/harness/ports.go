@@ -94,4 +94,24 @@ func listeners(port int) int {
 	return n
 }
 
+// ListeningIn returns the ports of a range of 127.0.0.1 on which a socket
+// listens.
+func ListeningIn(from, to int) []int {
+	table, _ := os.ReadFile("/proc/net/tcp")
+	var ports []int
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		const listen = "0A"
+		if len(fields) < 4 || fields[3] != listen {
+			continue
+		}
+		hex, ok := strings.CutPrefix(fields[1], "0100007F:")
+		port, err := strconv.ParseUint(hex, 16, 16)
+		if ok && err == nil && from <= int(port) && int(port) <= to {
+			ports = append(ports, int(port))
+		}
+	}
+	return ports
+}
+
 func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
