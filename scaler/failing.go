@@ -72,7 +72,7 @@ func (l *Loop) refuse() {
 		r = l.exiting
 	case (now.Before(l.backoffUntil) || l.current() == nil) && l.failing():
 		f := l.lastFailure
-		r = &Refusal{Kind: RefusedFailing, Short: Readable(f.Short), Detail: Readable(f.Error()), Until: l.backoffUntil}
+		r = &Refusal{Kind: RefusedFailing, Short: Readable(f.Short), Detail: f.Error(), Until: l.backoffUntil}
 		if f.Reason == ReasonPlatform {
 			r.Kind = RefusedPlatform
 		}
