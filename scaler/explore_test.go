@@ -87,11 +87,10 @@ func (e *explorer) explore(depth int) {
 		var next []*state
 		byKey := make(map[string]*state)
 		for _, from := range level {
-			for k := range happenings {
-				w := e.replay(from.way)
-				if !happenings[k].can(w) {
-					w.discard()
-					continue
+			w := e.replay(from.way)
+			for n, k := range w.can() {
+				if n > 0 {
+					w = e.replay(from.way)
 				}
 				w.happens(k)
 				taken++
@@ -119,6 +118,16 @@ func (e *explorer) explore(depth int) {
 		level = next
 	}
 	e.t.Logf("depth %d: %d states, %d events in them, at least %.0f orders of events", depth, states, taken, orders)
+}
+
+// can returns the events that can happen now.
+func (w *world) can() (events way) {
+	for k, h := range happenings {
+		if h.can(w) {
+			events = append(events, k)
+		}
+	}
+	return events
 }
 
 // replay takes a fresh loop through an order of events.

@@ -129,6 +129,7 @@ func (w *world) check(timePassed bool) {
 	if st.Waiting != len(w.waiting) {
 		w.fail("%d wait, and %d stand in the line", len(w.waiting), st.Waiting)
 	}
+	w.checkProgress()
 	now := make(map[string]int)
 	for _, i := range w.Instances() {
 		held := 0
@@ -160,6 +161,20 @@ func (w *world) check(timePassed bool) {
 		}
 	}
 	w.inUse = now
+}
+
+// checkProgress checks that what is wanted is on its way, unless something
+// stands in its way: a new revision does not wait for the next request.
+func (w *world) checkProgress() {
+	st := w.Status()
+	if w.slow || w.off || st.LastError != nil || st.Target == 0 || st.Starting > 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := w.current(); len(r.instances) == 0 && !r.ordering {
+		w.fail("%d are wanted, and none of the current revision is on its way", st.Target)
+	}
 }
 
 // ordered checks an order as it arrives at a platform.
