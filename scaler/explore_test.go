@@ -37,8 +37,10 @@ var beginnings = map[string]struct {
 // comes to rest with all who wait answered, and nothing left over.
 //
 // Each order is replayed on a fresh loop. Orders that lead to the same state
-// go on as one; the output with -v says how many there are. Time is that of
-// the bubble, so what takes minutes takes none.
+// go on as one. By default that is all orders of 4 events after sleep and of 3
+// after each of the other beginnings: about 10 000 states, which stand for
+// more than twice as many orders of events; the output with -v says how many
+// of each. Time is that of the bubble, so what takes minutes takes none.
 func TestEveryOrderOfEventsKeepsThePromises(t *testing.T) {
 	for name, begin := range beginnings {
 		t.Run(name, func(t *testing.T) {
