@@ -69,6 +69,7 @@ var scopes = map[string]scope{
 func TestEveryOrderOfStepsAgreesWithTheModel(t *testing.T) {
 	for name, sc := range scopes {
 		t.Run(name, func(t *testing.T) {
+			sc.depth -= shallower
 			if *exploreDepth > 0 {
 				sc.depth = *exploreDepth
 			}

@@ -44,6 +44,7 @@ var beginnings = map[string]struct {
 func TestEveryOrderOfEventsKeepsThePromises(t *testing.T) {
 	for name, begin := range beginnings {
 		t.Run(name, func(t *testing.T) {
+			begin.depth -= shallower
 			if *exploreDepth > 0 {
 				begin.depth = *exploreDepth
 			}
