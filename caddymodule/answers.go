@@ -257,6 +257,12 @@ var page = template.Must(template.New("error").Parse(`<!doctype html>
 </head><body><h1>{{.Title}}</h1><p>{{.Detail}}</p><p>Try again in {{.RetryAfter}} s. <small>{{.Service}}: {{.Code}}</small></p></body></html>
 `))
 
+// oneLine puts what an instance or a platform wrote on several lines on one:
+// none of them can pass for an answer of its own.
+func oneLine(text string) string {
+	return strings.Join(strings.FieldsFunc(text, func(c rune) bool { return c == '\n' }), "; ")
+}
+
 // answer writes Usher's own answer, in the form that the client prefers.
 func (q *request) answer(w http.ResponseWriter) {
 	p := problem{
@@ -282,7 +288,7 @@ func (q *request) answer(w http.ResponseWriter) {
 		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
 	case typePlain:
 		h.Set("Content-Type", "text/plain; charset=utf-8")
-		body = fmt.Appendf(nil, "%s: %s (%s; try again in %d s)\n", p.Title, p.Detail, p.Code, p.RetryAfter)
+		body = fmt.Appendf(nil, "%s: %s (%s; try again in %d s)\n", p.Title, oneLine(p.Detail), p.Code, p.RetryAfter)
 	default:
 		h.Set("Content-Type", typeProblem)
 		body, _ = json.Marshal(p)

@@ -35,7 +35,7 @@ type requestBody struct {
 	mu      sync.Mutex
 	ahead   []byte // read ahead, not yet taken
 	taken   int
-	charged int64         // of held
+	charged int64         // of held: the room of ahead
 	reading chan struct{} // closed when the goroutine has ended; nil without one
 	gone    chan struct{} // closed if it finds the connection broken
 	stop    bool          // the goroutine shall end after the read it is in
@@ -96,33 +96,18 @@ func (b *requestBody) read(gone, done chan struct{}) {
 	defer close(done)
 	for {
 		b.mu.Lock()
-		size := aheadFirst
-		if n := len(b.ahead); n > 0 {
-			size = n // it doubles
-		} else if b.length > 0 {
-			size = int(b.length)
-		}
-		// One byte more than the limit: a body that is just as long ends
-		// there, which only a further read tells.
-		size = min(size, aheadMax+1-len(b.ahead))
-		if b.stop || size <= 0 || !b.charge(int64(size)) {
+		if b.stop || !b.hasRoom() {
 			b.reading = nil
 			b.mu.Unlock()
 			return
 		}
+		room := b.ahead[len(b.ahead):cap(b.ahead)]
 		b.mu.Unlock()
 
-		buf := make([]byte, size)
-		n, err := b.rest.Read(buf)
+		n, err := b.rest.Read(room)
 
 		b.mu.Lock()
-		b.held.Add(int64(n - size))
-		b.charged += int64(n - size)
-		if b.ahead == nil {
-			b.ahead = buf[:n]
-		} else {
-			b.ahead = append(b.ahead, buf[:n]...)
-		}
+		b.ahead = b.ahead[:len(b.ahead)+n]
 		if err != nil {
 			b.fail(err)
 		}
@@ -136,6 +121,30 @@ func (b *requestBody) read(gone, done chan struct{}) {
 		}
 		b.mu.Unlock()
 	}
+}
+
+// hasRoom makes room for what is read next, as far as the limits allow. It
+// doubles, so that a client that announces much and sends little is given
+// little; and all of it is charged for, used or not.
+func (b *requestBody) hasRoom() bool {
+	size := cap(b.ahead)
+	if len(b.ahead) < size {
+		return true
+	}
+	// One byte more than the limit: a body that is just as long ends there,
+	// which only a further read tells.
+	most := aheadMax + 1
+	if b.length > 0 {
+		most = int(b.length) + 1
+	}
+	grown := min(max(2*size, aheadFirst), most)
+	if grown <= size || !b.charge(int64(grown-size)) {
+		return false
+	}
+	ahead := make([]byte, len(b.ahead), grown)
+	copy(ahead, b.ahead)
+	b.ahead = ahead
+	return true
 }
 
 func (b *requestBody) charge(n int64) bool {

@@ -384,6 +384,36 @@ func TestReadAheadIsBoundedOverAllServices(t *testing.T) {
 	}
 }
 
+// What a client announces and does not send takes no more memory than is
+// accounted for.
+func TestTricklingBodiesAreChargedForTheRoomThatTheyTake(t *testing.T) {
+	t.Parallel()
+	for _, length := range []int64{-1, aheadMax} {
+		var held atomic.Int64
+		pr, pw := io.Pipe()
+		b := aheadBody(pr, &held)
+		b.length = length
+		b.readAhead()
+		for range 3 {
+			_, _ = pw.Write([]byte("x"))
+		}
+		b.mu.Lock()
+		room, charged := cap(b.ahead), b.charged
+		b.mu.Unlock()
+		if int64(room) != charged || held.Load() != charged || room > aheadFirst {
+			t.Errorf("%d bytes are kept for 3 that came, %d are charged", room, charged)
+		}
+		_ = pw.Close()
+		if got, err := io.ReadAll(b); string(got) != "xxx" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+		b.end(httptest.NewRecorder())
+		if held.Load() != 0 {
+			t.Errorf("%d are held", held.Load())
+		}
+	}
+}
+
 func TestReadErrorIsPassedOnWhereItOccurred(t *testing.T) {
 	t.Parallel()
 	pr, pw := io.Pipe()

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/scaler"
 )
 
 // suspension is what is stored of a service that an operator turned off. It
@@ -63,7 +65,7 @@ func (h *hub) readSuspensions(g *generation) {
 		}
 		s.suspension = &sus
 		s.loop.Suspend(sus.Reason)
-		s.log.Info("service is suspended", zap.String("reason", sus.Reason), zap.Time("since", sus.Since))
+		s.log.Info("service is suspended", zap.String("reason", scaler.Readable(sus.Reason)), zap.Time("since", sus.Since))
 	}
 }
 
@@ -78,7 +80,7 @@ func (h *hub) suspend(ctx context.Context, s *service, reason string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	sus := &suspension{Reason: reason, Since: time.Now()}
+	sus := &suspension{Reason: scaler.Readable(reason), Since: time.Now()}
 	b, err := json.Marshal(sus)
 	if err != nil {
 		return err
@@ -89,7 +91,7 @@ func (h *hub) suspend(ctx context.Context, s *service, reason string) error {
 	h.mu.Lock()
 	s.suspension = sus
 	h.mu.Unlock()
-	s.loop.Suspend(reason)
+	s.loop.Suspend(sus.Reason)
 	return nil
 }
 

@@ -26,7 +26,7 @@ func FuzzAgreesWithModel(f *testing.F) {
 			walk = walk[1:]
 			return int(b) % n
 		}
-		m := newMachine(next, t.Fatalf)
+		m := newMachine(next, t.Fatalf, partiesOfASide)
 		for len(walk) > 0 {
 			m.run(steps[next(len(steps))])
 		}

@@ -38,7 +38,10 @@ type side struct {
 
 var errSuspended = errors.New("suspended")
 
-func newMachine(pick func(int) int, failf func(string, ...any)) *machine {
+// partiesOfASide is how many requests a service has at most in a random walk.
+const partiesOfASide = 12
+
+func newMachine(pick func(int) int, failf func(string, ...any), parties int) *machine {
 	m := &machine{pick: pick, failf: failf, shared: new(Limit), max: pick(8)}
 	m.shared.Set(m.max)
 	for k := range m.sides {
@@ -50,7 +53,7 @@ func newMachine(pick func(int) int, failf func(string, ...any)) *machine {
 			Drained:    func(i *Instance) { sd.drained = append(sd.drained, i) },
 		})
 		sd.lastIdle = sd.s.Stats().IdleSince
-		for range 12 {
+		for range parties {
 			x := &party{r: new(Reservation), state: outside}
 			if pick(4) > 0 {
 				x.r.Interrupt = func(error) { x.interrupted++ }
@@ -125,12 +128,8 @@ var steps = []step{
 
 // run does one step and then compares everything.
 func (m *machine) run(st step) {
-	sd := m.sides[m.pick(2)]
-	sd.model.begin()
-	sd.rang, sd.ejected, sd.asked, sd.drained = 0, nil, nil, nil
-	sd.began = time.Now()
 	m.logf("%s", st.name)
-	st.do(sd)
+	sd := m.do(st)
 	sd.check(st.name)
 	for _, o := range m.sides {
 		o.checkInside()
@@ -138,6 +137,16 @@ func (m *machine) run(st step) {
 	if got, want := m.shared.Used(), m.waiting(); got != want {
 		m.fail("the limit over all counts %d waiting, there are %d", got, want)
 	}
+}
+
+// do does one step.
+func (m *machine) do(st step) *side {
+	sd := m.sides[m.pick(2)]
+	sd.model.begin()
+	sd.rang, sd.ejected, sd.asked, sd.drained = 0, nil, nil, nil
+	sd.began = time.Now()
+	st.do(sd)
+	return sd
 }
 
 // any returns one of the reservations in one of the states, or nil.

@@ -24,7 +24,7 @@ func TestAgreesWithModel(t *testing.T) {
 		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		m := newMachine(chosenBy(t), t.Fatalf)
+		m := newMachine(chosenBy(t), t.Fatalf, partiesOfASide)
 		actions := map[string]func(*rapid.T){}
 		for _, st := range steps {
 			actions[st.name] = func(*rapid.T) { m.run(st) }

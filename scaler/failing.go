@@ -1,7 +1,6 @@
 package scaler
 
 import (
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -92,7 +91,7 @@ func (l *Loop) refuse() {
 		r = l.exiting
 	case (now.Before(l.backoffUntil) || l.current() == nil) && l.failing():
 		f := l.lastFailure
-		r = &Refusal{Kind: RefusedFailing, Short: f.Short, Detail: fmt.Sprintf("%v", f), Until: l.backoffUntil}
+		r = &Refusal{Kind: RefusedFailing, Short: Readable(f.Short), Detail: f.Error(), Until: l.backoffUntil}
 		if f.Reason == ReasonPlatform {
 			r.Kind = RefusedPlatform
 		}

@@ -53,7 +53,7 @@ type Failure struct {
 	Err error
 }
 
-// Error returns all that is known in one line or more.
+// Error returns all that is known, readable, in one line or more.
 func (f *Failure) Error() string {
 	s := f.Short
 	if s == "" {
@@ -65,7 +65,7 @@ func (f *Failure) Error() string {
 	if f.Detail != "" {
 		s += ": " + f.Detail
 	}
-	return s
+	return Readable(s)
 }
 
 // Unwrap returns the underlying error.

@@ -47,8 +47,11 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 	}
 	// An earlier revision serves for what the later ones cannot yet.
 	serving := 0
-	for _, r := range slices.Backward(l.revisions) {
+	for k, r := range slices.Backward(l.revisions) {
 		surplus := r.surplus(max(0, a.Target-serving))
+		if l.overtaken(k) {
+			surplus = max(surplus, len(r.unready()))
+		}
 		for _, i := range r.instances {
 			if i.state() == InstanceReady {
 				serving++
@@ -78,6 +81,21 @@ func (l *Loop) shrink(a Advice, idleSince, now time.Time) bool {
 		}
 	}
 	return true
+}
+
+// overtaken says whether what revision k starts is of no use: an earlier one
+// that lives on is nearer to serving, and two later ones are nearer to what is
+// wanted. Or reloads and restarts in a row would pile up starts.
+func (l *Loop) overtaken(k int) bool {
+	if k >= len(l.revisions)-2 || !l.revisions[k].traits.Local {
+		return false
+	}
+	for _, r := range l.revisions[:k] {
+		if alive, _ := r.count(); alive > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // setTarget records a decision, with the counters by which it was made, if the

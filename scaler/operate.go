@@ -48,7 +48,7 @@ func (l *Loop) Sleep() {
 // inside may finish, and everything is stopped, until Resume.
 func (l *Loop) Suspend(reason string) {
 	l.mu.Lock()
-	l.suspended = &Refusal{Kind: RefusedSuspended, Short: reason}
+	l.suspended = &Refusal{Kind: RefusedSuspended, Short: Readable(reason)}
 	l.nudged = false
 	l.refuse()
 	l.mu.Unlock()

@@ -76,7 +76,7 @@ func (r *revision) holding(h *Hold) {
 	case now != nil && (before == nil || before.Reason != now.Reason || before.Short != now.Short):
 		log.Warn("somebody else scales the service", zap.Error(now))
 	case now == nil && before != nil:
-		log.Info("nobody else scales the service any more", zap.String("before", before.Short))
+		log.Info("nobody else scales the service any more", zap.String("before", Readable(before.Short)))
 	}
 }
 

@@ -209,3 +209,35 @@ func TestAPlatformMayReportWhileItIsAskedForItsTraits(t *testing.T) {
 		b.comesAndGoes()
 	})
 }
+
+func TestReloadsAndRestartsInARowDoNotPileUpStarts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		old := &platform{local: true, startTime: time.Minute}
+		b := newBench(t, defaults(), old, nil)
+		x := b.waits()
+		waitIdle()
+		var later []*platform
+		for range 5 {
+			p := &platform{local: true, startTime: time.Minute}
+			later = append(later, p)
+			time.Sleep(time.Second)
+			if err := b.Adopt(p); err != nil {
+				t.Fatal(err)
+			}
+			waitIdle()
+		}
+		// The first is nearest to being ready, the last is what is wanted, and
+		// the one before it may work if the last does not.
+		for k, p := range later {
+			if n, late := len(p.ids()), k >= len(later)-2; n > 0 != late {
+				t.Errorf("revision %d has %d instances", k+2, n)
+			}
+		}
+		b.runs(1)
+		b.granted(x)
+		if id := x.Instance().ID; !strings.HasPrefix(id, "r1-") {
+			t.Errorf("the first one to be ready is %s", id)
+		}
+		x.Release(reserver.Answered)
+	})
+}

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"net"
 	"strconv"
 	"time"
 
@@ -104,10 +105,10 @@ func newPod(u *unstructured.Unstructured) *pod {
 	spec, status := child(u.Object, "spec"), child(u.Object, "status")
 	p.node = text(spec, "nodeName")
 	p.phase, p.reason, p.message = text(status, "phase"), text(status, "reason"), text(status, "message")
-	p.ip = text(status, "podIP")
+	p.ip = address(status, "podIP")
 	if p.ip == "" {
 		for _, one := range children(status, "podIPs") {
-			p.ip = text(one, "ip")
+			p.ip = address(one, "ip")
 			break
 		}
 	}
@@ -172,7 +173,7 @@ func newReplicaSet(u *unstructured.Unstructured) *replicaSet {
 	return s
 }
 
-// child, children, text, number and when look into objects. What is missing or of
+// child, children, text, address, number and when look into objects. What is missing or of
 // another type is empty.
 
 func child(m map[string]any, key string) map[string]any {
@@ -193,6 +194,16 @@ func children(m map[string]any, key string) []map[string]any {
 
 func text(m map[string]any, key string) string {
 	s, _ := m[key].(string)
+	return s
+}
+
+// address returns an IP address. Requests are sent there, so nothing else is
+// taken for one.
+func address(m map[string]any, key string) string {
+	s := text(m, key)
+	if net.ParseIP(s) == nil {
+		return ""
+	}
 	return s
 }
 

@@ -57,7 +57,7 @@ func (r *runner) readScale(ctx context.Context) (scale, *scaler.Failure) {
 func (r *runner) newScale(sub *unstructured.Unstructured) (scale, *scaler.Failure) {
 	s := scale{
 		known: true, uid: string(sub.GetUID()), version: sub.GetResourceVersion(),
-		replicas: int(number(child(sub.Object, "spec"), "replicas")),
+		replicas: replicasOf(sub),
 	}
 	written := text(child(sub.Object, "status"), "selector")
 	if written == "" {
@@ -74,6 +74,11 @@ func (r *runner) newScale(sub *unstructured.Unstructured) (scale, *scaler.Failur
 		}
 	}
 	return s, nil
+}
+
+// replicasOf returns the number that a scale works towards.
+func replicasOf(sub *unstructured.Unstructured) int {
+	return max(0, int(number(child(sub.Object, "spec"), "replicas")))
 }
 
 // get reads the workload, or a subresource of it.
@@ -244,7 +249,7 @@ func (r *runner) setReplicas(ctx context.Context, from scale, to int, blind bool
 		case err == nil:
 			r.mu.Lock()
 			r.changes++
-			r.scale.replicas, r.scale.version = int(number(child(sub.Object, "spec"), "replicas")), sub.GetResourceVersion()
+			r.scale.replicas, r.scale.version = replicasOf(sub), sub.GetResourceVersion()
 			r.trouble = nil
 			r.mu.Unlock()
 			return nil
@@ -255,7 +260,7 @@ func (r *runner) setReplicas(ctx context.Context, from scale, to int, blind bool
 		if err != nil {
 			return apiFailure(err, "get", "the scale of "+r.plan.workload.String())
 		}
-		if int(number(child(sub.Object, "spec"), "replicas")) != from.replicas {
+		if replicasOf(sub) != from.replicas {
 			// Somebody else was faster: decided anew, with what they want.
 			r.read(ctx)
 			r.report()

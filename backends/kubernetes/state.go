@@ -49,7 +49,7 @@ func (p *pod) address(wanted string) (string, *scaler.Failure) {
 			Reason: scaler.ReasonNotFound, ForGood: true, Short: "the pod has no port " + wanted,
 			Detail: fmt.Sprintf("pod %s: no container declares a port of the name %s; correct the option port of the backend, or the pod template", p.name, wanted),
 		}
-	case p.ip == "":
+	case p.ip == "", n < 1, n > 65535:
 		return "", nil
 	}
 	return net.JoinHostPort(p.ip, strconv.Itoa(n)), nil

@@ -2,6 +2,7 @@ package marathon
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	gomarathon "github.com/gambol99/go-marathon"
@@ -22,11 +23,32 @@ type appJSON struct {
 	Container       *containerJSON              `json:"container"`
 	IPAddress       *ipAddressJSON              `json:"ipAddress"` // up to 1.4
 	HealthChecks    []json.RawMessage           `json:"healthChecks"`
-	Tasks           []*gomarathon.Task          `json:"tasks"`
+	Tasks           tasksJSON                   `json:"tasks"`
 	LastTaskFailure *gomarathon.LastTaskFailure `json:"lastTaskFailure"`
 	Deployments     []struct {
 		ID string `json:"id"`
 	} `json:"deployments"`
+}
+
+// tasksJSON is a list of tasks. An entry that is none is left out, and of
+// entries with one id all but the first.
+type tasksJSON []*gomarathon.Task
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *tasksJSON) UnmarshalJSON(text []byte) error {
+	var all []*gomarathon.Task
+	if err := json.Unmarshal(text, &all); err != nil {
+		return err
+	}
+	listed := make(map[string]bool, len(all))
+	*t = slices.DeleteFunc(all, func(one *gomarathon.Task) bool {
+		if one == nil || one.ID == "" || listed[one.ID] {
+			return true
+		}
+		listed[one.ID] = true
+		return false
+	})
+	return nil
 }
 
 type networkJSON struct {

@@ -3,6 +3,7 @@ package marathon
 import (
 	"fmt"
 	"net"
+	"regexp"
 	"strconv"
 
 	gomarathon "github.com/gambol99/go-marathon"
@@ -148,8 +149,12 @@ func ofTask(t *gomarathon.Task, port int) string {
 	return join(t.IPAddresses[0].IPAddress, port)
 }
 
+// hostName is what a task's host can be called, addresses included. Requests
+// are sent there, so nothing else is taken for one.
+var hostName = regexp.MustCompile(`^[0-9A-Za-z_:]([0-9A-Za-z_.:-]*[0-9A-Za-z_.:])?$`)
+
 func join(host string, port int) string {
-	if host == "" || port <= 0 {
+	if !hostName.MatchString(host) || port < 1 || port > 65535 {
 		return ""
 	}
 	return net.JoinHostPort(host, strconv.Itoa(port))

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/scaler"
 )
 
 // The bounds of what an instance may write into Caddy's memory and log.
@@ -184,7 +186,7 @@ func (s *splitter) flush(now time.Time) {
 }
 
 func (s *splitter) emit(now time.Time) {
-	text := strings.ToValidUTF8(strings.TrimSuffix(string(s.part), "\r"), "\uFFFD")
+	text := scaler.Readable(strings.TrimSuffix(string(s.part), "\r"))
 	s.part, s.cut = s.part[:0], false
 	s.out.line(s.stream, text, now)
 }

@@ -1,0 +1,376 @@
+package reserver
+
+import (
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+var exploreDepth = flag.Int("explore.depth", 0, "how many steps to explore in all orders, in place of what is explored by default")
+
+// scope bounds an exploration: few of everything, in all orders. Each request
+// and each instance is like every other, so few show what many would.
+type scope struct {
+	parties, places int
+	slots           []int // of an instance, when it is added and when it is changed
+	waits           []int // values of MaxWaiting
+	limits          []int // values of the limit over all lines
+	fates           []Fate
+	balances        []Balance
+	quiet           bool     // some requests are quiet
+	sides           int      // services under the one limit
+	steps           []string // that are taken
+	depth           int
+}
+
+// The orders in which everything can happen are explored from several sides:
+// the fewer kinds of steps, the deeper. By default that is 5 to 10 steps deep,
+// and 39 000 states, which stand for some 120 million orders of steps;
+// the output with -v says how many they are of each. One step more takes three
+// times as long or less.
+var scopes = map[string]scope{
+	"requests and instances": {
+		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Fate{Answered}, balances: []Balance{LeastLoaded}, sides: 1,
+		steps: []string{"reserve", "cancel", "receive", "release", "add", "cordon", "uncordon", "remove", "set slots"}, depth: 10,
+	},
+	"failures": {
+		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Fate{Answered, Failed, Refused}, balances: []Balance{LeastLoaded}, sides: 1,
+		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "restore", "cordon", "remove"}, depth: 7,
+	},
+	"options and limits": {
+		parties: 3, places: 2, slots: []int{Unlimited, 1}, waits: []int{0, 1, 2}, limits: []int{1, 3}, fates: []Fate{Neutral},
+		balances: []Balance{LeastLoaded, Oldest}, quiet: true, sides: 1,
+		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "remove", "options", "refuse", "limit"}, depth: 6,
+	},
+	"two services under one limit": {
+		parties: 2, places: 1, slots: []int{1}, waits: []int{2}, limits: []int{1, 2}, fates: []Fate{Answered}, balances: []Balance{LeastLoaded}, sides: 2,
+		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "remove", "limit", "refuse"}, depth: 7,
+	},
+	"everything": {
+		parties: 2, places: 2, slots: []int{1, 2}, waits: []int{0, 2}, limits: []int{1, 3}, fates: []Fate{Neutral, Answered, Failed, Refused},
+		balances: []Balance{LeastLoaded, Oldest}, quiet: true, sides: 1,
+		steps: []string{
+			"reserve", "cancel", "receive", "release", "again", "add", "cordon", "uncordon", "restore", "remove", "set slots",
+			"options", "refuse", "limit",
+		}, depth: 5,
+	},
+}
+
+// TestEveryOrderOfStepsAgreesWithTheModel takes a service through every order
+// of steps up to a depth, and after each compares all that can be seen, and
+// all that is kept, with the model: no waiter is lost, none gets two slots, no
+// instance has more than its slots, and no waiter stands beside a free one.
+//
+// Each order is replayed on a fresh service. Orders that lead to the same
+// state, but for the names of requests, go on as one.
+func TestEveryOrderOfStepsAgreesWithTheModel(t *testing.T) {
+	for name, sc := range scopes {
+		t.Run(name, func(t *testing.T) {
+			sc.depth -= shallower
+			if *exploreDepth > 0 {
+				sc.depth = *exploreDepth
+			}
+			e := &explorer{t: t, scope: sc, seen: make(map[string]int)}
+			e.explore()
+		})
+	}
+}
+
+// move is one step with all that is to be picked in it.
+type move struct {
+	step  int
+	picks []int
+}
+
+func (m move) String() string { return fmt.Sprint(steps[m.step].name, m.picks) }
+
+// node is a state, by the shortest order that leads to it.
+type node struct {
+	parent, depth int
+	move          move
+	next          []int // one for each move
+}
+
+// explorer goes through all states, the nearest first.
+type explorer struct {
+	t     *testing.T
+	scope scope
+	nodes []node
+	seen  map[string]int
+
+	script []int // what is picked next
+}
+
+func (e *explorer) explore() {
+	e.nodes = []node{{parent: -1}}
+	e.seen[key(e.replay(0))] = 0
+	moves := 0
+	for at := 0; at < len(e.nodes) && e.nodes[at].depth < e.scope.depth; at++ {
+		m := e.replay(at)
+		for k, mv := range e.moves(m) {
+			if k > 0 {
+				m = e.replay(at)
+			}
+			for _, sd := range m.sides {
+				sd.catchUp()
+			}
+			e.script = slices.Clone(mv.picks)
+			m.failf = func(format string, args ...any) {
+				e.t.Fatalf("after %v, %v: %s", e.way(at), mv, fmt.Sprintf(format, args...))
+			}
+			m.run(steps[mv.step])
+			moves++
+			to := key(m)
+			n, known := e.seen[to]
+			if !known {
+				n = len(e.nodes)
+				e.seen[to] = n
+				e.nodes = append(e.nodes, node{parent: at, depth: e.nodes[at].depth + 1, move: mv})
+			}
+			e.nodes[at].next = append(e.nodes[at].next, n)
+		}
+	}
+	e.t.Logf("depth %d: %d states, %d steps from them, which are %.3g orders of steps", e.scope.depth, len(e.nodes), moves, e.orders())
+}
+
+// orders counts the orders of steps that the states stand for.
+func (e *explorer) orders() (all float64) {
+	ways := make([]float64, len(e.nodes))
+	ways[0] = 1
+	for range e.scope.depth {
+		after := make([]float64, len(e.nodes))
+		for at, n := range ways {
+			if n > 0 {
+				for _, to := range e.nodes[at].next {
+					after[to] += n
+				}
+			}
+		}
+		ways = after
+	}
+	for _, n := range ways {
+		all += n
+	}
+	return all
+}
+
+// way is the order of steps that leads to a state.
+func (e *explorer) way(at int) (all []move) {
+	for ; at > 0; at = e.nodes[at].parent {
+		all = append(all, e.nodes[at].move)
+	}
+	slices.Reverse(all)
+	return all
+}
+
+// replay takes a fresh service to a state.
+func (e *explorer) replay(at int) *machine {
+	// No instance, long lines, and nobody there.
+	e.script = []int{7}
+	for range 2 {
+		e.script = append(e.script, slices.Max(e.scope.waits), int(e.scope.balances[0]))
+		for range e.scope.parties {
+			e.script = append(e.script, 0)
+		}
+	}
+	m := newMachine(e.pick, e.t.Fatalf, e.scope.parties)
+	for _, mv := range e.way(at) {
+		e.script = append(e.script[:0], mv.picks...)
+		m.do(steps[mv.step])
+	}
+	return m
+}
+
+// pick returns what the move says.
+func (e *explorer) pick(n int) int {
+	if len(e.script) == 0 || e.script[0] >= n {
+		e.t.Fatalf("the script %v does not fit a choice of %d", e.script, n)
+	}
+	k := e.script[0]
+	e.script = e.script[1:]
+	return k
+}
+
+// catchUp takes note of what was not checked on the way here.
+func (sd *side) catchUp() {
+	sd.lastIdle = sd.s.Stats().IdleSince
+	for _, p := range append(slices.Clone(sd.model.instances), sd.gone...) {
+		sd.inUse[p.i] = len(p.inside)
+	}
+}
+
+// moves are all steps that can be taken in a state, but those that the scope
+// leaves out and those that change nothing.
+func (e *explorer) moves(m *machine) (all []move) {
+	for side := range e.scope.sides {
+		sd := m.sides[side]
+		for _, name := range e.scope.steps {
+			k := slices.IndexFunc(steps, func(st step) bool { return st.name == name })
+			for _, picks := range e.picks(sd, name) {
+				all = append(all, move{k, append([]int{side}, picks...)})
+			}
+		}
+	}
+	return all
+}
+
+// picks are the choices that a step has.
+func (e *explorer) picks(sd *side, name string) (all [][]int) {
+	one := func(picks ...int) { all = append(all, picks) }
+	// Which of those among whom the step picks are in one of the states.
+	among := func(pickable, wanted []partyState, each func(k int)) {
+		k := 0
+		for _, x := range sd.parties {
+			if slices.Contains(wanted, x.state) {
+				each(k)
+			}
+			if slices.Contains(pickable, x.state) {
+				k++
+			}
+		}
+	}
+	states := func(s ...partyState) []partyState { return s }
+	places := func(which func(*place) bool, picks ...int) {
+		for k, p := range sd.model.instances {
+			if which(p) {
+				one(append([]int{k}, picks...)...)
+			}
+		}
+	}
+	sc := e.scope
+	switch name {
+	case "reserve":
+		first := true // all who are outside are alike
+		among(states(outside), states(outside), func(k int) {
+			if first {
+				one(k, 1)
+				if sc.quiet {
+					one(k, 0)
+				}
+			}
+			first = false
+		})
+	case "cancel":
+		among(states(inLine, granted, rejected, inside), states(inLine, granted, rejected), func(k int) { one(k) })
+	case "receive":
+		among(states(granted, rejected), states(granted, rejected), func(k int) { one(k) })
+	case "release", "again":
+		among(states(inside, outside), states(inside), func(k int) {
+			for _, fate := range sc.fates {
+				one(k, int(fate))
+			}
+		})
+	case "add":
+		for _, n := range sc.slots {
+			if len(sd.model.instances) < sc.places {
+				one(n)
+			}
+		}
+	case "cordon":
+		places(func(p *place) bool { return !p.cordoned })
+	case "uncordon":
+		places(func(p *place) bool { return p.cordoned })
+	case "restore":
+		places(func(p *place) bool { return p.ejected })
+	case "remove":
+		places(func(*place) bool { return true }, 5)
+	case "set slots":
+		for _, n := range sc.slots {
+			places(func(p *place) bool { return p.slots != n }, n)
+		}
+	case "options":
+		for _, n := range sc.waits {
+			for _, b := range sc.balances {
+				if now := sd.model.opts; now.MaxWaiting != n || now.Balance != b {
+					one(n, int(b))
+				}
+			}
+		}
+	case "refuse":
+		if sd.model.refusal != nil {
+			one(0)
+		} else {
+			one(1)
+		}
+	case "limit":
+		for _, n := range sc.limits {
+			if n != sd.m.max {
+				one(n)
+			}
+		}
+	}
+	return all
+}
+
+// key says all of a state that can make a difference later. Requests have no
+// names in it; instances are known by their age.
+func key(m *machine) string {
+	k := make(keyed, 0, 128)
+	k.add(m.max)
+	for _, sd := range m.sides {
+		s := sd.s
+		k.add(s.opts.MaxWaiting, int(s.opts.Balance), truth(s.refusal != nil), truth(s.knocked), s.mark, s.peak)
+		for _, l := range []*list{&s.line.front, &s.line.back} {
+			k.add(-1)
+			for r := l.first; r != nil; r = r.next {
+				k.add(truth(r.quiet))
+			}
+		}
+		for _, p := range sd.model.instances {
+			i := p.i
+			k.add(-2, i.slots, truth(i.cordoned), truth(i.ejected), i.strikes, i.ejections, int(i.pause/time.Millisecond), i.place)
+			k.add(insideOf(i)...)
+		}
+		var gone [][]int
+		for _, p := range sd.gone {
+			if len(p.inside) > 0 {
+				gone = append(gone, insideOf(p.i))
+			}
+		}
+		slices.SortFunc(gone, slices.Compare)
+		for _, inside := range gone {
+			k.add(-3)
+			k.add(inside...)
+		}
+		asleep, suspended := 0, 0
+		for _, x := range sd.parties {
+			switch {
+			case x.state != rejected:
+			case x.reason == errSuspended:
+				suspended++
+			default:
+				asleep++
+			}
+		}
+		k.add(-4, asleep, suspended)
+	}
+	return string(k)
+}
+
+// keyed is a row of numbers, as a key of a map.
+type keyed []byte
+
+func (k *keyed) add(numbers ...int) {
+	for _, n := range numbers {
+		*k = binary.AppendVarint(*k, int64(n))
+	}
+}
+
+func truth(is bool) int {
+	if is {
+		return 1
+	}
+	return 0
+}
+
+// insideOf tells the requests inside an instance.
+func insideOf(i *Instance) (all []int) {
+	for r := i.holders.first; r != nil; r = r.next {
+		all = append(all, 4*truth(r.quiet)+2*len(r.granted)+truth(r.epoch == i.epoch))
+	}
+	slices.Sort(all)
+	return all
+}

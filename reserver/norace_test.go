@@ -1,0 +1,5 @@
+//go:build !race
+
+package reserver
+
+const shallower = 0
