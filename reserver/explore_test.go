@@ -21,6 +21,7 @@ type scope struct {
 	fates           []Fate
 	balances        []Balance
 	quiet           bool     // some requests are quiet
+	unbound         bool     // the addresses of instances can be given to others
 	sides           int      // services under the one limit
 	steps           []string // that are taken
 	depth           int
@@ -39,6 +40,10 @@ var scopes = map[string]scope{
 	"failures": {
 		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Fate{Answered, Failed, Refused}, balances: []Balance{LeastLoaded}, sides: 1,
 		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "restore", "cordon", "remove"}, depth: 7,
+	},
+	"doubts": {
+		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{0, 2}, fates: []Fate{Answered, Doubted}, balances: []Balance{LeastLoaded}, unbound: true, sides: 1,
+		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "restore", "vouch", "eject, question", "remove"}, depth: 8,
 	},
 	"options and limits": {
 		parties: 3, places: 2, slots: []int{Unlimited, 1}, waits: []int{0, 1, 2}, limits: []int{1, 3}, fates: []Fate{Neutral},
@@ -266,7 +271,7 @@ func (e *explorer) picks(sd *side, name string) (all [][]int) {
 	case "add":
 		for _, n := range sc.slots {
 			if len(sd.model.instances) < sc.places {
-				one(n)
+				one(n, truth(!sc.unbound))
 			}
 		}
 	case "cordon":
@@ -275,8 +280,13 @@ func (e *explorer) picks(sd *side, name string) (all [][]int) {
 		places(func(p *place) bool { return p.cordoned })
 	case "restore":
 		places(func(p *place) bool { return p.ejected })
+	case "vouch":
+		places(func(p *place) bool { return p.doubted || p.questioned })
+	case "eject, question":
+		places(func(p *place) bool { return !p.ejected }, 0)
+		places(func(p *place) bool { return !p.questioned }, 1)
 	case "remove":
-		places(func(*place) bool { return true }, 5)
+		places(func(*place) bool { return true }, 8)
 	case "set slots":
 		for _, n := range sc.slots {
 			places(func(p *place) bool { return p.slots != n }, n)
@@ -321,7 +331,7 @@ func key(m *machine) string {
 		}
 		for _, p := range sd.model.instances {
 			i := p.i
-			k.add(-2, i.slots, truth(i.cordoned), truth(i.ejected), i.strikes, i.ejections, int(i.pause/time.Millisecond), i.place)
+			k.add(-2, i.slots, truth(i.cordoned), truth(i.ejected), truth(i.Unbound), truth(i.doubted), truth(i.questioned), i.strikes, i.ejections, int(i.pause/time.Millisecond), i.place)
 			k.add(insideOf(i)...)
 		}
 		var gone [][]int

@@ -328,7 +328,7 @@ func (w *world) end() {
 		}
 	}
 	w.run.Lock()
-	active := w.run.active
+	active := w.run.poked != nil
 	w.run.Unlock()
 	if active {
 		w.fail("a service that sleeps has a goroutine")
