@@ -56,6 +56,7 @@ func keys(o map[string]any) string {
 	for _, name := range []string{
 		"name", "backend", "state", "target", "min", "max", "instances", "slots", "waiting", "oldest_wait_ms", "cold_starts", "last_cold_start_ms",
 		"last_error", "instance_list", "config", "id", "address", "revision", "in_use", "since", "time", "from", "to", "reason", "inputs",
+		"cold_start",
 	} {
 		if _, ok := o[name]; ok {
 			names = append(names, name)
@@ -113,7 +114,7 @@ func TestAdminShowsAServiceAsTheContractSays(t *testing.T) {
 	if err := json.Unmarshal([]byte(call(t, srv, "GET", "/usher/services/"+f.name+"/decisions", "").body), &decisions); err != nil {
 		t.Fatal(err)
 	}
-	if len(decisions) != 1 || keys(decisions[0]) != "time from to reason inputs" {
+	if len(decisions) != 1 || keys(decisions[0]) != "time from to reason inputs cold_start" {
 		t.Errorf("%v", decisions)
 	}
 }

@@ -22,7 +22,7 @@ func (o *observer) Decided(d scaler.Decision) {
 		"service": o.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,
 	})
 	o.hub.emitter.emit(eventScaled, func() map[string]any {
-		return map[string]any{"service": o.name, "from": d.From, "to": d.To, "reason": d.Reason}
+		return map[string]any{"service": o.name, "from": d.From, "to": d.To, "reason": scaler.Readable(d.Reason)}
 	})
 }
 
@@ -59,7 +59,7 @@ func (o *observer) emitState(from, to scaler.State) {
 		emit(eventAsleep)
 	case scaler.Failing:
 		if f := o.lastFailure; f != nil {
-			emit(eventFailing, "reason", string(f.Reason), "error", f.Short)
+			emit(eventFailing, "reason", string(f.Reason), "error", scaler.Readable(f.Short))
 		} else {
 			emit(eventFailing)
 		}

@@ -145,7 +145,7 @@ func (c *coldTrace) failed(f *scaler.Failure) {
 	defer c.mu.Unlock()
 	if c.current != nil {
 		c.current.AddEvent("start failed", trace.WithAttributes(
-			attribute.String("usher.reason", string(f.Reason)), attribute.String("usher.detail", f.Short)))
+			attribute.String("usher.reason", string(f.Reason)), attribute.String("usher.detail", scaler.Readable(f.Short))))
 	}
 }
 

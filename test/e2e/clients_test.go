@@ -35,7 +35,8 @@ func TestG3_EveryReservationIsReleasedHoweverItEnds(t *testing.T) {
 	c := newCaddy(t)
 	const slots = 4
 	c.Start(web(c, nil, "instances 0 1", "concurrency "+strconv.Itoa(slots), "wait_timeout 300ms"))
-	wantOK(t, c.Get("/"))
+	c.Post("web/wake", "") // who waits no longer than that may be too late for a start
+	c.AwaitReady("web", 1, soon)
 
 	ends := map[string]func(){
 		"normal": func() { c.Get("/") },

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) { harness.Main(m) }
 
 // soon is the time for what has to happen by itself in a moment. Nobody
 // waits so long unless something is wrong.
-var soon = harness.Slow(5 * time.Second)
+var soon = harness.Slow(15 * time.Second)
 
 // atOnce is the bound for what the contract wants done in milliseconds. It
 // leaves room for a busy machine, and none for a poll or a time-out.
