@@ -169,6 +169,18 @@ func wantAllOK(t *testing.T, all []harness.Response) {
 	}
 }
 
+// wantFewCut checks what a load has seen while Marathon itself stopped tasks:
+// it says that a task is to end when it tells the task, so a request can be on
+// its way into it. Only that may show, once for each slot at most.
+func wantFewCut(t *testing.T, all []harness.Response, most int) {
+	t.Helper()
+	for k, r := range harness.Failed(all) {
+		if r.Status != http.StatusBadGateway || k >= most {
+			t.Errorf("status %d (%s), error %v, body %q", r.Status, r.UsherError(), r.Err, r.Body)
+		}
+	}
+}
+
 // wantFrom checks that nobody but tasks of an app has answered.
 func wantFrom(t *testing.T, all []harness.Response, prefix string) {
 	t.Helper()
