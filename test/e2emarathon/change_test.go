@@ -39,7 +39,7 @@ func TestWhatAnOperatorDoesByHand(t *testing.T) {
 	by(map[string]int{"instances": 0})
 	n := load.Len()
 	harness.Eventually(t, 2*soon, func() bool { return load.Len() > n+50 }, "it serves again")
-	wantFewCut(t, load.Stop(), 4)
+	wantFewCut(t, load.Stop(), 2*3)
 
 	// Deleted and made again, it is the new one that serves.
 	if err := w.sim.DeleteApp("/web"); err != nil {
@@ -64,7 +64,7 @@ func TestARestartIsMarathonsRollingOne(t *testing.T) {
 		now := w.running("/web")
 		return len(now) == 2 && !slices.ContainsFunc(before, func(id string) bool { return slices.Contains(now, id) })
 	}, "both are replaced")
-	wantFewCut(t, load.Stop(), 2)
+	wantFewCut(t, load.Stop(), 4)
 	w.awaitBooks("web", "/web", soon)
 }
 
