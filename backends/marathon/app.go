@@ -95,6 +95,7 @@ type task struct {
 	extra     bool      // not counted by Marathon, or about to be replaced
 	missed    bool      // the app was not there when it was looked for
 	absent    time.Time // since when the list does not show it
+	taken     bool      // a deployment was at work then
 	stopped   bool      // reported as stopping
 	askFrom   time.Time // a read that began after it confirms a probe
 	confirmed bool      // it was ready once

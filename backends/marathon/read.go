@@ -265,7 +265,7 @@ func (a *app) takeTasks(doc *appJSON, fewer bool, now time.Time) {
 		// A list can be old: a task that has only just begun is not on it.
 		// One that was told to stop, or whose end is on record, has ended.
 		if t.absent.IsZero() {
-			t.absent = now
+			t.absent, t.taken = now, a.state.locked()
 		}
 		t.unhealthy = true
 		f := taskFailure(failed, t.id)
@@ -273,6 +273,9 @@ func (a *app) takeTasks(doc *appJSON, fewer bool, now time.Time) {
 			t.phase = scaler.PhaseStopping // somebody had it stopped
 		} else if !t.stop && f == nil && now.Sub(t.absent) < vanishAfter {
 			continue
+		} else if t.taken && f == nil {
+			// A deployment was at work, and a crash would be on record.
+			t.phase = scaler.PhaseStopping
 		}
 		if t.stop || f != nil {
 			a.seen[t.id] = now.Add(forgetOver)

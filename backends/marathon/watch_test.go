@@ -138,6 +138,25 @@ func TestATaskThatSomebodyStopsIsNoFailure(t *testing.T) {
 	}
 }
 
+func TestATaskThatADeploymentReplacesIsNoFailure(t *testing.T) {
+	t.Parallel()
+	m := newMasters(t, 1)
+	m.instances, m.tasks = 1, []string{running("a", 31001)}
+	b := at(t, m)
+	m.awaitStream(1)
+	// It was killed and forgotten between two reads, and the deployment ends.
+	m.set(func() { m.tasks, m.deployments = []string{running("b", 31002)}, []string{"d1"} })
+	m.event("/web")
+	b.await("the new one", phase("b", scaler.PhaseReady))
+	m.set(func() { m.deployments = nil })
+	b.await("the old one is gone", gone("a"))
+	for _, r := range b.history() {
+		if i, ok := instance(r, "a"); ok && i.Failure != nil {
+			t.Fatalf("%+v", i)
+		}
+	}
+}
+
 func TestAnAnswerThatIsBehindTakesNothingAway(t *testing.T) {
 	t.Parallel()
 	m := newMasters(t, 1)

@@ -61,7 +61,7 @@ func newTown(t *testing.T, cfg marathonsim.Config) *town {
 			return
 		}
 		for line := range strings.Lines(w.RawLog()) {
-			if strings.Contains(line, `"logger":"usher"`) {
+			if strings.Contains(line, `"logger":"usher"`) || strings.Contains(line, `"logger":"http.log.error`) {
 				t.Log(strings.TrimSpace(line))
 			}
 		}
@@ -166,6 +166,19 @@ func wantAllOK(t *testing.T, all []harness.Response) {
 	}
 	if len(all) == 0 {
 		t.Error("no request was made")
+	}
+}
+
+// wantFewCut checks what a load has seen while Marathon itself stopped tasks:
+// it says that a task is to end when it tells the task, so a request can be on
+// its way into it, and is then not sent to another one. Only that may show, once
+// for each client and stop at most.
+func wantFewCut(t *testing.T, all []harness.Response, most int) {
+	t.Helper()
+	for k, r := range harness.Failed(all) {
+		if r.Status != http.StatusBadGateway || k >= most {
+			t.Errorf("status %d (%s), error %v, body %q", r.Status, r.UsherError(), r.Err, r.Body)
+		}
 	}
 }
 
