@@ -91,11 +91,21 @@ func (in *instance) takePlace(p *plan, local scaler.LocalOptions) *scaler.Failur
 			return err
 		})
 	case listenUnix:
-		if in.socket, f = makeSocketDir(in.id, p.account); f == nil {
-			in.appears = watchFor(in.socket)
-		}
+		in.socket = socketPath(in.id)
 	}
 	return f
+}
+
+// makePlace makes what it needs for that on the file system.
+func (in *instance) makePlace(p *plan) *scaler.Failure {
+	if in.socket == "" {
+		return nil
+	}
+	if f := makeSocketDir(in.socket, p.account); f != nil {
+		return f
+	}
+	in.appears = watchFor(in.socket)
+	return nil
 }
 
 // leavePlace gives it back.

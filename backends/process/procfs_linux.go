@@ -9,7 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 )
 
 // procStat is what /proc/<pid>/stat says, as far as it matters here. Pid and
@@ -106,8 +106,24 @@ func (i identity) alive() bool {
 	return err == nil && s.startTime == i.StartTime && !s.dead()
 }
 
-// ownIdentity returns the identity of this Caddy.
-var ownIdentity = sync.OnceValues(func() (identity, error) {
+// thisCaddy is the identity of this Caddy, once it is known.
+var thisCaddy atomic.Pointer[identity]
+
+// ownIdentity returns the identity of this Caddy. It does not change, so it is
+// found out once; that it could not be, for lack of file descriptors, say, is
+// not remembered.
+func ownIdentity() (identity, error) {
+	if known := thisCaddy.Load(); known != nil {
+		return *known, nil
+	}
+	own, err := findOwnIdentity()
+	if err == nil {
+		thisCaddy.Store(&own)
+	}
+	return own, err
+}
+
+func findOwnIdentity() (identity, error) {
 	s, err := readStat(os.Getpid())
 	if err != nil {
 		return identity{}, err
@@ -124,4 +140,4 @@ var ownIdentity = sync.OnceValues(func() (identity, error) {
 		PID: os.Getpid(), StartTime: s.startTime,
 		BootID: strings.TrimSpace(string(boot)), Namespace: namespace,
 	}, nil
-})
+}

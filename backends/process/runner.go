@@ -103,6 +103,9 @@ func (r *runner) start() *scaler.Failure {
 	}
 	if f != nil {
 		in.leavePlace(false)
+		if in.record != nil {
+			r.forget(in)
+		}
 		return f
 	}
 
@@ -126,16 +129,18 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	dir := recordDir(r.env.DataDir)
 	in.record = r.newRecord(in)
 	r.makeRecordDir(dir)
-	// The record comes first: it names all files that there may be.
+	// The record comes first, and goes last: it names all files that there may
+	// be, so that the next Caddy finds them wherever this one is killed.
 	r.recorded(in.record.create(dir))
+	if f := in.makePlace(r.plan); f != nil {
+		return f
+	}
 	if f := in.openOutput(r.plan, dir, r.env.Logger); f != nil {
-		r.forget(in)
 		return f
 	}
 	abandon := func() {
 		in.source.close()
 		in.output.finish()
-		r.forget(in)
 	}
 	stdin, err := os.Open(os.DevNull)
 	if err != nil {

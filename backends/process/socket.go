@@ -45,33 +45,32 @@ func checkSocketLength() error {
 	return nil
 }
 
-// makeSocketDir makes the directory of an instance, in which the user that it
-// runs as may create its socket and that only this user and Caddy can enter.
-func makeSocketDir(instance string, a *account) (string, *scaler.Failure) {
+// makeSocketDir makes the directory of an instance's socket, in which the user
+// that it runs as may create it and that only this user and Caddy can enter.
+func makeSocketDir(path string, a *account) *scaler.Failure {
 	if err := checkSocketLength(); err != nil {
-		return "", &scaler.Failure{Reason: scaler.ReasonExec, ForGood: true, Short: "the name of the socket is too long", Err: err}
+		return &scaler.Failure{Reason: scaler.ReasonExec, ForGood: true, Short: "the name of the socket is too long", Err: err}
 	}
 	base, given := socketBase()
 	if !given {
 		if err := makeSocketBase(base); err != nil {
-			return "", socketFailure(base, err)
+			return socketFailure(base, err)
 		}
 	}
-	path := socketPath(instance)
 	dir := filepath.Dir(path)
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", socketFailure(dir, err)
+		return socketFailure(dir, err)
 	}
 	if a != nil && !a.Own {
 		if err := giveDir(dir, a); err != nil {
 			os.Remove(dir)
-			return "", socketFailure(dir, err)
+			return socketFailure(dir, err)
 		}
 	}
 	if err := removeStale(path); err != nil {
-		return "", socketFailure(path, err)
+		return socketFailure(path, err)
 	}
-	return path, nil
+	return nil
 }
 
 // makeSocketBase makes the directory under the temporary one, or makes sure

@@ -184,7 +184,9 @@ func (c *client) overHTTP1(r *record, req *http.Request, t task, leave time.Dura
 	if err == nil {
 		o.head(res)
 		err = o.take(t, res)
-		keep = keep && !res.Close
+		// After an error the server may give up on the rest of the body, and on
+		// the connection with it.
+		keep = keep && !res.Close && res.StatusCode == http.StatusOK
 	}
 	o.settle(err)
 	if err != nil || !keep || r.left {

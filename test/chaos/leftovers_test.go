@@ -114,6 +114,9 @@ func checkAsleep(t *testing.T, c *harness.Caddy, ports string) {
 			found, _ := filepath.Glob(c.Path(glob))
 			left = append(left, found...)
 		}
+		// Whose a half-written record is nobody knows: what a killed Caddy left
+		// is removed when one starts that finds it a minute old.
+		left = slices.DeleteFunc(left, func(path string) bool { return strings.HasSuffix(path, ".json.new") })
 		from, to, _ := cutPorts(ports)
 		for _, port := range harness.ListeningIn(from, to) {
 			left = append(left, fmt.Sprintf("port %d", port))
