@@ -88,7 +88,7 @@ func TestCommandWatchPrintsWhatHappensAcrossAReload(t *testing.T) {
 	until("service", "asleep")
 	wantOK(t, c.Get("/"))
 	until("state", "awake")
-	c.MustReload(web(c, nil))
+	c.MustReload(web(c, nil, "max_waiting 7"))
 	until("service", "awake")
 	c.Post("web/sleep", "")
 	until("state", "asleep")
