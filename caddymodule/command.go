@@ -58,6 +58,15 @@ func (cs commands) add(cmd *cobra.Command) {
 	flags.StringP("adapter", "a", "", "Name of the config adapter for the configuration file")
 	flags.BoolP("json", "", false, "Print JSON")
 
+	// Of a command that is not the first, cobra would take any word for a
+	// wish to read the help.
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return exit(cmd, fmt.Errorf("unknown command %q: see 'caddy usher --help'", args[0]))
+		}
+		return cmd.Help()
+	}
 	add := func(use, short string, args cobra.PositionalArgs, run func(*console, []string) error) *cobra.Command {
 		sub := &cobra.Command{Use: use, Short: short, Args: args, RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := cs.console(cmd)
