@@ -71,6 +71,8 @@ type hub struct {
 	waiting *reserver.Limit
 	held    atomic.Int64 // bytes of request bodies that were read while waiting
 	events  *bus
+	news    news // over all services
+	feed    *feed
 	logs    *logSwitch
 	local   atomic.Pointer[scaler.LocalOptions]
 	exiting atomic.Bool
@@ -112,6 +114,7 @@ func newHub() *hub {
 		logs:     newLogSwitch(),
 		services: make(map[string]*service),
 	}
+	h.feed = newFeed(h)
 	h.waiting.Set(defaultMaxWaitingInAll)
 	h.local.Store(&scaler.LocalOptions{PortFrom: defaultPortFrom, PortTo: defaultPortTo})
 	h.ctx, h.cancel = context.WithCancel(context.Background())
@@ -299,6 +302,7 @@ func (h *hub) exit() {
 		s.loop.Exit()
 	}
 	h.events.close()
+	h.feed.close()
 }
 
 // Destruct ends the hub: no configuration uses it any more. If Caddy exits,
@@ -307,6 +311,7 @@ func (h *hub) exit() {
 func (h *hub) Destruct() error {
 	latestHub.CompareAndSwap(h, nil)
 	h.events.close()
+	h.feed.close()
 	if caddy.Exiting() {
 		return h.closeAll()
 	}

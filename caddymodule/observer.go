@@ -6,7 +6,7 @@ import (
 	"github.com/caddy-usher/usher/scaler"
 )
 
-// observer turns what happens to a service into metrics and events.
+// observer turns what happens to a service into metrics, events and history.
 type observer struct{ service *service }
 
 // Decided implements scaler.Observer.
@@ -18,6 +18,10 @@ func (o *observer) Decided(d scaler.Decision) {
 	if !o.service.metrics.gone.Load() {
 		decisionsTotal.WithLabelValues(o.service.name, direction).Inc()
 	}
+	o.service.chronicled().target(d.Time, d.To)
+	o.service.hub.news.add(newsItem{
+		Time: d.Time, Service: o.service.name, Kind: newsTarget, From: d.From, To: d.To, Reason: d.Reason, Words: circumstances(d),
+	})
 	o.service.hub.events.publish("target", map[string]any{
 		"service": o.service.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,
 	})
@@ -39,6 +43,9 @@ func (o *observer) InstanceChanged(i scaler.InstanceStatus) {
 
 // StartFailed implements scaler.Observer.
 func (o *observer) StartFailed(f *scaler.Failure) {
+	now := time.Now()
+	o.service.chronicled().failed(now, f)
+	o.service.hub.news.add(newsItem{Time: now, Service: o.service.name, Kind: newsFailure, Reason: cut(f.Error())})
 	if !o.service.metrics.gone.Load() {
 		startFailuresTotal.WithLabelValues(o.service.name, string(f.Reason)).Inc()
 	}
@@ -46,6 +53,9 @@ func (o *observer) StartFailed(f *scaler.Failure) {
 
 // ColdStarted implements scaler.Observer.
 func (o *observer) ColdStarted(d time.Duration) {
+	now := time.Now()
+	o.service.chronicled().coldStarted(now, d)
+	o.service.hub.news.add(newsItem{Time: now, Service: o.service.name, Kind: newsColdStart, MS: d.Milliseconds()})
 	coldStartSeconds.WithLabelValues(o.service.name).Observe(d.Seconds())
 }
 
