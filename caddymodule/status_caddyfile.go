@@ -8,7 +8,7 @@ import (
 
 func init() {
 	httpcaddyfile.RegisterHandlerDirective("usher_status", parseStatusDirective)
-	httpcaddyfile.RegisterDirectiveOrder("usher_status", httpcaddyfile.Before, "usher")
+	httpcaddyfile.RegisterDirectiveOrder("usher_status", httpcaddyfile.After, "metrics")
 }
 
 func parseStatusDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
