@@ -13,7 +13,7 @@ import (
 const (
 	// targetsFor is how long targets are remembered, and targetStep the
 	// time within which only the last and the highest are.
-	targetsFor  = time.Hour
+	targetsFor = time.Hour
 	targetStep = 15 * time.Second
 
 	// startsKept is how many cold starts, and how many failed ones, of a
@@ -168,9 +168,8 @@ type newsItem struct {
 	Kind    string    `json:"kind"`
 	From    int       `json:"from"` // of a target
 	To      int       `json:"to"`
-	MS      int64     `json:"ms"`              // of a cold start
-	Reason  string    `json:"reason"`          // why, or the message of a failure
-	Words   string    `json:"words,omitempty"` // the circumstances of a decision
+	MS      int64     `json:"ms"`     // of a cold start
+	Reason  string    `json:"reason"` // why, or the message of a failure
 }
 
 func (n *news) add(item newsItem) {

@@ -20,7 +20,7 @@ func (o *observer) Decided(d scaler.Decision) {
 	}
 	o.service.chronicled().target(d.Time, d.To)
 	o.service.hub.news.add(newsItem{
-		Time: d.Time, Service: o.service.name, Kind: newsTarget, From: d.From, To: d.To, Reason: d.Reason, Words: circumstances(d),
+		Time: d.Time, Service: o.service.name, Kind: newsTarget, From: d.From, To: d.To, Reason: d.Reason,
 	})
 	o.service.hub.events.publish("target", map[string]any{
 		"service": o.service.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,

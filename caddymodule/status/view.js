@@ -138,7 +138,7 @@
 		write(s.state, d.state);
 		s.backend.data = " · " + d.backend;
 		write(s.count, String(d.target));
-		s.of.data = " of " + (d.min > 0 ? d.min + "–" : "") + d.max;
+		s.of.data = " of " + d.max + (d.min > 0 ? ", min " + d.min : "");
 		curve(s);
 		seats(s);
 		const heads = Math.min(d.waiting, 12);
@@ -195,7 +195,7 @@
 		s.seats.hidden = list.length === 0;
 		s.seats.setAttribute("aria-label", several(all, "instance") + ": " + words.join("; "));
 		const more = all > list.length ? "+" + (all - list.length) + " " : "";
-		write(s.much, all === 0 ? "" : more + d.slots.in_use + (d.slots.total === null ? "" : " of " + d.slots.total));
+		write(s.much, all === 0 ? "" : more + (d.slots.total === null ? "no limit" : d.slots.in_use + " of " + several(d.slots.total, "slot")));
 	}
 
 	// ---- the plot of the last hour
@@ -273,6 +273,7 @@
 			e.setAttribute("role", "group");
 			return e;
 		};
+		const none = () => make("p", { className: "none" }, "none");
 		const most = top(d);
 		const line = path(d.targets, Math.floor(now()) - hour, most, 24);
 		const plot = make("div", { className: "plot" }, make("span", {}, String(most)),
@@ -290,10 +291,11 @@
 		const kept = [...s.detail.querySelectorAll(".scroll")].map((e) => e.scrollTop);
 		s.detail.replaceChildren(
 			part("Target over the last hour", plot),
-			part("Cold starts", colds.length ? make("ol", {}, ...colds) : make("p", { className: "much2" }, "none yet")),
-			part("Decisions", decisions.length ? scroll(make("ol", {}, ...decisions)) : make("p", { className: "much2" }, "none yet")),
-			part("Failed starts", failures.length ? scroll(make("ol", {}, ...failures)) : make("p", { className: "much2" }, "none")),
-			...(rows.length ? [part("Instances", scroll(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))))] : []));
+			part("Instances", rows.length ? scroll(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))) : none()),
+			part("Decisions", decisions.length ? scroll(make("ol", {}, ...decisions)) : none()),
+			make("div", {},
+				part("Cold starts", colds.length ? make("ol", { className: "short" }, ...colds) : none()),
+				part("Failed starts", failures.length ? scroll(make("ol", {}, ...failures)) : none())));
 		s.detail.querySelectorAll(".scroll").forEach((e, k) => {
 			e.setAttribute("aria-label", e.parentElement.firstElementChild.textContent);
 			e.scrollTop = kept[k] || 0;
@@ -368,11 +370,10 @@
 		const fresh = news.filter((n) => n.number > newest).map((n) => {
 			const name = make("b", {}, n.service);
 			let text;
-			if (n.kind === "cold_start") text = make("p", {}, name, " cold start in " + took(n.ms));
-			else if (n.kind === "failure") text = make("p", {}, name, " start failed: " + n.reason);
-			else text = make("p", {}, name, " ", make("span", { className: "arrow" }, n.from + " → " + n.to), " " + n.reason);
+			if (n.kind === "cold_start") text = make("p", {}, name, " cold start in ", make("b", {}, took(n.ms)));
+			else if (n.kind === "failure") text = make("p", {}, name, " start failed", make("small", {}, n.reason));
+			else text = make("p", {}, name, " ", make("span", { className: "arrow" }, n.from + " → " + n.to), make("small", {}, n.reason));
 			const item = make("li", {}, clock(n.time), text);
-			if (n.words) text.append(make("small", {}, n.words));
 			item.dataset.number = n.number;
 			item.dataset.kind = n.kind;
 			return item;
