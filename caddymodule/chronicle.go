@@ -27,7 +27,7 @@ const (
 // whatever happens: a service that nobody asks for costs nothing.
 type chronicle struct {
 	mu       sync.Mutex
-	entries  int // ever made: who has seen so many has seen all
+	entries  int // ever made: as long as it is the same nothing is new
 	targets  []targetSpan
 	colds    []coldStart
 	failures []startFailure
@@ -111,26 +111,25 @@ func cut(message string) string {
 	return strings.ToValidUTF8(message[:messageMax], "") + " ..."
 }
 
-// chronicleView is a copy to be shown.
-type chronicleView struct {
-	Targets    []targetSpan   `json:"targets"`
-	ColdStarts []coldStart    `json:"cold_start_list"`
-	Failures   []startFailure `json:"failures"`
+// chronicleCopy is what a chronicle had at one moment, oldest first.
+type chronicleCopy struct {
+	Targets    []targetSpan
+	ColdStarts []coldStart
+	Failures   []startFailure
 }
 
-// view returns a copy, with all targets, and how many entries were made. The
-// chronicle may be nil.
-func (c *chronicle) view() (chronicleView, int) {
-	v := chronicleView{Targets: []targetSpan{}, ColdStarts: []coldStart{}, Failures: []startFailure{}}
+// copy returns what there is, which for a nil chronicle is nothing.
+func (c *chronicle) copy() chronicleCopy {
+	v := chronicleCopy{[]targetSpan{}, []coldStart{}, []startFailure{}}
 	if c == nil {
-		return v, 0
+		return v
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v.Targets = append(v.Targets, c.targets...)
 	v.ColdStarts = append(v.ColdStarts, c.colds...)
 	v.Failures = append(v.Failures, c.failures...)
-	return v, c.entries
+	return v
 }
 
 // count returns how many entries were made.

@@ -44,7 +44,7 @@ type Status struct {
 	page    []byte
 	logger  *zap.Logger
 	guard   *http.CrossOriginProtection
-	streams atomic.Int64
+	streams *atomic.Int64 // that are open
 	end     chan struct{}
 	ended   func()
 }
@@ -83,6 +83,7 @@ func (h *Status) Provision(ctx caddy.Context) error {
 	if h.page, err = renderStatusPage(h.Title, h.Control); err != nil {
 		return err
 	}
+	h.streams = new(atomic.Int64)
 	h.end = make(chan struct{})
 	h.ended = sync.OnceFunc(func() { close(h.end) })
 	if server, ok := ctx.Context.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
@@ -150,10 +151,9 @@ func (h *Status) serveJSON(w http.ResponseWriter, _ *http.Request, name string) 
 // serviceCloseView is one service, and what happened to it.
 type serviceCloseView struct {
 	serviceView
-	chronicleView
-	InstanceList []instanceDetails `json:"instance_list"`
-	Targets      []targetSpan      `json:"targets"`
-	Decisions    []decisionView    `json:"decisions"` // oldest first
+	ColdStarts []coldStart    `json:"cold_start_list"` // oldest first, as all that follows
+	Failures   []startFailure `json:"failures"`
+	Decisions  []decisionView `json:"decisions"`
 }
 
 // decisionView is a decision, in words.
@@ -163,11 +163,11 @@ type decisionView struct {
 }
 
 func (s *service) closeView() serviceCloseView {
-	lately, _ := s.chronicle.Load().view()
+	lately := s.chronicle.Load().copy()
 	v := serviceCloseView{
-		serviceView: s.view(), chronicleView: lately, Targets: lately.Targets,
-		InstanceList: s.instances(), Decisions: []decisionView{},
+		serviceView: s.view(), ColdStarts: lately.ColdStarts, Failures: lately.Failures, Decisions: []decisionView{},
 	}
+	v.InstanceList = s.instances() // all
 	for _, d := range s.loop.Decisions() {
 		v.Decisions = append(v.Decisions, decisionView{d, circumstances(d)})
 	}

@@ -29,10 +29,9 @@ type serviceView struct {
 
 func (s *service) view() serviceView {
 	list := s.instances()
-	lately, _ := s.chronicle.Load().view()
 	return serviceView{
 		serviceSummary: s.summary(), InstanceList: list[:min(len(list), shownInstances)],
-		Suspension: s.suspended(), Targets: lately.Targets,
+		Suspension: s.suspended(), Targets: s.chronicle.Load().copy().Targets,
 	}
 }
 

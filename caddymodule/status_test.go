@@ -288,7 +288,7 @@ func TestTheHistoryOfABusyServiceIsBounded(t *testing.T) {
 		c.coldStarted(at, time.Second)
 		c.failed(at, &scaler.Failure{Short: strings.Repeat("ä", messageMax)})
 	}
-	v, entries := c.view()
+	v, entries := c.copy(), c.count()
 	most := int(targetsFor/targetStep) + 2
 	if len(v.Targets) > most || cap(c.targets) > 4*most || len(v.ColdStarts) != startsKept || len(v.Failures) != startsKept || entries != 3*40000 {
 		t.Errorf("%d targets of %d, %d cold starts, %d failures", len(v.Targets), cap(c.targets), len(v.ColdStarts), len(v.Failures))

@@ -290,10 +290,11 @@
 		const colds = d.cold_start_list.slice().reverse().map((e) => make("li", {}, clock(e.time), " ", make("b", {}, took(e.ms))));
 		const kept = [...s.detail.querySelectorAll(".scroll")].map((e) => e.scrollTop);
 		s.detail.replaceChildren(
-			part("Target over the last hour", plot),
-			part("Instances", rows.length ? scroll(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))) : none()),
-			part("Decisions", decisions.length ? scroll(make("ol", {}, ...decisions)) : none()),
 			make("div", {},
+				part("Target over the last hour", plot),
+				part("Instances", rows.length ? scroll(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))) : none())),
+			make("div", {},
+				part("Decisions", decisions.length ? scroll(make("ol", {}, ...decisions)) : none()),
 				part("Cold starts", colds.length ? make("ol", { className: "short" }, ...colds) : none()),
 				part("Failed starts", failures.length ? scroll(make("ol", {}, ...failures)) : none())));
 		s.detail.querySelectorAll(".scroll").forEach((e, k) => {
