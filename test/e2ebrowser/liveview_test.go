@@ -44,6 +44,15 @@ func TestLiveViewShowsAWakeABurstAndTheWayBackToZeroAmong500(t *testing.T) {
 	p.Await(soon, `document.querySelectorAll(".service").length == 500`)
 	p.Await(soon, row(`web.dataset.state == "asleep" && web.querySelector(".seats").hidden`))
 
+	// What has not changed is not drawn: that is how it stays smooth.
+	browser.Must[bool](p, `(() => {
+		window.touched = new Set(), window.longest = 0
+		new MutationObserver(all => all.forEach(m => touched.add(m.target.parentElement?.closest(".service")?.dataset.name ?? m.target.closest?.(".service")?.dataset.name)))
+			.observe(document.querySelector("#services"), {subtree: true, childList: true, characterData: true, attributes: true})
+		new PerformanceObserver(l => l.getEntries().forEach(e => { longest = Math.max(longest, e.duration) })).observe({type: "longtask"})
+		return true
+	})()`)
+
 	gate := "/hold?gate=" + c.Path("gate")
 	first := c.Send(harness.Request{Path: gate})
 	p.Await(soon, row(`web.dataset.state == "awake" && web.querySelector("[data-is=ready]").title.includes("1 of 5 slots in use")`))
@@ -53,7 +62,7 @@ func TestLiveViewShowsAWakeABurstAndTheWayBackToZeroAmong500(t *testing.T) {
 	for range 29 {
 		burst = append(burst, c.Send(harness.Request{Path: gate}))
 	}
-	p.Await(soon, row(`web.querySelectorAll("[data-is=ready]").length == 4 && web.querySelector(".much").textContent == "20 of 20"`))
+	p.Await(soon, row(`web.querySelectorAll("[data-is=ready]").length == 4 && web.querySelector(".much").textContent == "20 of 20 slots"`))
 	p.Await(soon, row(`web.querySelector(".line").textContent.includes("10 waiting")`))
 	p.Await(soon, `document.querySelector("#waiting").textContent == "10" && document.querySelector("#inside").textContent == "20"`)
 
@@ -68,6 +77,11 @@ func TestLiveViewShowsAWakeABurstAndTheWayBackToZeroAmong500(t *testing.T) {
 	if drawn := browser.Must[string](p, row(`web.querySelector(".spark path:last-child").getAttribute("d")`)); !strings.HasPrefix(drawn, "M") {
 		t.Errorf("no plot of the target: %q", drawn)
 	}
+
+	if touched := browser.Must[string](p, `[...touched].join(" ")`); touched != "web" {
+		t.Errorf("rows were drawn anew that had not changed: %q", touched)
+	}
+	t.Logf("the longest task of the page, while web woke, was busy and went to sleep: %v ms", browser.Must[float64](p, `longest`))
 
 	// Of 500 those can be found that one looks for.
 	browser.Must[bool](p, `(() => { const f = document.querySelector("#filter"); f.value = "s49"; f.dispatchEvent(new Event("input")); return true })()`)

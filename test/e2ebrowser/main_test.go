@@ -49,6 +49,21 @@ func clean(t *testing.T, c *harness.Caddy, p *browser.Page) {
 	p.WantNoComplaints(503)
 }
 
+// readyAt is when the latest instance was ready, by Usher's log.
+func readyAt(t *testing.T, c *harness.Caddy) time.Time {
+	t.Helper()
+	var at time.Time
+	for _, e := range c.Log() {
+		if ts, ok := e.Fields["ts"].(float64); ok && e.Msg == "instance ready" {
+			at = time.UnixMicro(int64(ts * 1e6))
+		}
+	}
+	if at.IsZero() {
+		t.Fatal("no instance was ready")
+	}
+	return at
+}
+
 func picture(p *browser.Page, name string) {
 	p.Screenshot(filepath.Join(pictureDir, name+".png"))
 }
