@@ -71,11 +71,12 @@ type hub struct {
 	waiting *reserver.Limit
 	held    atomic.Int64 // bytes of request bodies that were read while waiting
 	events  *bus
-	news    news // over all services
-	feed    *feed
 	logs    *logSwitch
 	local   atomic.Pointer[scaler.LocalOptions]
 	exiting atomic.Bool
+
+	news news // over all services
+	feed *feed
 
 	recoverOnce sync.Once
 	background  sync.WaitGroup
