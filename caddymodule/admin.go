@@ -219,6 +219,7 @@ type serviceDetails struct {
 	serviceSummary
 	InstanceList []instanceDetails `json:"instance_list"`
 	Config       json.RawMessage   `json:"config"`
+	Suspension   *suspension       `json:"suspension,omitempty"` // while it is suspended
 }
 
 type instanceDetails struct {
@@ -273,23 +274,45 @@ func listServices(w http.ResponseWriter, _ *http.Request, h *hub, _ *service, _ 
 }
 
 func showService(w http.ResponseWriter, _ *http.Request, _ *hub, s *service, _ string) error {
-	d := s.current()
-	config, err := d.shown()
+	details, err := s.details()
 	if err != nil {
 		return caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
 	}
-	details := serviceDetails{serviceSummary: s.summary(), InstanceList: []instanceDetails{}, Config: config}
+	return writeJSON(w, details)
+}
+
+func (s *service) details() (serviceDetails, error) {
+	config, err := s.current().shown()
+	if err != nil {
+		return serviceDetails{}, err
+	}
+	return serviceDetails{
+		serviceSummary: s.summary(), InstanceList: s.instances(), Config: config, Suspension: s.suspended(),
+	}, nil
+}
+
+// instances describes the instances, oldest first.
+func (s *service) instances() []instanceDetails {
+	unlimited := *s.current().service.Concurrency == Unlimited
+	list := []instanceDetails{}
 	for _, i := range s.loop.Instances() {
 		e := instanceDetails{
 			ID: i.ID, Address: dialAddress(i.Network, i.Address), State: i.State, Revision: i.Revision,
 			InUse: i.InUse, Since: i.Since,
 		}
-		if *d.service.Concurrency != Unlimited {
+		if !unlimited {
 			e.Slots = &i.Slots
 		}
-		details.InstanceList = append(details.InstanceList, e)
+		list = append(list, e)
 	}
-	return writeJSON(w, details)
+	return list
+}
+
+// suspended returns the suspension, or nil.
+func (s *service) suspended() *suspension {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	return s.suspension
 }
 
 func listDecisions(w http.ResponseWriter, _ *http.Request, _ *hub, s *service, _ string) error {

@@ -87,7 +87,25 @@ func streamEvents(w http.ResponseWriter, r *http.Request, h *hub, _ *service, _ 
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	end := adminEnd(r)
+	var events <-chan event
+	var present []event
+	if h != nil {
+		ch, unsubscribe := h.events.subscribe()
+		defer unsubscribe()
+		events = ch
+		for _, s := range h.all() {
+			if b, err := json.Marshal(s.summary()); err == nil {
+				present = append(present, event{"service", b})
+			}
+		}
+	}
+	return sendEvents(w, r, adminEnd(r), events, present...)
+}
+
+// sendEvents answers with Server-Sent Events: those that come first, then all
+// that come, until there are no more or the server ends, which end tells, and
+// at last `bye`.
+func sendEvents(w http.ResponseWriter, r *http.Request, end <-chan struct{}, events <-chan event, first ...event) error {
 	out := &eventWriter{w: w, rc: http.NewResponseController(w)}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
@@ -104,19 +122,9 @@ func streamEvents(w http.ResponseWriter, r *http.Request, h *hub, _ *service, _ 
 	defer watching.Wait()
 	defer close(done)
 
-	var events <-chan event
-	if h != nil {
-		ch, unsubscribe := h.events.subscribe()
-		defer unsubscribe()
-		events = ch
-		for _, s := range h.all() {
-			b, err := json.Marshal(s.summary())
-			if err != nil {
-				continue
-			}
-			if out.event(event{"service", b}) != nil {
-				return nil
-			}
+	for _, e := range first {
+		if out.event(e) != nil {
+			return nil
 		}
 	}
 	// The headers leave even if there is nothing to say yet.

@@ -82,6 +82,9 @@ type hub struct {
 	dataDir      string
 	localOptions func() scaler.LocalOptions
 
+	news news // over all services
+	feed *feed
+
 	recoverOnce sync.Once
 	background  sync.WaitGroup
 	ctx         context.Context // of the background; ends when the hub does
@@ -137,6 +140,7 @@ func newHub() *hub {
 		dataDir:  dataDir(),
 	}
 	h.localOptions = func() scaler.LocalOptions { return *h.local.Load() }
+	h.feed = newFeed(h)
 	h.waiting.Set(defaultMaxWaitingInAll)
 	h.local.Store(&scaler.LocalOptions{PortFrom: defaultPortFrom, PortTo: defaultPortTo})
 	h.ctx, h.cancel = context.WithCancel(context.Background())
@@ -325,6 +329,7 @@ func (h *hub) exit() {
 		s.loop.Exit()
 	}
 	h.events.close()
+	h.feed.close()
 }
 
 // Destruct ends the hub: no configuration uses it any more. If Caddy exits,
@@ -334,6 +339,7 @@ func (h *hub) Destruct() error {
 	latestHub.CompareAndSwap(h, nil)
 	h.events.close()
 	h.emitter.use(nil)
+	h.feed.close()
 	if caddy.Exiting() {
 		return h.closeAll()
 	}

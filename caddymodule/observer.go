@@ -6,8 +6,10 @@ import (
 	"github.com/caddy-usher/usher/scaler"
 )
 
-// observer turns what happens to a service into metrics and events.
+// observer turns what happens to a service into metrics, events and history.
 type observer service
+
+func (o *observer) self() *service { return (*service)(o) }
 
 // Decided implements scaler.Observer.
 func (o *observer) Decided(d scaler.Decision) {
@@ -18,6 +20,10 @@ func (o *observer) Decided(d scaler.Decision) {
 	if !o.metrics.gone.Load() {
 		decisionsTotal.WithLabelValues(o.name, direction).Inc()
 	}
+	o.self().chronicled().target(d.Time, d.To)
+	o.hub.news.add(newsItem{
+		Time: d.Time, Service: o.name, Kind: newsTarget, From: d.From, To: d.To, Reason: d.Reason,
+	})
 	o.hub.events.publish("target", map[string]any{
 		"service": o.name, "from": d.From, "to": d.To, "reason": d.Reason, "time": d.Time,
 	})
@@ -75,8 +81,11 @@ func (o *observer) InstanceChanged(i scaler.InstanceStatus) {
 
 // StartFailed implements scaler.Observer.
 func (o *observer) StartFailed(f *scaler.Failure) {
+	now := time.Now()
 	o.coldTrace.failed(f)
 	o.lastFailure = f
+	o.self().chronicled().failed(now, f)
+	o.hub.news.add(newsItem{Time: now, Service: o.name, Kind: newsFailure, Reason: cut(f.Error())})
 	if !o.metrics.gone.Load() {
 		startFailuresTotal.WithLabelValues(o.name, string(f.Reason)).Inc()
 	}
@@ -84,8 +93,11 @@ func (o *observer) StartFailed(f *scaler.Failure) {
 
 // ColdStarted implements scaler.Observer.
 func (o *observer) ColdStarted(c scaler.ColdStart) {
+	now := time.Now()
 	o.coldTrace.finished(c)
 	o.coldStart = c.Ready
+	o.self().chronicled().coldStarted(now, c.Ready)
+	o.hub.news.add(newsItem{Time: now, Service: o.name, Kind: newsColdStart, MS: c.Ready.Milliseconds()})
 	coldStartSeconds.WithLabelValues(o.name).Observe(c.Ready.Seconds())
 }
 

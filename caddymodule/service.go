@@ -33,6 +33,9 @@ type service struct {
 	// wait spent on their instance, in nanoseconds; 0 if none was measured.
 	serving atomic.Int64
 
+	// chronicle is nil until something happens.
+	chronicle atomic.Pointer[chronicle]
+
 	// Guarded by the hub's lock.
 	users      int  // generations, active or not, that name it
 	active     bool // some generation that defines it was in force
