@@ -42,10 +42,15 @@ type Handler struct {
 	// waited, and whether it waited for a start. Default: false.
 	ServerTiming bool `json:"server_timing,omitempty"`
 
+	// The page that people see in their browser while their request waits.
+	// Default: none; the browser waits for the answer.
+	WaitingPage *WaitingPage `json:"waiting_page,omitempty"`
+
 	wake    caddyhttp.MatcherSets
 	service *service
 	server  *caddyhttp.Server
 	errors  *errorRoutes
+	ended   chan struct{} // closed when the server shuts down
 }
 
 // CaddyModule returns the Caddy module information.
@@ -94,6 +99,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("service %s: wake: %w", h.Service, err)
 		}
 	}
+	if h.WaitingPage != nil {
+		if err := h.WaitingPage.provision(ctx, time.Duration(h.WaitTimeout)); err != nil {
+			return fmt.Errorf("service %s: waiting_page: %w", h.Service, err)
+		}
+	}
+	h.ended = make(chan struct{})
 	if h.server != nil {
 		h.watchServer(ctx.Logger())
 	}
@@ -111,6 +122,9 @@ func (h *Handler) watchServer(log *zap.Logger) {
 	// is after shutdown_delay; the server would wait for them.
 	hub := h.service.hub
 	h.server.RegisterOnShutdown(func() {
+		// The server would wait for the streams of open pages, which come
+		// again.
+		close(h.ended)
 		if caddy.Exiting() {
 			hub.exit()
 		}
@@ -123,8 +137,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err != nil {
 		return err
 	}
+	waitsInBrowser := false
+	if h.WaitingPage != nil {
+		if listens(r) {
+			return h.stream(w, r, quiet)
+		}
+		if waitsInBrowser, err = h.WaitingPage.wants(r); err != nil {
+			return err
+		}
+	}
 	q := newRequest(h, w, r, quiet)
 	defer q.end()
+	if waitsInBrowser {
+		q.page, q.key = h.WaitingPage, keyOf(r)
+	}
 
 	if err := q.reserve(); err != nil {
 		return q.refuse(err)

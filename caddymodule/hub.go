@@ -67,13 +67,14 @@ func unloadHub() error {
 // reservations and running backends. A configuration is a generation: the
 // newest one that is active is in force.
 type hub struct {
-	budget  *scaler.Budget
-	waiting *reserver.Limit
-	held    atomic.Int64 // bytes of request bodies that were read while waiting
-	events  *bus
-	logs    *logSwitch
-	local   atomic.Pointer[scaler.LocalOptions]
-	exiting atomic.Bool
+	budget   *scaler.Budget
+	waiting  *reserver.Limit
+	visitors visitorLimit
+	held     atomic.Int64 // bytes of request bodies that were read while waiting
+	events   *bus
+	logs     *logSwitch
+	local    atomic.Pointer[scaler.LocalOptions]
+	exiting  atomic.Bool
 
 	recoverOnce sync.Once
 	background  sync.WaitGroup
@@ -113,6 +114,7 @@ func newHub() *hub {
 		services: make(map[string]*service),
 	}
 	h.waiting.Set(defaultMaxWaitingInAll)
+	h.visitors.max.Store(defaultMaxWaitingInAll)
 	h.local.Store(&scaler.LocalOptions{PortFrom: defaultPortFrom, PortTo: defaultPortTo})
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
@@ -163,6 +165,7 @@ func (h *hub) applyGlobals(g *generation) {
 	h.logs.use(g.logger)
 	h.budget.SetLimit(g.settings.startLimit)
 	h.waiting.Set(g.settings.maxWaiting)
+	h.visitors.max.Store(int64(g.settings.maxWaiting))
 	local := g.settings.local
 	h.local.Store(&local)
 }

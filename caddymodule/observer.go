@@ -28,6 +28,7 @@ func (o *observer) StateChanged(from, to scaler.State) {
 	o.service.hub.events.publish("state", map[string]any{
 		"service": o.service.name, "from": from, "to": to, "time": time.Now(),
 	})
+	o.service.changes.tell()
 }
 
 // InstanceChanged implements scaler.Observer.

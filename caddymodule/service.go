@@ -18,6 +18,8 @@ type service struct {
 	reserver *reserver.Service
 	loop     *scaler.Loop
 	metrics  *serviceMetrics
+	visitors *visitors
+	changes  signal // of what a visitor can see
 	log      *zap.Logger
 
 	// live are the options that requests look at.
@@ -39,11 +41,13 @@ type service struct {
 type liveOptions struct {
 	detailFull bool
 	max        int
+	maxWaiting int
 }
 
 func newService(h *hub, name string) *service {
 	s := &service{name: name, hub: h, metrics: newServiceMetrics(name), log: h.logs.logger.With(zap.String("service", name))}
-	s.live.Store(&liveOptions{max: 1})
+	s.live.Store(&liveOptions{max: 1, maxWaiting: defaultMaxWaiting})
+	s.visitors = newVisitors(s, &h.visitors)
 	s.loop = scaler.NewLoop(scaler.Env{
 		Service: name, Logger: s.log, DataDir: dataDir(),
 		Local: func() scaler.LocalOptions { return *h.local.Load() },
@@ -63,7 +67,9 @@ func (s *service) apply(d *definition) error {
 		}
 		s.opened = f
 	}
-	s.live.Store(&liveOptions{detailFull: d.service.ErrorDetail == detailFull, max: d.service.Instances.Max})
+	s.live.Store(&liveOptions{
+		detailFull: d.service.ErrorDetail == detailFull, max: d.service.Instances.Max, maxWaiting: *d.service.MaxWaiting,
+	})
 	s.definition = d
 	s.active = true
 	return nil

@@ -87,7 +87,7 @@ func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 		return
 	}
 	d := Decision{Time: now, From: l.target, To: a.Target, Reason: a.Reason, Inputs: map[string]any{
-		"in_use": stats.InUse, "waiting": stats.Waiting, "demand": stats.Demand, "ready": stats.Open,
+		"in_use": stats.InUse, "waiting": stats.Waiting, "guests": stats.Guests, "demand": stats.Demand, "ready": stats.Open,
 		"min": l.settings.Min, "max": l.settings.Max, "concurrency": l.settings.Concurrency,
 		"failures": l.failures,
 	}}
@@ -101,8 +101,8 @@ func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 	l.decisions = append(l.decisions, d)
 	if stats.Open == 0 && l.target == 0 && (stats.Demand > 0 || l.nudged) {
 		l.coldFrom = now
-		if !stats.OldestWait.IsZero() {
-			l.coldFrom = stats.OldestWait
+		if t := stats.Oldest(); !t.IsZero() {
+			l.coldFrom = t
 		}
 	}
 	if a.Target == 0 {
@@ -162,7 +162,7 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 		return 0
 	}
 	stats := l.reserver.Stats()
-	since := stats.OldestWait
+	since := stats.Oldest()
 	if since.IsZero() {
 		since = now
 	}
