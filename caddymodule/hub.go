@@ -227,6 +227,8 @@ func (h *hub) retire(s *service) {
 		return
 	}
 	s.retired = true
+	// No page of it can ask again.
+	s.visitors.clear()
 	if caddy.Exiting() {
 		// Destruct is next: it stops everything at once.
 		return

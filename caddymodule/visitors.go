@@ -181,6 +181,15 @@ func (vs *visitors) forget(v *visitor) {
 	v.Leave()
 }
 
+// clear takes all visitors out.
+func (vs *visitors) clear() {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	for _, v := range vs.of {
+		vs.forget(v)
+	}
+}
+
 // open counts one more stream of an open page; false if there are too many.
 func (vs *visitors) open() bool {
 	vs.mu.Lock()

@@ -165,23 +165,21 @@ func navigates(r *http.Request) bool {
 	return h.Get("X-Requested-With") == "" && prefersHTML(strings.Join(h.Values("Accept"), ","))
 }
 
-// prefersHTML says whether an Accept header wants HTML more than anything
-// else that it names. One that takes anything prefers nothing.
+// prefersHTML says whether an Accept header wants HTML before anything else,
+// as those of browsers do: they name it first, and nothing above it.
 func prefersHTML(accept string) bool {
-	html, others, anything := 0.0, 0.0, 0.0
+	if !strings.HasPrefix(strings.TrimSpace(accept), typeHTML) {
+		return false
+	}
+	html, others := 0.0, 0.0
 	for _, a := range goautoneg.ParseAccept(accept) {
-		switch name := a.Type + "/" + a.SubType; {
-		case name == typeHTML:
+		if a.Type+"/"+a.SubType == typeHTML {
 			html = a.Q
-		case name == "application/xhtml+xml":
-			// The same, to browsers.
-		case a.SubType == "*":
-			anything = max(anything, a.Q)
-		default:
+		} else {
 			others = max(others, a.Q)
 		}
 	}
-	return html > others && html >= anything
+	return html > 0 && html >= others
 }
 
 // PageData are the fields that a template of the waiting page can use.

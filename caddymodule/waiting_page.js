@@ -15,7 +15,13 @@
 		if (gone) return;
 		gone = true;
 		reading.abort();
-		location.reload();
+		if (!location.hash) return location.reload();
+		// A reload would stay where this page was scrolled to, and not go to
+		// the fragment; and to go from a URL to itself with a fragment only
+		// scrolls. So for a moment the page has another address.
+		const wanted = location.href;
+		history.replaceState(null, "", location.pathname + (location.search ? location.search + "&" : "?"));
+		location.replace(wanted);
 	}
 
 	// Bars show how much of the usual time has passed, and never that all has.
