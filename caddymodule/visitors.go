@@ -16,15 +16,19 @@ import (
 // in the browser for it, so it also holds where scripts and cookies are off.
 type visitorKey [sha256.Size]byte
 
+// originalURI is what was asked for, before anything was rewritten.
+func originalURI(r *http.Request) string {
+	if orig, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		return orig.RequestURI
+	}
+	return r.RequestURI
+}
+
 // keyOf returns the key of the one who sends r.
 func keyOf(r *http.Request) visitorKey {
 	h := sha256.New()
 	ip, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	uri := r.RequestURI
-	if orig, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
-		uri = orig.RequestURI
-	}
-	for _, part := range []string{ip, r.UserAgent(), r.Host, uri} {
+	for _, part := range []string{ip, r.UserAgent(), r.Host, originalURI(r)} {
 		h.Write([]byte(part))
 		h.Write([]byte{0})
 	}

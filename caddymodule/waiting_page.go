@@ -228,6 +228,11 @@ type PageData struct {
 	// where scripts are off.
 	Refresh int
 
+	// Again is the URL to ask for then: that of the page, as seen from
+	// itself, without the fragment, which no server knows. A refresh that
+	// names no URL only scrolls where there is a fragment.
+	Again string
+
 	// Nonce is the nonce that the Content-Security-Policy allows for the
 	// attribute `nonce` of style and script elements.
 	Nonce string
@@ -247,12 +252,23 @@ func samplePages() []PageData {
 	for state := range words.status {
 		d := PageData{
 			Title: "Sample", Service: "sample", State: state, Reason: "exit status 1", Place: words.place(3),
-			Usual: 3000, Elapsed: 1000, Refresh: 2, Nonce: "sample", Script: "<script></script>",
+			Usual: 3000, Elapsed: 1000, Refresh: 2, Again: "./sample", Nonce: "sample", Script: "<script></script>",
 		}
 		words.fill(&d, time.Minute)
 		all = append(all, d)
 	}
 	return all
+}
+
+// selfReference returns a relative reference to a page from itself. It names
+// no path from the root, which may not be the one that the browser knows, and
+// can lead to no other origin.
+func selfReference(uri string) string {
+	path, query, _ := strings.Cut(uri, "?")
+	if query != "" {
+		return "?" + query
+	}
+	return "./" + path[strings.LastIndexByte(path, '/')+1:]
 }
 
 // contentPolicy lets the page have its own style and script and ask its own
@@ -263,6 +279,7 @@ const contentPolicy = "default-src 'none'; base-uri 'none'; form-action 'none'; 
 // answer writes the page.
 func (p *WaitingPage) answer(w http.ResponseWriter, q *request, d PageData) {
 	d.Nonce = rand.Text()
+	d.Again = selfReference(originalURI(q.in))
 	d.Refresh = max(p.refreshSeconds(), 1)
 	if !d.Waiting {
 		d.Refresh = max(d.Refresh, q.retryAfter)

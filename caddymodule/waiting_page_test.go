@@ -271,3 +271,14 @@ func TestVisitorsAreToldApart(t *testing.T) {
 		t.Error("they are not")
 	}
 }
+
+func TestAPageRefersToItself(t *testing.T) {
+	t.Parallel()
+	for uri, want := range map[string]string{
+		"/a/b?x=1": "?x=1", "/a/b": "./b", "/a/": "./", "/": "./", "/a:b": "./a:b", "//other.example/x": "./x", "//other.example": "./other.example", "/?": "./",
+	} {
+		if got := selfReference(uri); got != want {
+			t.Errorf("%s: %s, want %s", uri, got, want)
+		}
+	}
+}

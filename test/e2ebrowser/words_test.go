@@ -109,7 +109,7 @@ func TestATemplateOfOnesOwn(t *testing.T) {
 	c, b := start(t)
 	const template = `<!doctype html><html lang="{{.Language}}"><title>Ours</title><link rel="icon" href="data:,">
 <style nonce="{{.Nonce}}">p { color: rgb(1, 2, 3) }</style>
-<noscript><meta http-equiv="refresh" content="{{.Refresh}};url="></noscript>
+<noscript><meta http-equiv="refresh" content="{{.Refresh}};url={{.Again}}"></noscript>
 <p id="mine" data-usher="status">{{.Status}}</p><p>{{.Title}} by {{.Service}}: {{.State}}</p>{{.Script}}</html>`
 	if err := os.WriteFile(c.Path("waiting.html"), []byte(template), 0o644); err != nil {
 		t.Fatal(err)
