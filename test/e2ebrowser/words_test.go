@@ -155,7 +155,7 @@ func TestPictures(t *testing.T) {
 			harness.Eventually(t, soon, func() bool { return c.Service("wiki").State == "asleep" && c.Count() == 0 }, "it sleeps")
 			p := b.Open(v)
 			p.Go(origin(c) + "/page")
-			p.Await(soon, `document.querySelector("progress").value > 0.45`)
+			p.Await(soon, `document.querySelector("progress").position > 0.45`)
 			picture(p, "waiting-"+name)
 			arrives(t, p, origin(c)+"/page", "/page")
 			p.Go(origin(c) + "/broken")
