@@ -31,8 +31,13 @@ const (
 	callsAtOnce    = 1000
 )
 
-// callTimeout bounds one call that is not part of an order.
+// callTimeout bounds a few calls that belong together and are no order.
 const callTimeout = 15 * time.Second
+
+// answerTimeout bounds one call that is not a list or a watch. An API server
+// that is frozen, or behind a network that drops everything, refuses nothing:
+// only its silence tells. A variable for the tests.
+var answerTimeout = 10 * time.Second
 
 // A connection says how to find a cluster. Equal ones share everything.
 type connection struct {
@@ -56,6 +61,7 @@ type cluster struct {
 
 	client  atomic.Pointer[client]
 	limiter flowcontrol.RateLimiter
+	away    atomic.Int64 // when the API could not be asked last, in Unix nanoseconds
 
 	mu         sync.Mutex
 	renewed    time.Time // when the credentials were read last
@@ -188,10 +194,29 @@ func configFailure(err error) *scaler.Failure {
 	}
 }
 
-// do makes a call. If the credentials are refused they are read again, since
-// somebody may have renewed them, and the call is made once more.
+// do makes a call, and does not wait for its answer for longer than
+// answerTimeout. That no answer came is certain after so long: it is a failure
+// for good, which is told to those who wait at once, and tried again like any.
 func (cl *cluster) do(ctx context.Context, call func(context.Context, dynamic.Interface) error) error {
-	// What goes wrong is returned, so the client need not write it to stderr.
+	patience, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
+	defer cancel()
+	err := cl.ask(patience, call)
+	if err != nil && errors.Is(context.Cause(patience), errNoAnswer) {
+		return &scaler.Failure{
+			Reason: scaler.ReasonPlatform, ForGood: true, Short: "the Kubernetes API does not answer", Err: err,
+			Detail: "no answer within " + answerTimeout.String() + "; ready instances go on serving, and it is tried again",
+		}
+	}
+	return err
+}
+
+var errNoAnswer = errors.New("no answer")
+
+// ask makes a call, however long it takes. If the credentials are refused they
+// are read again, since somebody may have renewed them, and the call is made
+// once more.
+func (cl *cluster) ask(ctx context.Context, call func(context.Context, dynamic.Interface) error) error {
+	// What goes wrong is returned, so the client need not log it.
 	ctx = klog.NewContext(ctx, klog.Logger{})
 	err := call(ctx, cl.client.Load())
 	if err == nil || !apierrors.IsUnauthorized(err) || !cl.renew() {

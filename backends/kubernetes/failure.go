@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
@@ -51,13 +52,28 @@ func apiFailure(err error, verb, what string) *scaler.Failure {
 	return f
 }
 
-// mayPass makes a missing right a passing failure, where the right was there
-// before: an API server that has only begun does not know the Roles yet.
-func mayPass(f *scaler.Failure) {
-	if f.Reason == scaler.ReasonForbidden {
+// mayPass judges the failure of a call that had succeeded before. A right that
+// was there and is missing is no failure for good; and an API server that has
+// only begun does not know the Roles yet, so shortly after it was away it is
+// said of the API, not of the rights.
+func (cl *cluster) mayPass(f *scaler.Failure) {
+	switch {
+	case f.Reason == scaler.ReasonPlatform:
+		cl.away.Store(time.Now().UnixNano())
+	case f.Reason != scaler.ReasonForbidden:
+	case time.Since(time.Unix(0, cl.away.Load())) < beginning:
+		*f = scaler.Failure{
+			Reason: scaler.ReasonPlatform, Short: "the Kubernetes API is not complete", Err: f.Err,
+			Detail: "it was away, and does not know Usher's rights yet; ready instances go on serving, and it is tried again",
+		}
+	default:
 		f.ForGood = false
 	}
 }
+
+// beginning is how long after an outage of the API a missing right may be one
+// that is not known yet.
+const beginning = 30 * time.Second
 
 // passing tells whether a failed call may succeed when it is merely repeated.
 func passing(f *scaler.Failure) bool {

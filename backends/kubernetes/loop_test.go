@@ -171,6 +171,42 @@ func TestWhoWaitsLearnsWhyThePodDoesNotStart(t *testing.T) {
 	}
 }
 
+func TestWhoWaitsInANewNamespaceIsServedOnceItIsComplete(t *testing.T) {
+	s := newAPIServer(t)
+	s.controllers(running("10.0.0.1", true))
+	s.workload("Deployment", "web", 0)
+	s.change("replicasets", "web-1", func(o object) {
+		merge(o, object{
+			"metadata": object{"annotations": object{"test/quota": "yes"}},
+			"status": object{"conditions": []any{object{
+				"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+				"message": `pods "web-1-" is forbidden: error looking up service account new/default: serviceaccount "default" not found`,
+			}}},
+		})
+	})
+	x := serve(t, s, "deployment/web", nil)
+	r := new(reserver.Reservation)
+	if ok, err := x.slots.Reserve(r, false); ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	eventually(t, "the reason is known", func() bool {
+		e := x.Status().LastError
+		return e != nil && e.Short == "its service account does not exist"
+	})
+	s.change("replicasets", "web-1", func(o object) {
+		merge(o, object{"metadata": object{"annotations": object{"test/quota": nil}}, "status": object{"conditions": []any{}}})
+	})
+	select {
+	case err := <-r.Granted():
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Release(reserver.Answered)
+	case <-time.After(patience):
+		t.Fatalf("nobody answers; %+v", x.Status())
+	}
+}
+
 func TestWhoWaitsIsToldThatAnotherUsherScales(t *testing.T) {
 	s := newAPIServer(t)
 	s.controllers(running("10.0.0.1", true))

@@ -54,6 +54,28 @@ func TestAnAPIServerThatIsAwayAtTheStartIsFoundLater(t *testing.T) {
 	b.has(1, 1)
 }
 
+func TestAnAPIServerThatIsSilentIsNotWaitedForLong(t *testing.T) {
+	s := newAPIServer(t)
+	s.controllers(running("10.0.0.1", true))
+	s.workload("Deployment", "web", 0)
+	b := openOn(t, s, "deployment/web")
+	b.has(0, 0)
+	patience := answerTimeout
+	answerTimeout = 100 * time.Millisecond
+	defer func() { b.close(); answerTimeout = patience }()
+	speak := make(chan struct{})
+	s.do(func() { s.slow["patch deployments/web/scale"] = speak })
+	f, ok := errors.AsType[*scaler.Failure](b.order(1))
+	if !ok || f.Reason != scaler.ReasonPlatform || !f.ForGood || f.Short != "the Kubernetes API does not answer" {
+		t.Fatalf("%+v", f)
+	}
+	b.settled("the trouble", func(r scaler.Report) bool { return r.Trouble != nil && r.Trouble.Short == f.Short })
+	b.settled("its end: the API answers to other questions", func(r scaler.Report) bool { return r.Trouble == nil })
+	close(speak)
+	b.scale(1)
+	b.has(1, 1)
+}
+
 func TestClosingDoesNotWaitForAnAPIServerThatIsAway(t *testing.T) {
 	s, b, _ := threeReady(t)
 	b.scale(4)
@@ -221,13 +243,29 @@ func TestAnAPIServerThatDoesNotKnowTheRolesYetIsNoFailureForGood(t *testing.T) {
 	})
 	s.start()
 	b.settled("the refusal", func(r scaler.Report) bool {
-		return r.Trouble != nil && r.Trouble.Reason == scaler.ReasonForbidden
+		return r.Trouble != nil && r.Trouble.Short == "the Kubernetes API is not complete"
 	})
 	begun.Store(true)
 	b.settled("its end", func(r scaler.Report) bool { return r.Trouble == nil })
 	for _, r := range b.history() {
-		if r.Trouble != nil && r.Trouble.ForGood {
+		if r.Trouble != nil && (r.Trouble.ForGood || r.Trouble.Reason != scaler.ReasonPlatform) {
 			t.Fatalf("%+v", r.Trouble)
 		}
 	}
+}
+
+func TestARightThatIsTakenAwayIsMissedAndFoundAgain(t *testing.T) {
+	s, b, _ := threeReady(t)
+	s.do(func() {
+		s.refuse = func(c call) (int, string) {
+			return http.StatusForbidden, c.resource + ` is forbidden: User "u" cannot ` + c.verb + ` resource "` + c.resource + `"`
+		}
+	})
+	s.dropWatches()
+	r := b.settled("the refusal", func(r scaler.Report) bool { return r.Trouble != nil })
+	if r.Trouble.Reason != scaler.ReasonForbidden || r.Trouble.ForGood || len(alive(r)) != 3 {
+		t.Fatalf("%+v", r)
+	}
+	s.do(func() { s.refuse = nil })
+	b.settled("its end", func(r scaler.Report) bool { return r.Trouble == nil })
 }

@@ -173,7 +173,7 @@ func (r *runner) read(ctx context.Context) {
 	r.trouble = f
 	if f != nil {
 		if r.scale.known {
-			mayPass(f)
+			r.cluster.mayPass(f)
 		}
 		if f.Reason == scaler.ReasonNotFound {
 			// Nobody works towards anything. The pods that are left are seen.

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -140,10 +141,27 @@ func (r *runner) Scale(ctx context.Context, order scaler.Order) error {
 			b.kept = append(b.kept, p)
 		}
 	}
+	var err error
 	if s.replicas > 0 && b.to > 0 && b.to != s.replicas && r.autoscaled(ctx) {
-		return b.leaveNumber(ctx)
+		err = b.leaveNumber(ctx)
+	} else {
+		err = b.carryOut(ctx)
 	}
-	return b.carryOut(ctx)
+	if f, ok := errors.AsType[*scaler.Failure](err); ok && f.Reason == scaler.ReasonPlatform && ctx.Err() == nil {
+		r.doubt(f)
+	}
+	return err
+}
+
+// doubt takes it that the API cannot be asked, until it is seen that it can: a
+// watch that hears nothing cannot tell silence from peace.
+func (r *runner) doubt(f *scaler.Failure) {
+	r.mu.Lock()
+	r.trouble = f
+	r.reading = firstRetry
+	r.mu.Unlock()
+	r.report()
+	r.pokeIn(firstRetry)
 }
 
 // nameOf returns the id under which a pod was reported.

@@ -217,8 +217,13 @@ func (t *termination) words() string {
 // the API server's.
 func refused(message string) *scaler.Failure {
 	f := &scaler.Failure{Reason: scaler.ReasonForbidden, ForGood: true, Short: "the cluster admits no pod of it", Detail: message}
-	if strings.Contains(message, "exceeded quota") || strings.Contains(message, "quota") {
+	switch {
+	case strings.Contains(message, "quota"):
 		f.Reason, f.Short = scaler.ReasonQuota, "exceeded quota"
+	case strings.Contains(message, "error looking up service account"):
+		// A namespace gets its default one a moment after it was made, and the
+		// controller tries again.
+		f.ForGood, f.Short = false, "its service account does not exist"
 	}
 	return f
 }

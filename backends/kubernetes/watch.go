@@ -72,7 +72,7 @@ func (m *mirror[T]) list(ctx context.Context, options metav1.ListOptions) (runti
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
 	var list *unstructured.UnstructuredList
-	err := m.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
+	err := m.cluster.ask(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
 		list, err = c.Resource(m.gvr).Namespace(m.namespace).List(ctx, options)
 		return err
 	})
@@ -92,7 +92,7 @@ func (m *mirror[T]) watch(ctx context.Context, options metav1.ListOptions) (watc
 	})
 	defer slow.Stop()
 	var w watch.Interface
-	err := m.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
+	err := m.cluster.ask(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
 		w, err = c.Resource(m.gvr).Namespace(m.namespace).Watch(ctx, options)
 		return err
 	})
@@ -121,7 +121,7 @@ func (m *mirror[T]) settle(ctx context.Context, verb string, err error) {
 	}
 	m.mu.Lock()
 	if f != nil && m.items != nil {
-		mayPass(f)
+		m.cluster.mayPass(f)
 	}
 	before := m.trouble
 	if f == nil && verb == "list" && m.failed == "watch" {
