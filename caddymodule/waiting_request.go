@@ -73,7 +73,7 @@ func (q *request) answerPage(w http.ResponseWriter, reason error) {
 		reason = nil
 	}
 	v := q.service.visitors.find(q.key)
-	d := q.service.look(wordsFor(strings.Join(q.in.Header.Values("Accept-Language"), ",")), v, reason)
+	d := q.service.look(wordsFor(strings.Join(q.in.Header.Values("Accept-Language"), ",")), v, q, reason)
 	if v != nil {
 		q.service.visitors.leave(v, q.page.linger())
 	}

