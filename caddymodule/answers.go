@@ -32,6 +32,9 @@ const (
 	codePlatformUnavailable = "platform_unavailable"
 	codeShuttingDown        = "shutting_down"
 
+	// No error: the browser waits instead of the request.
+	codeWaitingPage = "waiting_page"
+
 	outcomeGranted    = "granted"
 	outcomeClientGone = "client_gone"
 )
@@ -77,6 +80,9 @@ func (q *request) explain(reason error) {
 	case errors.Is(reason, errWaitTimeout):
 		q.code, q.detail = codeWaitTimeout, "held for "+q.waited.Round(time.Millisecond).String()
 		wait = q.service.forecast()
+	case errors.Is(reason, errWaitingPage):
+		q.code, q.detail = codeWaitingPage, "the browser waits with the waiting page"
+		wait = q.service.forecast()
 	case errors.Is(reason, reserver.ErrAsleep):
 		q.code, q.detail, q.fullDetail = codeAsleep, "no instance is ready, and this request does not wake the service", ""
 	}
@@ -118,7 +124,11 @@ func (q *request) refuse(reason error) error {
 	// What error pages commonly show is for clients: the short words.
 	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.code, q.detail))
 	q.restore()
-	if q.handler.errors.answered(q.handler.server, w, q.in, err) {
+	if q.code != codeWaitingPage && q.handler.errors.answered(q.handler.server, w, q.in, err) {
+		return nil
+	}
+	if q.page != nil {
+		q.answerPage(w, reason)
 		return nil
 	}
 	q.answer(w)

@@ -75,6 +75,7 @@ var owned = map[string]string{
 //		wait_timeout <duration>
 //		wake <matcher>
 //		server_timing
+//		waiting_page [<file>] { after, refresh, title, matcher }
 //		<options of reverse_proxy>
 //	}
 //
@@ -148,7 +149,7 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 		return d.Errf("%s belongs to usher: %s", option, instead)
 	}
 	switch option {
-	case "wait_timeout", "wake", "server_timing", optionStreamCloseDelay:
+	case "wait_timeout", "wake", "server_timing", "waiting_page", optionStreamCloseDelay:
 		if p.seen[option] {
 			return d.Errf("%s is given twice", option)
 		}
@@ -167,25 +168,73 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 		}
 		p.handler.ServerTiming = true
 		return nil
+	case "waiting_page":
+		return p.waitingPage(d)
 	}
 	p.proxy = append(p.proxy, d.NextSegment()...)
 	return nil
 }
 
 // wake reads the matcher of the requests that wake the service.
-func (p *directiveParser) wake(d *caddyfile.Dispenser) error {
+func (p *directiveParser) wake(d *caddyfile.Dispenser) (err error) {
+	p.handler.WakeRaw, err = p.matcher(d)
+	return err
+}
+
+// matcher reads the matcher that an option takes; none matches all.
+func (p *directiveParser) matcher(d *caddyfile.Dispenser) (caddyhttp.RawMatcherSets, error) {
+	option := d.Val()
 	set, ok, err := p.helper.WithDispenser(d).MatcherToken()
 	if err != nil {
-		return d.WrapErr(err)
+		return nil, d.WrapErr(err)
 	}
 	if !ok && d.Val() != "*" {
-		return d.Errf("wake needs a matcher: a named one (@name), a path, or *")
+		return nil, d.Errf("%s needs a matcher: a named one (@name), a path, or *", option)
 	}
 	if d.NextArg() {
-		return d.ArgErr()
+		return nil, d.ArgErr()
 	}
-	if set != nil {
-		p.handler.WakeRaw = caddyhttp.RawMatcherSets{set}
+	if set == nil {
+		return nil, nil
+	}
+	return caddyhttp.RawMatcherSets{set}, nil
+}
+
+// waitingPage reads the options of the waiting page.
+func (p *directiveParser) waitingPage(d *caddyfile.Dispenser) error {
+	page := new(WaitingPage)
+	p.handler.WaitingPage = page
+	if d.NextArg() {
+		page.File = d.Val()
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+	}
+	seen := make(map[string]bool)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		option := d.Val()
+		if seen[option] {
+			return d.Errf("waiting_page: %s is given twice", option)
+		}
+		seen[option] = true
+		var err error
+		switch option {
+		case "after":
+			err = optional(&page.After, d)
+		case "refresh":
+			page.Refresh, err = positive(d)
+		case "title":
+			if !d.AllArgs(&page.Title) {
+				err = d.ArgErr()
+			}
+		case "matcher":
+			page.MatchRaw, err = p.matcher(d)
+		default:
+			err = d.Errf("waiting_page has no option '%s': use after, refresh, title or matcher", option)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

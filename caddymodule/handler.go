@@ -43,10 +43,15 @@ type Handler struct {
 	// waited, and whether it waited for a start. Default: false.
 	ServerTiming bool `json:"server_timing,omitempty"`
 
+	// The page that people see in their browser while their request waits.
+	// Default: none; the browser waits for the answer.
+	WaitingPage *WaitingPage `json:"waiting_page,omitempty"`
+
 	wake    caddyhttp.MatcherSets
 	service *service
 	server  *caddyhttp.Server
 	errors  *errorRoutes
+	ended   <-chan struct{} // closed when the server shuts down
 
 	// untraced is true if the proxy behind has a transport that does not tell
 	// of its connections, as that of FastCGI.
@@ -82,6 +87,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.service = app.use(h.Service, place.name)
 	h.errors = &place.errors
+	h.ended = place.ended
 	h.untraced = new(atomic.Bool)
 
 	if h.WaitTimeout == 0 {
@@ -97,6 +103,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		}
 		if err := h.wake.FromInterface(sets); err != nil {
 			return fmt.Errorf("service %s: wake: %w", h.Service, err)
+		}
+	}
+	if h.WaitingPage != nil {
+		if err := h.WaitingPage.provision(ctx, time.Duration(h.WaitTimeout)); err != nil {
+			return fmt.Errorf("service %s: waiting_page: %w", h.Service, err)
 		}
 	}
 	if h.server != nil {
@@ -118,6 +129,7 @@ func (h *Handler) checkWriteTimeout(ctx caddy.Context) {
 type serverPlace struct {
 	name   string // for messages
 	errors errorRoutes
+	ended  chan struct{} // closed when the server shuts down
 }
 
 // placeOf returns what the handlers of server share; it is nil for handlers
@@ -127,7 +139,7 @@ func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
 	if place != nil {
 		return place
 	}
-	place = &serverPlace{name: "a handler of the HTTP app"}
+	place = &serverPlace{name: "a handler of the HTTP app", ended: make(chan struct{})}
 	a.generation.draft.servers[server] = place
 	if server == nil {
 		return place
@@ -139,6 +151,9 @@ func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
 	// is after shutdown_delay; the server would wait for them.
 	hub := a.hub
 	server.RegisterOnShutdown(func() {
+		// The server would wait for the streams of open pages, which come
+		// again.
+		close(place.ended)
 		if caddy.Exiting() {
 			hub.exit()
 		}
@@ -152,8 +167,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err != nil {
 		return err
 	}
+	waitsInBrowser := false
+	if h.WaitingPage != nil {
+		if listens(r) {
+			return h.stream(w, r, quiet)
+		}
+		if waitsInBrowser, err = h.WaitingPage.wants(r); err != nil {
+			return err
+		}
+	}
 	q := newRequest(h, w, r, quiet)
 	defer q.end()
+	if waitsInBrowser {
+		q.page, q.key = h.WaitingPage, keyOf(r)
+	}
 
 	if err := q.reserve(); err != nil {
 		return q.refuse(err)

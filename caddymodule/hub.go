@@ -69,14 +69,15 @@ func unloadHub() error {
 // reservations and running backends. A configuration is a generation: the
 // newest one that is active is in force.
 type hub struct {
-	budget  *scaler.Budget
-	waiting *reserver.Limit
-	held    atomic.Int64 // bytes of request bodies that were read while waiting
-	events  *bus
-	emitter emitter
-	logs    *logSwitch
-	local   atomic.Pointer[scaler.LocalOptions]
-	exiting atomic.Bool
+	budget   *scaler.Budget
+	waiting  *reserver.Limit
+	visitors visitorLimit
+	held     atomic.Int64 // bytes of request bodies that were read while waiting
+	events   *bus
+	emitter  emitter
+	logs     *logSwitch
+	local    atomic.Pointer[scaler.LocalOptions]
+	exiting  atomic.Bool
 
 	// What the environments of all services share.
 	dataDir      string
@@ -142,6 +143,7 @@ func newHub() *hub {
 	h.localOptions = func() scaler.LocalOptions { return *h.local.Load() }
 	h.feed = newFeed(h)
 	h.waiting.Set(defaultMaxWaitingInAll)
+	h.visitors.max.Store(defaultMaxWaitingInAll)
 	h.local.Store(&scaler.LocalOptions{PortFrom: defaultPortFrom, PortTo: defaultPortTo})
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
@@ -193,6 +195,7 @@ func (h *hub) applyGlobals(g *generation) {
 	h.emitter.use(g)
 	h.budget.SetLimit(g.settings.startLimit)
 	h.waiting.Set(g.settings.maxWaiting)
+	h.visitors.max.Store(int64(g.settings.maxWaiting))
 	local := g.settings.local
 	h.local.Store(&local)
 }
@@ -254,6 +257,8 @@ func (h *hub) retire(s *service) {
 		return
 	}
 	s.retired = true
+	// No page of it can ask again.
+	s.visitors.clear()
 	if caddy.Exiting() {
 		// Destruct is next: it stops everything at once.
 		return

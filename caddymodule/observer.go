@@ -37,6 +37,7 @@ func (o *observer) StateChanged(from, to scaler.State) {
 	o.hub.events.publish("state", map[string]any{
 		"service": o.name, "from": from, "to": to, "time": time.Now(),
 	})
+	o.changes.tell()
 	o.emitState(from, to)
 }
 

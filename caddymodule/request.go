@@ -39,6 +39,11 @@ type request struct {
 	body        requestBody
 	replacer    *caddy.Replacer
 
+	// of one that may wait in the browser; page is nil for all others
+	page     *WaitingPage
+	key      visitorKey
+	pageLate bool // its turn had come: it may wait longer before it gets the page again
+
 	// of the wait
 	deadline time.Time // zero until it waits
 	inLine   bool
@@ -140,7 +145,7 @@ func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) 
 
 // reserve gets a slot, waiting for it if it has to.
 func (q *request) reserve() error {
-	ok, err := q.service.reserver.Reserve(&q.reservation, q.quiet)
+	ok, err := q.ask()
 	if !ok && err == nil {
 		err = q.hold()
 	}
@@ -150,6 +155,17 @@ func (q *request) reserve() error {
 	q.seated()
 	q.service.outcome(outcomeGranted, q.waited)
 	return nil
+}
+
+// ask asks for a slot, as reserver.Service.Reserve does. One who has waited in
+// the browser has a place in the line already.
+func (q *request) ask() (bool, error) {
+	if q.page != nil {
+		if v := q.service.visitors.find(q.key); v != nil {
+			return q.comeBack(v)
+		}
+	}
+	return q.service.reserver.Reserve(&q.reservation, q.quiet)
 }
 
 // seated takes note of the instance on which q has its slot now.
@@ -188,14 +204,15 @@ func (q *request) hold() (err error) {
 	if end := q.traceWait(); end != nil {
 		defer func() { end(err) }()
 	}
-	timer := time.NewTimer(time.Until(q.deadline))
+	patience, late := q.patience()
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	gone := q.body.readAhead()
 
 	select {
 	case err = <-q.reservation.Granted():
 	case <-timer.C:
-		err = errWaitTimeout
+		err = late
 	case <-q.in.Context().Done():
 		err = errClientGone
 	case <-gone:
@@ -205,6 +222,9 @@ func (q *request) hold() (err error) {
 	q.body.stopReadingAhead()
 	now := time.Now()
 	q.waited += now.Sub(start)
+	if errors.Is(err, errWaitingPage) {
+		err = q.service.visitors.keep(q.key, &q.reservation, q.page.linger())
+	}
 	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) {
 		if q.reservation.Cancel() {
 			if errors.Is(err, errWaitTimeout) {

@@ -19,6 +19,8 @@ type service struct {
 	loop      *scaler.Loop
 	metrics   serviceMetrics
 	coldTrace coldTrace
+	visitors  visitors
+	changes   signal // of what a visitor can see
 	log       *zap.Logger
 
 	// What the next change of state is said to come from. The loop calls one
@@ -53,13 +55,14 @@ type liveOptions struct {
 
 // What holds until a definition is in force.
 var (
-	undefined         = &liveOptions{max: 1}
+	undefined         = &liveOptions{max: 1, maxWaiting: defaultMaxWaiting}
 	undefinedSettings = &scaler.Settings{Max: 1, Policy: scaler.Queue{}}
 )
 
 func newService(h *hub, name string) *service {
 	s := &service{name: name, hub: h, log: h.logs.forService(name)}
 	s.live.Store(undefined)
+	s.visitors.service, s.visitors.all = s, &h.visitors
 	s.loop = scaler.NewLoop(scaler.Env{
 		Service: name, Logger: s.log, DataDir: h.dataDir, Local: h.localOptions,
 	}, undefinedSettings, h.budget, (*observer)(s))

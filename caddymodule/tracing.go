@@ -61,6 +61,8 @@ func outcomeOf(err error) string {
 		return codeWaitTimeout
 	case errors.Is(err, reserver.ErrAsleep):
 		return codeAsleep
+	case errors.Is(err, errWaitingPage):
+		return codeWaitingPage
 	}
 	return outcomeClientGone
 }

@@ -11,6 +11,9 @@
 //   - the line is first in, first out, and nobody overtakes it, except a
 //     request that is tried again because its instance cannot have seen it:
 //     that one stands before everyone;
+//   - a guest, who has a place in the line and no request in it, is called
+//     when its turn comes, and then its request stands before everyone; it
+//     never holds a slot, so nobody waits for one who does not come;
 //   - a free slot and a waiter never exist side by side: a freed or new slot
 //     is handed to the oldest waiter under the same lock that freed it, so a
 //     grant and a cancellation cannot both win;

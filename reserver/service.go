@@ -109,8 +109,9 @@ type Service struct {
 
 	// pool has the instances that are open (ready, not cordoned) and have a
 	// free slot. Invariant: pool or line is empty.
-	pool pool
-	line line
+	pool   pool
+	line   line
+	guests guests
 
 	refusal error // not nil: nobody waits; whoever would is told this
 	knocked bool  // somebody was told so since the last call of Knocked
@@ -121,8 +122,8 @@ type Service struct {
 	inUse     int // reservations held on instances that are not removed
 
 	// demand counts the requests that are a reason to have instances: those
-	// that wait, and those inside instances that are not cordoned; quiet
-	// ones never.
+	// that wait, and those inside instances that are not cordoned; and the
+	// guests; quiet ones never.
 	demand int
 	peak   int // highest demand since the last TakePeak
 	mark   int // Hooks.Demand is due when demand exceeds it
@@ -169,6 +170,7 @@ func (s *Service) Refuse(reason error) {
 	for r := s.line.first(); r != nil; r = s.line.first() {
 		s.dismiss(r, reason)
 	}
+	s.dismissGuests(reason, false)
 }
 
 // Knocked reports whether a request that could have woken the service was
@@ -218,6 +220,11 @@ type Stats struct {
 	Waiting    int
 	OldestWait time.Time
 
+	// Guests is how many others have a place in the line or were called, and
+	// OldestGuest the time since when the first of them has it.
+	Guests      int
+	OldestGuest time.Time
+
 	// InUse is the number of reservations held on instances.
 	InUse int
 
@@ -229,10 +236,19 @@ type Stats struct {
 	// Open is the number of instances that take requests.
 	Open int
 
-	// Demand is the number of requests that are a reason to have instances,
-	// and IdleSince when it last became 0.
+	// Demand is the number of requests and guests that are a reason to have
+	// instances, and IdleSince when it last became 0.
 	Demand    int
 	IdleSince time.Time
+}
+
+// Oldest returns the time since when somebody waits, with a request or as a
+// guest; zero if nobody does.
+func (s Stats) Oldest() time.Time {
+	if s.OldestWait.IsZero() || !s.OldestGuest.IsZero() && s.OldestGuest.Before(s.OldestWait) {
+		return s.OldestGuest
+	}
+	return s.OldestWait
 }
 
 // Stats returns the counters. It takes the lock for a few loads, whatever
@@ -241,7 +257,7 @@ func (s *Service) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Stats{
-		Waiting: s.line.len, InUse: s.inUse, Slots: s.slots, Unlimited: s.unlimited > 0,
+		Waiting: s.line.len, Guests: s.guests.len + s.guests.called, InUse: s.inUse, Slots: s.slots, Unlimited: s.unlimited > 0,
 		Open: s.open, Demand: s.demand, IdleSince: s.made.Add(s.idle),
 	}
 	if r := s.line.first(); r != nil {
@@ -249,6 +265,9 @@ func (s *Service) Stats() Stats {
 	}
 	if r := s.line.back.first; r != nil && r.since.Before(st.OldestWait) {
 		st.OldestWait = r.since
+	}
+	if g := s.guests.first; g != nil {
+		st.OldestGuest = g.since
 	}
 	return st
 }
@@ -272,14 +291,21 @@ func (s *Service) addDemand(d int) (due bool) {
 	return due
 }
 
-// dispatch hands free slots to the line. The lock is held.
+// dispatch hands free slots to the line, and calls the guests whose turn it
+// is. The lock is held.
 func (s *Service) dispatch() {
-	for s.line.len > 0 {
+	for s.line.len > 0 || s.guests.len > 0 {
 		i := s.pool.take()
 		if i == nil {
 			return
 		}
+		if s.callGuest() {
+			continue
+		}
 		r := s.line.first()
+		if r == nil {
+			return
+		}
 		s.leave(r)
 		s.seat(r, i)
 		r.granted <- nil
@@ -319,9 +345,10 @@ func (s *Service) dismiss(r *Reservation, reason error) {
 // closed is called after an instance has stopped taking requests: quiet
 // requests wait only while there is one that does. The lock is held.
 func (s *Service) closed() {
-	if s.open > 0 || s.line.quiet == 0 {
+	if s.open > 0 || s.line.quiet+s.guests.quiet == 0 {
 		return
 	}
+	s.dismissGuests(ErrAsleep, true)
 	for _, l := range []*list{&s.line.front, &s.line.back} {
 		for r := l.first; r != nil; {
 			next := r.next

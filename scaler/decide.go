@@ -155,7 +155,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, reserver.Stats) {
 	stats := l.reserver.Stats()
 	in := Inputs{
 		Now: now, Min: l.settings.Min, Max: l.settings.Max, Concurrency: l.settings.Concurrency,
-		Demand: stats.Demand, Waiting: stats.Waiting, IdleSince: stats.IdleSince, IdleTimeout: l.settings.IdleTimeout,
+		Demand: stats.Demand, Waiting: stats.Waiting + stats.Guests, IdleSince: stats.IdleSince, IdleTimeout: l.settings.IdleTimeout,
 	}
 	if l.retired {
 		in.Min = 0

@@ -105,7 +105,7 @@ func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 		return
 	}
 	d := Decision{Time: now, From: l.target, To: a.Target, Reason: a.Reason, Inputs: map[string]any{
-		"in_use": stats.InUse, "waiting": stats.Waiting, "demand": stats.Demand, "ready": stats.Open,
+		"in_use": stats.InUse, "waiting": stats.Waiting, "guests": stats.Guests, "demand": stats.Demand, "ready": stats.Open,
 		"min": l.settings.Min, "max": l.settings.Max, "concurrency": l.settings.Concurrency,
 		"failures": l.failures,
 	}}
@@ -114,8 +114,8 @@ func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 	}
 	if stats.Open == 0 && l.target == 0 && (stats.Demand > 0 || l.nudged) {
 		asked := now
-		if !stats.OldestWait.IsZero() {
-			asked = stats.OldestWait
+		if t := stats.Oldest(); !t.IsZero() {
+			asked = t
 		}
 		l.waking(&d, asked)
 	}
@@ -181,7 +181,7 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 		return 0
 	}
 	stats := l.reserver.Stats()
-	since := stats.OldestWait
+	since := stats.Oldest()
 	if since.IsZero() {
 		since = now
 	}

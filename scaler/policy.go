@@ -32,7 +32,7 @@ type Inputs struct {
 	Concurrency int
 
 	// Demand is the number of requests that are a reason to have instances,
-	// of which Waiting wait in the line.
+	// of which Waiting wait, in the line or for their turn to come back.
 	Demand, Waiting int
 
 	// Running is the number of instances that exist or are being started.

@@ -78,6 +78,17 @@ func (l *Loop) Decisions() []Decision {
 	return all
 }
 
+// ColdStart returns when the cold start in progress began, and how long one
+// usually takes. Each is zero if there is none, or none was measured yet.
+func (l *Loop) ColdStart() (since time.Time, usual time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.starting() {
+		since = l.cold.Asked
+	}
+	return since, l.startMean
+}
+
 // ReadyIn forecasts when an instance is ready: 0 if one is, else what is left
 // of the usual time of a start (1 s if none was measured yet), and not before
 // the next start may be made.

@@ -297,3 +297,34 @@ func TestAPolicyThatContradictsItselfIsNotAskedWithoutEnd(t *testing.T) {
 		}
 	})
 }
+
+// A guest has no request that waits, and is demand all the same: the service
+// starts for it, and does not sleep before it has come, however short the idle
+// timeout.
+func TestAGuestWakesAndIsWaitedFor(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		set := defaults()
+		set.IdleTimeout = time.Second
+		b := newBench(t, set, &platform{local: true, startTime: 5 * time.Second}, nil)
+		var g reserver.Guest
+		if err := b.reserver.Invite(&g, false); err != nil {
+			t.Fatal(err)
+		}
+		b.is(Waking)
+		<-g.Turn()
+		if err := g.Reason(); err != nil {
+			t.Fatal(err)
+		}
+		if since, usual := b.ColdStart(); !since.IsZero() || usual != 5*time.Second {
+			t.Fatalf("a start since %v, usually in %v", since, usual)
+		}
+		time.Sleep(time.Hour)
+		b.is(Awake)
+		g.Leave()
+		time.Sleep(time.Second)
+		b.is(Asleep)
+		if d := b.Decisions()[0]; d.Reason != "0 in use, 1 waiting" || d.Inputs["guests"] != 1 {
+			t.Fatalf("%+v", d)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"os"
@@ -15,6 +16,8 @@ func newHandler(o options, deafen func()) http.Handler {
 	counted := new(census)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", identify)
+	mux.HandleFunc("/page", page)
+	mux.HandleFunc("/json", writeJSON)
 	mux.HandleFunc("/echo", echo)
 	mux.HandleFunc("/sleep", sleep)
 	mux.HandleFunc("/hold", hold)
@@ -82,6 +85,20 @@ func identify(w http.ResponseWriter, _ *http.Request) {
 
 // say writes a line to the standard output.
 func say(_ http.ResponseWriter, r *http.Request) { fmt.Println(r.URL.Query().Get("line")) }
+
+// page is something for a browser: long enough to be scrolled, with a part
+// that a fragment can name, and with what was asked for. It asks for nothing.
+func page(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	fmt.Fprintf(w, `<!doctype html><html lang="en"><title>The page</title><link rel="icon" href="data:,">
+<h1>The page</h1><p id="uri">%s</p><p id="pid">%d</p><div style="height:300vh"></div><h2 id="part">The part</h2><div style="height:300vh"></div></html>`,
+		html.EscapeString(r.RequestURI), os.Getpid())
+}
+
+func writeJSON(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, `{"pid":%d,"uri":%q}`+"\n", os.Getpid(), r.RequestURI)
+}
 
 func echo(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)

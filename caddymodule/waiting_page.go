@@ -1,0 +1,310 @@
+package caddymodule
+
+import (
+	"bytes"
+	"crypto/rand"
+	_ "embed"
+	"errors"
+	"fmt"
+	"html/template"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/munnerz/goautoneg"
+	"go.uber.org/zap"
+)
+
+// WaitingPage is what people see while a service starts: a browser whose
+// request would be held longer than a moment gets a page instead, which turns
+// into the page that was asked for as soon as the service is ready.
+//
+// Only what a person opens in a browser gets it: a GET or HEAD that navigates.
+// Scripts, API clients, POSTs and upgrades on the same URL are held as ever.
+type WaitingPage struct {
+	// A file with a template of your own, in the language of Go's
+	// html/template; PageData are its fields. Default: a built-in page.
+	File string `json:"file,omitempty"`
+
+	// How long a request is held before it gets the page. With 0 it gets
+	// the page at once. Default: 300ms.
+	After *caddy.Duration `json:"after,omitempty"`
+
+	// How often the page asks again where scripts are off. Whole seconds;
+	// what is between is rounded up. Default: 2s.
+	Refresh caddy.Duration `json:"refresh,omitempty"`
+
+	// The heading of the page, which may have placeholders. Default: the
+	// name of the service.
+	Title string `json:"title,omitempty"`
+
+	// Which of the requests that people make in a browser get the page.
+	// Default: all.
+	MatchRaw caddyhttp.RawMatcherSets `json:"match,omitempty" caddy:"namespace=http.matchers"`
+
+	match    caddyhttp.MatcherSets
+	template *template.Template
+}
+
+const (
+	defaultPageAfter   = 300 * time.Millisecond
+	defaultPageRefresh = 2 * time.Second
+
+	// visitorGrace is how much longer than the refresh a visitor may take to
+	// come back before its place in the line is given up.
+	visitorGrace = 5 * time.Second
+
+	// returnPatience is how long the request of a visitor whose turn has come
+	// may wait for a slot before it gets the page again. The browser shows
+	// the page all that time.
+	returnPatience = 5 * time.Second
+)
+
+var (
+	//go:embed waiting_page.html
+	waitingPageHTML string
+
+	//go:embed waiting_page.js
+	waitingPageScript string
+)
+
+// provision checks everything, the template included.
+func (p *WaitingPage) provision(ctx caddy.Context, waitTimeout time.Duration) error {
+	p.After = defaulted(p.After, caddy.Duration(defaultPageAfter))
+	if p.Refresh == 0 {
+		p.Refresh = caddy.Duration(defaultPageRefresh)
+	}
+	if *p.After < 0 {
+		return fmt.Errorf("after cannot be negative, but is %v", time.Duration(*p.After))
+	}
+	if after := time.Duration(*p.After); after >= waitTimeout {
+		return fmt.Errorf("after is %v, but no request is held longer than wait_timeout, %v: nobody would see the page", after, waitTimeout)
+	}
+	if p.Refresh < 0 {
+		return fmt.Errorf("refresh must be positive, not %v", time.Duration(p.Refresh))
+	}
+	if p.MatchRaw != nil {
+		sets, err := ctx.LoadModule(p, "MatchRaw")
+		if err != nil {
+			return fmt.Errorf("matcher: %w", err)
+		}
+		if err := p.match.FromInterface(sets); err != nil {
+			return fmt.Errorf("matcher: %w", err)
+		}
+	}
+	name, text := "the built-in page", waitingPageHTML
+	if p.File != "" {
+		b, err := os.ReadFile(p.File)
+		if err != nil {
+			return fmt.Errorf("reading the template: %w", err)
+		}
+		name, text = p.File, string(b)
+	}
+	t, err := template.New(name).Parse(text)
+	if err != nil {
+		return fmt.Errorf("the template does not parse: %w", err)
+	}
+	// What fails only when somebody waits would fail when nobody looks.
+	for _, d := range samplePages() {
+		if err := t.Execute(new(bytes.Buffer), d); err != nil {
+			return fmt.Errorf("the template cannot be filled in for a service that is %s: %w", d.State, err)
+		}
+	}
+	p.template = t
+	return nil
+}
+
+// refreshSeconds is the refresh as a browser wants it.
+func (p *WaitingPage) refreshSeconds() int {
+	return int((time.Duration(p.Refresh) + time.Second - 1) / time.Second)
+}
+
+// linger is how long a place in the line is kept for a visitor who is not
+// heard of.
+func (p *WaitingPage) linger() time.Duration {
+	return time.Duration(p.refreshSeconds())*time.Second + visitorGrace
+}
+
+// wants says whether r is what a person opens in a browser, and may get the
+// page.
+func (p *WaitingPage) wants(r *http.Request) (bool, error) {
+	if !navigates(r) {
+		return false, nil
+	}
+	if len(p.match) == 0 {
+		return true, nil
+	}
+	return p.match.AnyMatchWithError(r)
+}
+
+// documents are the destinations of a navigation that show a page. What is
+// embedded as an object or downloaded cannot show one.
+var documents = []string{"", "document", "iframe", "frame"}
+
+// navigates says whether a browser opens r for a person to see.
+func navigates(r *http.Request) bool {
+	h := r.Header
+	switch {
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return false
+	case h.Get("Upgrade") != "":
+		return false
+	case strings.Contains(h.Get("Sec-Purpose")+h.Get("Purpose"), "prefetch"):
+		// It is opened in case somebody wants to see it later.
+		return false
+	}
+	if mode := h.Get("Sec-Fetch-Mode"); mode != "" {
+		return mode == "navigate" && slices.Contains(documents, h.Get("Sec-Fetch-Dest"))
+	}
+	// Browsers say nothing of it over plain HTTP, and old ones never do.
+	return h.Get("X-Requested-With") == "" && prefersHTML(strings.Join(h.Values("Accept"), ","))
+}
+
+// prefersHTML says whether an Accept header wants HTML before anything else,
+// as those of browsers do: they name it first, and nothing above it.
+func prefersHTML(accept string) bool {
+	if !strings.HasPrefix(strings.TrimSpace(accept), typeHTML) {
+		return false
+	}
+	html, others := 0.0, 0.0
+	for _, a := range goautoneg.ParseAccept(accept) {
+		if a.Type+"/"+a.SubType == typeHTML {
+			html = a.Q
+		} else {
+			others = max(others, a.Q)
+		}
+	}
+	return html > 0 && html >= others
+}
+
+// PageData are the fields that a template of the waiting page can use.
+type PageData struct {
+	// Title is the heading: what `title` says, or the name of the service.
+	Title string
+
+	// Service is the name of the service.
+	Service string
+
+	// State is `starting`, `line` (running, and everything is in use) or the
+	// code of an error, as in the header Usher-Error: `start_failed`,
+	// `suspended`, `asleep`, `queue_full`, `platform_unavailable`,
+	// `wait_timeout`, `shutting_down`.
+	State string
+
+	// Status says in a few words what is happening, and Detail in a sentence
+	// what to expect of it; Detail may be empty.
+	Status, Detail string
+
+	// Reason is why the service cannot be had, in the words of who runs it;
+	// empty unless State is the code of an error.
+	Reason string
+
+	// Place says where in the line the visitor is; empty if nobody is
+	// before them.
+	Place string
+
+	// Usual is how many milliseconds a start usually takes; 0 if none was
+	// measured yet. Elapsed is how many of them have passed.
+	Usual, Elapsed int64
+
+	// Waiting is true as long as the page will turn into the one asked for
+	// by itself and nothing is wrong.
+	Waiting bool
+
+	// Language is the language of all texts, such as `en`.
+	Language string
+
+	// Hint says, in that language, that the page will turn into the one
+	// asked for by itself. ProgressLabel names the progress bar for those
+	// who cannot see it.
+	Hint, ProgressLabel string
+
+	// Refresh is after how many seconds the page is to be asked for again
+	// where scripts are off.
+	Refresh int
+
+	// Again is the URL to ask for then: that of the page, as seen from
+	// itself, without the fragment, which no server knows. A refresh that
+	// names no URL only scrolls where there is a fragment.
+	Again string
+
+	// Nonce is the nonce that the Content-Security-Policy allows for the
+	// attribute `nonce` of style and script elements.
+	Nonce string
+
+	// Script is the script element that listens for readiness. It keeps the
+	// texts of elements with the attribute data-usher="status", "detail",
+	// "reason" or "place" up to date, hides those that are empty, moves a
+	// progress element with data-usher="progress", and hides elements with
+	// data-usher="waiting" while something is wrong.
+	Script template.HTML
+}
+
+// samplePages are pages in every state.
+func samplePages() []PageData {
+	words := wordsFor("")
+	var all []PageData
+	for state := range words.status {
+		d := PageData{
+			Title: "Sample", Service: "sample", State: state, Reason: "exit status 1", Place: words.place(3),
+			Usual: 3000, Elapsed: 1000, Refresh: 2, Again: "./sample", Nonce: "sample", Script: "<script></script>",
+		}
+		words.fill(&d, time.Minute)
+		all = append(all, d)
+	}
+	return all
+}
+
+// selfReference returns a relative reference to a page from itself. It names
+// no path from the root, which may not be the one that the browser knows, and
+// can lead to no other origin.
+func selfReference(uri string) string {
+	path, query, _ := strings.Cut(uri, "?")
+	if query != "" {
+		return "?" + query
+	}
+	return "./" + path[strings.LastIndexByte(path, '/')+1:]
+}
+
+// contentPolicy lets the page have its own style and script and ask its own
+// origin, and nothing else. Who may frame the page is left to whom it stands
+// for: it shows nothing that is secret and has nothing to click on.
+const contentPolicy = "default-src 'none'; base-uri 'none'; form-action 'none'; connect-src 'self'; img-src data:; script-src 'nonce-%[1]s'; style-src 'nonce-%[1]s'"
+
+// answer writes the page.
+func (p *WaitingPage) answer(w http.ResponseWriter, q *request, d PageData) {
+	d.Nonce = rand.Text()
+	d.Again = selfReference(originalURI(q.in))
+	d.Refresh = max(p.refreshSeconds(), 1)
+	if !d.Waiting {
+		d.Refresh = max(d.Refresh, q.retryAfter)
+	}
+	d.Script = template.HTML(fmt.Sprintf("<script nonce=\"%s\" data-refresh=\"%d\">%s</script>", d.Nonce, d.Refresh, waitingPageScript)) //nolint:gosec // all of it is our own
+	var body bytes.Buffer
+	if err := p.template.Execute(&body, d); err != nil {
+		// It could be filled in with every sample.
+		q.service.log.Error("the template of the waiting page cannot be filled in: what people see is cut short", zap.Error(err))
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Language", d.Language)
+	h.Set("Content-Length", strconv.Itoa(body.Len()))
+	h.Set("Content-Security-Policy", fmt.Sprintf(contentPolicy, d.Nonce))
+	h.Set("X-Content-Type-Options", "nosniff")
+	for _, name := range []string{"Accept", "Accept-Language", "Sec-Fetch-Mode"} {
+		h.Add("Vary", name)
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	if q.in.Method != http.MethodHead {
+		_, _ = w.Write(body.Bytes())
+	}
+}
+
+// errWaitingPage is the reason for the end of a wait that goes on in the
+// browser.
+var errWaitingPage = errors.New("the browser waits with the waiting page")
