@@ -236,6 +236,8 @@ func TestStatusStreamTellsThePresentThenWhatChanges(t *testing.T) {
 	until("sleep", func(state string, inUse int, targets [][3]int) bool {
 		return state == "asleep" && inUse == 0 && targets[len(targets)-1][2] == 0
 	})
+	// Another configuration goes on with the service.
+	start(t, f.withStatus(""))
 	c.cancel()
 	for {
 		name, _ := next()
