@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 )
 
 // procStat is what /proc/<pid>/stat says, as far as it matters here. Pid and
@@ -104,6 +105,16 @@ type identity struct {
 func (i identity) alive() bool {
 	s, err := readStat(i.PID)
 	return err == nil && s.startTime == i.StartTime && !s.dead()
+}
+
+// gone tells whether the process it names certainly runs no more: one that
+// cannot be looked at, for lack of file descriptors, say, may.
+func (i identity) gone() bool {
+	s, err := readStat(i.PID)
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+	}
+	return s.startTime != i.StartTime || s.dead()
 }
 
 // thisCaddy is the identity of this Caddy, once it is known.

@@ -198,7 +198,7 @@ func (r *record) orphaned(own identity) bool {
 	if r.Owner.Namespace != own.Namespace {
 		return false
 	}
-	if r.Owner.alive() {
+	if !r.Owner.gone() {
 		return false
 	}
 	// A Caddy that was itself started by that instance is no leftover to end.

@@ -102,6 +102,27 @@ func TestIdentityThatCannotBeFoundOutIsLookedForAgain(t *testing.T) {
 	}
 }
 
+func TestProcessThatCannotBeLookedAtIsNotGone(t *testing.T) {
+	own, err := ownIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = withFiles(t, 0, func() error {
+		if own.gone() {
+			t.Error("without a file descriptor a process that lives is taken for gone")
+		}
+		return nil
+	})
+	other := own
+	other.StartTime--
+	if own.gone() || !other.gone() {
+		t.Error("a process that lives is gone, or one with its pid before it is not")
+	}
+	if never := (identity{PID: 1 << 30}); !never.gone() {
+		t.Error("a process that there never was is not gone")
+	}
+}
+
 // onSocket returns a backend whose instances get a socket each.
 func onSocket() *Backend {
 	b := shell("exec sleep 100")

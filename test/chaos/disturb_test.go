@@ -89,11 +89,16 @@ func (v *vandal) do(s step) {
 	}
 }
 
-// trouble notes that starts of the service fail, or that requests may have to
-// be tried again.
+// trouble notes that starts of the service may fail.
 func (v *vandal) trouble(service string) {
+	v.events.badStarts[service] = append(v.events.badStarts[service], time.Now())
+	v.unsettle(service)
+}
+
+// unsettle notes that requests may have to be tried again, or change to another
+// line.
+func (v *vandal) unsettle(service string) {
 	now := time.Now()
-	v.events.badStarts[service] = append(v.events.badStarts[service], now)
 	v.events.troubled[service] = append(v.events.troubled[service], span{now, now.Add(time.Second)})
 }
 
@@ -178,7 +183,7 @@ func (v *vandal) reload(s step) {
 	}
 	for name := range next {
 		if next[name].revision != v.town.now[name].revision || next[name].removed != v.town.now[name].removed {
-			v.trouble(name)
+			v.unsettle(name)
 		}
 	}
 	v.town.begin(next)
@@ -229,7 +234,7 @@ func (v *vandal) operate(s step) {
 	switch s.do {
 	case suspendIt:
 		path, body = path+"/suspend", `{"reason":"chaos"}`
-		v.trouble(s.service)
+		v.unsettle(s.service)
 		v.events.suspending[s.service] = append(v.events.suspending[s.service], span{from: now})
 	case resumeIt:
 		path += "/resume"
@@ -240,7 +245,7 @@ func (v *vandal) operate(s step) {
 		path += "/wake"
 	case restartIt:
 		path += "/restart"
-		v.trouble(s.service)
+		v.unsettle(s.service)
 	case deleteInstance:
 		p, ok := v.victim(s)
 		if !ok {
@@ -273,7 +278,7 @@ func (v *vandal) operate(s step) {
 func (v *vandal) restartCaddy(kill bool) {
 	v.events.caddy = append(v.events.caddy, span{from: time.Now()})
 	for _, name := range services {
-		v.trouble(name)
+		v.unsettle(name)
 	}
 	if kill {
 		v.c.Kill()

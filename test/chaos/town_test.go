@@ -215,8 +215,8 @@ func (w *town) bad(s step) (harness.Config, map[string]settings) {
 		cfg.Site = strings.Replace(cfg.Site, "idle_timeout 1s", "idle_timeout soon", 1)
 	case 3:
 		cfg.Site = strings.Replace(cfg.Site, "stop_timeout 2s", "stop_timeout 2s\nlb_policy first", 1)
-	default:
-		cfg.Site += "\nusher " + s.service + " {\n\tbackend process /bin/true\n}"
+	default: // another definition of a service that is always there
+		cfg.Site += "\nusher " + calm + " {\n\tbackend process /bin/true\n}"
 	}
 	return cfg, next
 }
