@@ -30,7 +30,8 @@ type request struct {
 	handler     *Handler
 	service     *service
 	came        *http.Request // as the server knows it
-	in          *http.Request // the same, with the interruptible context
+	ctx         context.Context // that of came, and can be ended with the instance
+	forward     forwardContext
 	reservation reserver.Reservation
 	quiet       bool
 	cancel      context.CancelCauseFunc
@@ -90,6 +91,21 @@ func (a *attempt) reset() {
 
 type requestKey struct{}
 
+// forwardContext is the context of the request behind the handler. It is a
+// part of the request, which saves an allocation for each.
+type forwardContext struct {
+	context.Context //nolint:containedctx // it is one
+	request         *request
+}
+
+// Value implements context.Context.
+func (c *forwardContext) Value(key any) any {
+	if key == (requestKey{}) {
+		return c.request
+	}
+	return c.Context.Value(key)
+}
+
 // requestOf returns the request that the handler has put into the context.
 func requestOf(ctx context.Context) *request {
 	q, _ := ctx.Value(requestKey{}).(*request)
@@ -98,28 +114,38 @@ func requestOf(ctx context.Context) *request {
 
 func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) *request {
 	q := &request{handler: h, service: h.service, quiet: quiet, came: r}
-	q.writer.ResponseWriterWrapper = &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
+	q.writer.ResponseWriter = w
 	q.writer.request = q
 
-	ctx, cancel := context.WithCancelCause(r.Context())
-	q.cancel = cancel
-	q.reservation.Interrupt = cancel
-	q.in = r.WithContext(ctx)
+	q.ctx, q.cancel = context.WithCancelCause(r.Context())
+	q.reservation.Interrupt = q.cancel
 	// Caddy wraps every body, so that one that is not there looks like one
 	// that is; the length tells.
 	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 {
 		q.body.init(r, &h.service.hub.held)
-		q.in.Body = &q.body
 	}
 
-	q.replacer, _ = ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	q.replacer, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if q.replacer != nil {
 		q.replacer.Map(q.placeholder)
 	}
-	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.Object("usher", q))
+	// Caddy makes a new table at each call: not for a server without a log.
+	if h.server == nil || h.server.Logs != nil {
+		if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+			extra.Set(zap.Object("usher", q))
+		}
 	}
 	return q
+}
+
+// with returns the request as it came, with another context and the body that
+// was read ahead.
+func (q *request) with(ctx context.Context) *http.Request {
+	r := q.came.WithContext(ctx)
+	if q.body.rest != nil {
+		r.Body = &q.body
+	}
+	return r
 }
 
 // reserve gets a slot, waiting for it if it has to.
@@ -175,7 +201,7 @@ func (q *request) hold() error {
 	case err = <-q.reservation.Granted():
 	case <-timer.C:
 		err = errWaitTimeout
-	case <-q.in.Context().Done():
+	case <-q.ctx.Done():
 		err = errClientGone
 	case <-gone:
 		err = errClientGone
@@ -219,8 +245,8 @@ func (q *request) forwarded() *http.Request {
 			}
 		},
 	}
-	ctx := context.WithValue(q.in.Context(), requestKey{}, q)
-	return q.in.WithContext(httptrace.WithClientTrace(ctx, &q.trace))
+	q.forward = forwardContext{q.ctx, q}
+	return q.with(httptrace.WithClientTrace(&q.forward, &q.trace))
 }
 
 // ownShortage says whether a connection could not be made for a reason that
@@ -240,9 +266,9 @@ func (q *request) fate() reserver.Fate {
 	switch {
 	case a.answered.Load():
 		return reserver.Answered
-	case !a.tried.Load() && a.handed && q.in.Context().Err() == nil && !q.body.failed():
+	case !a.tried.Load() && a.handed && q.ctx.Err() == nil && !q.body.failed():
 		return a.untraced
-	case !a.tried.Load(), a.starved.Load(), q.in.Context().Err() != nil, q.body.failed():
+	case !a.tried.Load(), a.starved.Load(), q.ctx.Err() != nil, q.body.failed():
 		return reserver.Neutral
 	case !a.connected.Load():
 		return reserver.Refused
@@ -267,7 +293,7 @@ func (q *request) again() {
 	if q.refusal != nil {
 		return
 	}
-	switch cause := context.Cause(q.in.Context()); {
+	switch cause := context.Cause(q.ctx); {
 	case errors.Is(cause, scaler.ErrGone):
 		q.refusal = scaler.ErrGone
 	case cause != nil:
@@ -306,7 +332,7 @@ func (q *request) again() {
 
 // finish takes what the next handlers have returned.
 func (q *request) finish(err error) error {
-	gone := errors.Is(context.Cause(q.in.Context()), scaler.ErrGone)
+	gone := errors.Is(context.Cause(q.ctx), scaler.ErrGone)
 	q.attempt.untraced = untracedFate(err)
 	q.reservation.Release(q.fate())
 	switch {
@@ -407,7 +433,7 @@ func (q *request) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 // responseWriter is between the next handlers and the client: an instance
 // does not speak for Usher.
 type responseWriter struct {
-	*caddyhttp.ResponseWriterWrapper
+	caddyhttp.ResponseWriterWrapper
 	request    *request
 	wrote      bool
 	suppressed bool // a status that says that the client left was kept back
@@ -418,7 +444,7 @@ const statusClientGone = 499
 
 // WriteHeader implements http.ResponseWriter.
 func (w *responseWriter) WriteHeader(status int) {
-	if status == statusClientGone && !w.wrote && errors.Is(context.Cause(w.request.in.Context()), scaler.ErrGone) {
+	if status == statusClientGone && !w.wrote && errors.Is(context.Cause(w.request.ctx), scaler.ErrGone) {
 		// It is the instance that has left. The client is told so.
 		w.suppressed = true
 		return

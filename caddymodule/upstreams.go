@@ -68,7 +68,12 @@ func (Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error)
 	q.attempt.reset()
 	q.attempt.handed = true
 	// A fresh one each time: reverse_proxy writes to it.
-	return []*reverseproxy.Upstream{{Dial: q.address}}, nil
+	one := &struct {
+		list     [1]*reverseproxy.Upstream
+		upstream reverseproxy.Upstream
+	}{upstream: reverseproxy.Upstream{Dial: q.address}}
+	one.list[0] = &one.upstream
+	return one.list[:], nil
 }
 
 // ResetCache is called before a further attempt: it ends the reservation of
