@@ -29,7 +29,7 @@ import (
 type request struct {
 	handler     *Handler
 	service     *service
-	came        *http.Request // as the server knows it
+	came        *http.Request   // as the server knows it
 	ctx         context.Context // that of came, and can be ended with the instance
 	forward     forwardContext
 	reservation reserver.Reservation
