@@ -158,7 +158,7 @@ type Readiness struct {
 	Path string `json:"path,omitempty"`
 
 	// The pause between probes; the first pauses are shorter, from 1ms.
-	// Default: an eighth of the time that has passed, from 1ms to 8ms, and
+	// Default: a sixteenth of the time that has passed, from 1ms to 5ms, and
 	// 50ms after 10s.
 	Interval caddy.Duration `json:"interval,omitempty"`
 

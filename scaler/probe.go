@@ -40,8 +40,8 @@ type Check struct {
 	Status int
 
 	// Interval is the pause between probes; the first pauses are shorter and
-	// double from 1ms. Default (0): an eighth of the time that has passed so
-	// far, from 1ms to 8ms, so that what a start loses by it is a small part
+	// double from 1ms. Default (0): a sixteenth of the time that has passed so
+	// far, from 1ms to 5ms, so that what a start loses by it is a small part
 	// of the start; after 10s, 50ms.
 	Interval time.Duration
 
@@ -52,8 +52,8 @@ type Check struct {
 
 const (
 	probeFirst     = time.Millisecond
-	probePart      = 8 // of the time that has passed so far
-	probeEager     = 8 * time.Millisecond
+	probePart      = 16 // of the time that has passed so far
+	probeEager     = 5 * time.Millisecond
 	probePatient   = 50 * time.Millisecond
 	probeEagerSpan = 10 * time.Second
 )

@@ -20,17 +20,17 @@ func TestProbesBeginEagerlyAndBecomePatient(t *testing.T) {
 	var pause time.Duration
 	for _, c := range []struct{ elapsed, want time.Duration }{
 		{0, ms},
-		{7 * ms, ms},
-		{16 * ms, 2 * ms},
-		{40 * ms, 5 * ms},
-		{64 * ms, 8 * ms},
-		{10*time.Second - 1, 8 * ms},
+		{16 * ms, ms},
+		{32 * ms, 2 * ms},
+		{80 * ms, 5 * ms},
+		{160 * ms, 5 * ms},
+		{10*time.Second - 1, 5 * ms},
 	} {
 		if pause = (Check{}).pauseAfter(pause, c.elapsed); pause != c.want {
 			t.Fatalf("%v after %v, want %v", pause, c.elapsed, c.want)
 		}
 	}
-	for _, want := range []time.Duration{16 * ms, 32 * ms, 50 * ms, 50 * ms} {
+	for _, want := range []time.Duration{10 * ms, 20 * ms, 40 * ms, 50 * ms, 50 * ms} {
 		if pause = (Check{}).pauseAfter(pause, 10*time.Second); pause != want {
 			t.Fatalf("%v after 10 s, want %v", pause, want)
 		}
