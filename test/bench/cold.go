@@ -221,7 +221,9 @@ func (b *bench) drop(p *process) {
 
 // coldService makes a Caddy with a service that sleeps.
 func (b *bench) coldService(listen string, j *journal, delay time.Duration) (*starter, error) {
-	ports, err := b.freePorts(32)
+	// A port rests after an instance had it: one for each start.
+	const enough = 256
+	ports, err := b.freePorts(enough)
 	if err != nil {
 		return nil, err
 	}
@@ -231,7 +233,7 @@ func (b *bench) coldService(listen string, j *journal, delay time.Duration) (*st
 	}
 	s, err := b.caddy(
 		fmt.Sprintf("usher web {\nbackend process %s {\nlisten %s\nenv APP_JOURNAL %s\n}\n}", strings.Join(args, " "), listen, j.file),
-		fmt.Sprintf("usher {\nports %d-%d\n}", ports, ports+31))
+		fmt.Sprintf("usher {\nports %d-%d\n}", ports, ports+enough-1))
 	if err != nil {
 		return nil, err
 	}

@@ -69,14 +69,18 @@ type process struct {
 // start starts a program. It is stopped at the end of the part at the latest.
 func (b *bench) start(name, path string, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(path, args...), done: make(chan struct{})}
-	out, err := os.CreateTemp(b.dir, name+"-*.log")
+	home, err := os.MkdirTemp(b.dir, name+"-*")
+	if err != nil {
+		return nil, err
+	}
+	out, err := os.Create(filepath.Join(home, "log"))
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
 	p.log = out.Name()
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+b.dir, "XDG_CONFIG_HOME="+b.dir, "HOME="+b.dir)
+	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+home, "XDG_CONFIG_HOME="+home, "HOME="+home)
 	p.cmd.SysProcAttr = endWithParent()
 	if p.input, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
