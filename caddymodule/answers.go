@@ -111,7 +111,7 @@ func (q *request) refuse(reason error) error {
 	h.Set("Retry-After", strconv.Itoa(q.retryAfter))
 	h.Set("Cache-Control", "no-store")
 	h.Set(headerError, q.code)
-	if q.code == codeShuttingDown && q.in.ProtoMajor == 1 {
+	if q.code == codeShuttingDown && q.came.ProtoMajor == 1 {
 		h.Set("Connection", "close")
 	}
 	if q.handler.ServerTiming {
@@ -124,7 +124,7 @@ func (q *request) refuse(reason error) error {
 	// What error pages commonly show is for clients: the short words.
 	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.code, q.detail))
 	q.restore()
-	if q.code != codeWaitingPage && q.handler.errors.answered(q.handler.server, w, q.in, err) {
+	if q.code != codeWaitingPage && q.handler.errors.answered(q.handler.server, w, q.with(q.ctx), err) {
 		return nil
 	}
 	if q.page != nil {
@@ -186,14 +186,13 @@ func describesBody(before, after http.Header) bool {
 // does it before its error routes, and in the same place, because
 // placeholders read the request that the server has.
 func (q *request) restore() {
-	orig, ok := q.in.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	orig, ok := q.ctx.Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
 	if !ok {
 		return
 	}
-	for _, r := range []*http.Request{q.came, q.in} {
-		r.Method, r.RemoteAddr, r.RequestURI = orig.Method, orig.RemoteAddr, orig.RequestURI
-		*r.URL = *orig.URL
-	}
+	r := q.came
+	r.Method, r.RemoteAddr, r.RequestURI = orig.Method, orig.RemoteAddr, orig.RequestURI
+	*r.URL = *orig.URL
 }
 
 // heldStatus keeps a status back until a body follows.
@@ -283,7 +282,7 @@ func (q *request) answer(w http.ResponseWriter) {
 		p.Detail = q.fullDetail
 	}
 	form := typeProblem
-	if accept := strings.Join(q.in.Header.Values("Accept"), ","); accept != "" {
+	if accept := strings.Join(q.came.Header.Values("Accept"), ","); accept != "" {
 		if n := goautoneg.Negotiate(accept, []string{typeProblem, typeJSON, typeHTML, typePlain}); n != "" {
 			form = n
 		}
@@ -305,7 +304,7 @@ func (q *request) answer(w http.ResponseWriter) {
 		body = append(body, '\n')
 	}
 	w.WriteHeader(p.Status)
-	if q.in.Method == http.MethodHead {
+	if q.came.Method == http.MethodHead {
 		return
 	}
 	if form == typeHTML {

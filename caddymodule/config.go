@@ -157,8 +157,9 @@ type Readiness struct {
 	// The path of an http check. Default: `/`.
 	Path string `json:"path,omitempty"`
 
-	// The pause between probes. Default: 8ms in the first 10s of a start,
-	// then 50ms; the first pauses are shorter in any case.
+	// The pause between probes; the first pauses are shorter, from 1ms.
+	// Default: a sixteenth of the time that has passed, from 1ms to 5ms, and
+	// 50ms after 10s.
 	Interval caddy.Duration `json:"interval,omitempty"`
 
 	// How long one probe may take. Default: 1s for tcp, 5s for http.

@@ -29,8 +29,9 @@ import (
 type request struct {
 	handler     *Handler
 	service     *service
-	came        *http.Request // as the server knows it
-	in          *http.Request // the same, with the interruptible context
+	came        *http.Request   // as the server knows it
+	ctx         context.Context // that of came, and can be ended with the instance
+	forward     forwardContext
 	reservation reserver.Reservation
 	quiet       bool
 	cancel      context.CancelCauseFunc
@@ -111,6 +112,21 @@ func (q *request) reset() {
 
 type requestKey struct{}
 
+// forwardContext is the context of the request behind the handler. It is a
+// part of the request, which saves an allocation for each.
+type forwardContext struct {
+	context.Context //nolint:containedctx // it is one
+	request         *request
+}
+
+// Value implements context.Context.
+func (c *forwardContext) Value(key any) any {
+	if key == (requestKey{}) {
+		return c.request
+	}
+	return c.Context.Value(key)
+}
+
 // requestOf returns the request that the handler has put into the context.
 func requestOf(ctx context.Context) *request {
 	q, _ := ctx.Value(requestKey{}).(*request)
@@ -119,28 +135,38 @@ func requestOf(ctx context.Context) *request {
 
 func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) *request {
 	q := &request{handler: h, service: h.service, quiet: quiet, came: r}
-	q.writer.ResponseWriterWrapper = &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
+	q.writer.ResponseWriter = w
 	q.writer.request = q
 
-	ctx, cancel := context.WithCancelCause(r.Context())
-	q.cancel = cancel
-	q.reservation.Interrupt = cancel
-	q.in = r.WithContext(ctx)
+	q.ctx, q.cancel = context.WithCancelCause(r.Context())
+	q.reservation.Interrupt = q.cancel
 	// Caddy wraps every body, so that one that is not there looks like one
 	// that is; the length tells.
 	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 {
 		q.body.init(r, &h.service.hub.held)
-		q.in.Body = &q.body
 	}
 
-	q.replacer, _ = ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	q.replacer, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if q.replacer != nil {
 		q.replacer.Map(q.placeholder)
 	}
-	if extra, ok := ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.Object("usher", q))
+	// Caddy makes a new table at each call: not for a server without a log.
+	if h.server == nil || h.server.Logs != nil {
+		if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+			extra.Set(zap.Object("usher", q))
+		}
 	}
 	return q
+}
+
+// with returns the request as it came, with another context and the body that
+// was read ahead.
+func (q *request) with(ctx context.Context) *http.Request {
+	r := q.came.WithContext(ctx)
+	if q.body.rest != nil {
+		r.Body = &q.body
+	}
+	return r
 }
 
 // reserve gets a slot, waiting for it if it has to.
@@ -213,7 +239,7 @@ func (q *request) hold() (err error) {
 	case err = <-q.reservation.Granted():
 	case <-timer.C:
 		err = late
-	case <-q.in.Context().Done():
+	case <-q.ctx.Done():
 		err = errClientGone
 	case <-gone:
 		err = errClientGone
@@ -266,8 +292,8 @@ func (q *request) forwarded() *http.Request {
 			}
 		},
 	}
-	ctx := context.WithValue(q.in.Context(), requestKey{}, q)
-	return q.in.WithContext(httptrace.WithClientTrace(ctx, &q.trace))
+	q.forward = forwardContext{q.ctx, q}
+	return q.with(httptrace.WithClientTrace(&q.forward, &q.trace))
 }
 
 // firstByte takes note that the instance answers.
@@ -297,9 +323,9 @@ func (q *request) fate() reserver.Fate {
 		return reserver.Doubted
 	case a.answered.Load():
 		return reserver.Answered
-	case !a.tried.Load() && a.handed && q.in.Context().Err() == nil && !q.body.failed():
+	case !a.tried.Load() && a.handed && q.ctx.Err() == nil && !q.body.failed():
 		return a.untraced
-	case !a.tried.Load(), a.starved.Load(), q.in.Context().Err() != nil, q.body.failed():
+	case !a.tried.Load(), a.starved.Load(), q.ctx.Err() != nil, q.body.failed():
 		return reserver.Neutral
 	case !a.connected.Load():
 		return reserver.Refused
@@ -325,7 +351,7 @@ func (q *request) again() {
 	if q.refusal != nil {
 		return
 	}
-	switch cause := context.Cause(q.in.Context()); {
+	switch cause := context.Cause(q.ctx); {
 	case errors.Is(cause, scaler.ErrGone):
 		q.refusal = scaler.ErrGone
 	case cause != nil:
@@ -364,7 +390,7 @@ func (q *request) again() {
 
 // finish takes what the next handlers have returned.
 func (q *request) finish(err error) error {
-	gone := errors.Is(context.Cause(q.in.Context()), scaler.ErrGone)
+	gone := errors.Is(context.Cause(q.ctx), scaler.ErrGone)
 	if a := &q.attempt; err == nil && q.ties != nil && a.handed && !a.tried.Load() && q.handler.untraced != nil {
 		q.handler.untraced.Store(true)
 	}
@@ -468,7 +494,7 @@ func (q *request) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 // responseWriter is between the next handlers and the client: an instance
 // does not speak for Usher.
 type responseWriter struct {
-	*caddyhttp.ResponseWriterWrapper
+	caddyhttp.ResponseWriterWrapper
 	request    *request
 	wrote      bool
 	suppressed bool // a status that says that the client left was kept back
@@ -479,7 +505,7 @@ const statusClientGone = 499
 
 // WriteHeader implements http.ResponseWriter.
 func (w *responseWriter) WriteHeader(status int) {
-	if status == statusClientGone && !w.wrote && errors.Is(context.Cause(w.request.in.Context()), scaler.ErrGone) {
+	if status == statusClientGone && !w.wrote && errors.Is(context.Cause(w.request.ctx), scaler.ErrGone) {
 		// It is the instance that has left. The client is told so.
 		w.suppressed = true
 		return

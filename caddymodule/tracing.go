@@ -21,12 +21,12 @@ const tracer = "github.com/caddy-usher/usher"
 // `tracing` has put into the request, and returns what ends it. It is nil for
 // a request that is not traced.
 func (q *request) traceWait() func(error) {
-	parent := trace.SpanFromContext(q.in.Context())
+	parent := trace.SpanFromContext(q.ctx)
 	if !parent.IsRecording() {
 		return nil
 	}
 	t := parent.TracerProvider().Tracer(tracer)
-	ctx, span := t.Start(q.in.Context(), "usher.wait",
+	ctx, span := t.Start(q.ctx, "usher.wait",
 		trace.WithAttributes(attribute.String("usher.service", q.service.name), attribute.Bool("usher.cold", q.cold)))
 	var cold *coldSpan
 	if q.cold {

@@ -72,7 +72,12 @@ func (Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error)
 	q.reset()
 	q.attempt.handed = true
 	// A fresh one each time: reverse_proxy writes to it.
-	return []*reverseproxy.Upstream{{Dial: q.address}}, nil
+	one := &struct {
+		list     [1]*reverseproxy.Upstream
+		upstream reverseproxy.Upstream
+	}{upstream: reverseproxy.Upstream{Dial: q.address}}
+	one.list[0] = &one.upstream
+	return one.list[:], nil
 }
 
 // blind says whether it has to be known before the request is handed on that

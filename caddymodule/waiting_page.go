@@ -279,7 +279,7 @@ const contentPolicy = "default-src 'none'; base-uri 'none'; form-action 'none'; 
 // answer writes the page.
 func (p *WaitingPage) answer(w http.ResponseWriter, q *request, d PageData) {
 	d.Nonce = rand.Text()
-	d.Again = selfReference(originalURI(q.in))
+	d.Again = selfReference(originalURI(q.came))
 	d.Refresh = max(p.refreshSeconds(), 1)
 	if !d.Waiting {
 		d.Refresh = max(d.Refresh, q.retryAfter)
@@ -300,7 +300,7 @@ func (p *WaitingPage) answer(w http.ResponseWriter, q *request, d PageData) {
 		h.Add("Vary", name)
 	}
 	w.WriteHeader(http.StatusServiceUnavailable)
-	if q.in.Method != http.MethodHead {
+	if q.came.Method != http.MethodHead {
 		_, _ = w.Write(body.Bytes())
 	}
 }

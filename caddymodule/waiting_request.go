@@ -41,7 +41,7 @@ func (q *request) comeBack(v *visitor) (bool, error) {
 	case <-v.Turn():
 	case <-timer.C:
 		err = errWaitingPage
-	case <-q.in.Context().Done():
+	case <-q.ctx.Done():
 		err = errClientGone
 	}
 	q.waited += time.Since(start)
@@ -73,7 +73,7 @@ func (q *request) answerPage(w http.ResponseWriter, reason error) {
 		reason = nil
 	}
 	v := q.service.visitors.find(q.key)
-	d := q.service.look(wordsFor(strings.Join(q.in.Header.Values("Accept-Language"), ",")), v, q, reason)
+	d := q.service.look(wordsFor(strings.Join(q.came.Header.Values("Accept-Language"), ",")), v, q, reason)
 	if v != nil {
 		q.service.visitors.leave(v, q.page.linger())
 	}

@@ -39,9 +39,10 @@ type Check struct {
 	// class: 2 is any 2xx. Default (0): any 2xx or 3xx.
 	Status int
 
-	// Interval is the pause between probes. Default (0): 8ms in the first
-	// 10s of a start, then 50ms. The first pauses are shorter: they grow
-	// from 1ms.
+	// Interval is the pause between probes; the first pauses are shorter and
+	// double from 1ms. Default (0): a sixteenth of the time that has passed so
+	// far, from 1ms to 5ms, so that what a start loses by it is a small part
+	// of the start; after 10s, 50ms.
 	Interval time.Duration
 
 	// Timeout is how long one probe may take. Default (0): 1s for tcp, 5s
@@ -51,21 +52,21 @@ type Check struct {
 
 const (
 	probeFirst     = time.Millisecond
-	probeEager     = 8 * time.Millisecond
+	probePart      = 16 // of the time that has passed so far
+	probeEager     = 5 * time.Millisecond
 	probePatient   = 50 * time.Millisecond
 	probeEagerSpan = 10 * time.Second
 )
 
 // pauseAfter returns the pause after the given one.
 func (c Check) pauseAfter(pause, elapsed time.Duration) time.Duration {
-	limit := c.Interval
-	if limit == 0 {
-		limit = probeEager
-		if elapsed >= probeEagerSpan {
-			limit = probePatient
-		}
+	switch {
+	case c.Interval > 0:
+		return min(max(2*pause, probeFirst), c.Interval)
+	case elapsed >= probeEagerSpan:
+		return min(2*max(pause, probeFirst), probePatient)
 	}
-	return min(max(2*pause, probeFirst), limit)
+	return min(max(elapsed/probePart, probeFirst), probeEager)
 }
 
 func (c Check) timeout() time.Duration {

@@ -18,20 +18,19 @@ import (
 func TestProbesBeginEagerlyAndBecomePatient(t *testing.T) {
 	ms := time.Millisecond
 	var pause time.Duration
-	var got []time.Duration
-	for range 6 {
-		pause = Check{}.pauseAfter(pause, 0)
-		got = append(got, pause)
-	}
-	for k, want := range []time.Duration{ms, 2 * ms, 4 * ms, 8 * ms, 8 * ms, 8 * ms} {
-		if got[k] != want {
-			t.Fatalf("pauses %v", got)
+	for _, c := range []struct{ elapsed, want time.Duration }{
+		{0, ms},
+		{16 * ms, ms},
+		{32 * ms, 2 * ms},
+		{80 * ms, 5 * ms},
+		{160 * ms, 5 * ms},
+		{10*time.Second - 1, 5 * ms},
+	} {
+		if pause = (Check{}).pauseAfter(pause, c.elapsed); pause != c.want {
+			t.Fatalf("%v after %v, want %v", pause, c.elapsed, c.want)
 		}
 	}
-	if p := (Check{}).pauseAfter(8*ms, 10*time.Second-1); p != 8*ms {
-		t.Fatalf("%v within the first 10 s", p)
-	}
-	for _, want := range []time.Duration{16 * ms, 32 * ms, 50 * ms, 50 * ms} {
+	for _, want := range []time.Duration{10 * ms, 20 * ms, 40 * ms, 50 * ms, 50 * ms} {
 		if pause = (Check{}).pauseAfter(pause, 10*time.Second); pause != want {
 			t.Fatalf("%v after 10 s, want %v", pause, want)
 		}

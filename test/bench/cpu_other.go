@@ -1,0 +1,15 @@
+//go:build !linux
+
+package main
+
+import (
+	"errors"
+	"syscall"
+	"time"
+)
+
+func (*process) cpu() (time.Duration, error) {
+	return 0, errors.New("the benchmark needs Linux to read the CPU of a process")
+}
+
+func endWithParent() *syscall.SysProcAttr { return nil }

@@ -1,0 +1,183 @@
+// Package handlers measures the work that Usher does for a request against
+// that of Caddy's own load balancing, without a network around it.
+//
+// Both sides run through the same server of Caddy and the same
+// `reverse_proxy`, on a transport that answers by itself: what differs is how
+// an upstream is found and, with Usher, the reservation. The sockets, which
+// cost several times as much and would hide the difference, are left out.
+//
+//	go test -bench . -cpuprofile cpu.out ./test/bench/handlers
+package handlers
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	_ "github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"golang.org/x/sys/unix"
+
+	_ "github.com/caddy-usher/usher"
+	_ "github.com/caddy-usher/usher/test/bench/standin"
+)
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "usher-handlers-")
+	if err != nil {
+		panic(err)
+	}
+	_ = os.Setenv("XDG_DATA_HOME", dir)
+	_ = os.Setenv("XDG_CONFIG_HOME", dir)
+	code := m.Run()
+	_ = caddy.Stop()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+const firstPort = 11000
+
+// usher is the site with Usher and n instances.
+func usher(n int) string {
+	return fmt.Sprintf("usher web {\n"+
+		"backend existing 127.0.0.1 %d\n"+
+		"instances %d %d\n"+
+		"ready platform\n"+
+		"transport standin\n"+
+		"}", firstPort, n, n)
+}
+
+// stock is the site with n upstreams and a policy of Caddy's own.
+func stock(n int, policy string) string {
+	var upstreams strings.Builder
+	for i := range n {
+		fmt.Fprintf(&upstreams, " 127.0.0.1:%d", firstPort+i)
+	}
+	return fmt.Sprintf("reverse_proxy%s {\n"+
+		"lb_policy %s\n"+
+		"transport standin\n"+
+		"}", upstreams.String(), policy)
+}
+
+// serve puts a site in force and returns its server.
+func serve(b *testing.B, site string) *caddyhttp.Server {
+	b.Helper()
+	admin, front := freeAddress(b), freeAddress(b)
+	text := fmt.Sprintf("{\nadmin %s\nauto_https off\nlog default {\noutput discard\n}\n}\nhttp://%s {\n%s\n}\n", admin, front, site)
+	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := caddy.Load(adapted, true); err != nil {
+		b.Fatal(err)
+	}
+	app, err := caddy.ActiveContext().AppIfConfigured("http")
+	if err != nil {
+		b.Fatal(err)
+	}
+	if strings.HasPrefix(site, "usher") {
+		awaitReady(b, admin)
+	}
+	return app.(*caddyhttp.App).Servers["srv0"]
+}
+
+func freeAddress(b *testing.B) string {
+	b.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// awaitReady waits until all instances have slots.
+func awaitReady(b *testing.B, admin string) {
+	b.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		resp, err := http.Get("http://" + admin + "/usher/services/web")
+		if err != nil {
+			continue
+		}
+		var service struct {
+			Min       int
+			Instances struct{ Ready int }
+		}
+		err = json.NewDecoder(resp.Body).Decode(&service)
+		resp.Body.Close()
+		if err == nil && service.Min > 0 && service.Instances.Ready == service.Min {
+			return
+		}
+	}
+	b.Fatal("the instances do not become ready")
+}
+
+// client takes an answer as a connection would, and forgets it.
+type client struct {
+	header http.Header
+	status int
+}
+
+func (c *client) Header() http.Header              { return c.header }
+func (c *client) Write(p []byte) (int, error)      { return len(p), nil }
+func (c *client) WriteHeader(status int)           { c.status = status }
+func (c *client) Flush()                           {}
+func (c *client) SetReadDeadline(time.Time) error  { return nil }
+func (c *client) SetWriteDeadline(time.Time) error { return nil }
+
+func BenchmarkHandlers(b *testing.B) {
+	for _, n := range []int{1, 100, 1000} {
+		for _, side := range []struct{ name, site string }{
+			{"usher", usher(n)},
+			{"least_conn", stock(n, "least_conn")},
+			{"random", stock(n, "random")},
+		} {
+			b.Run(fmt.Sprintf("%s/%d", side.name, n), func(b *testing.B) {
+				run(b, serve(b, side.site))
+			})
+		}
+	}
+}
+
+func run(b *testing.B, server *caddyhttp.Server) {
+	b.ReportAllocs()
+	b.ResetTimer()
+	before := cpuTime(b)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			r, err := http.NewRequest(http.MethodGet, "http://127.0.0.1/", nil)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			r.RemoteAddr, r.RequestURI = "127.0.0.1:40000", "/"
+			r.Header.Set("User-Agent", "bench")
+			c := &client{header: make(http.Header)}
+			server.ServeHTTP(c, r)
+			if c.status != http.StatusOK {
+				b.Errorf("status %d", c.status)
+				return
+			}
+		}
+	})
+	// On a machine that others use too, CPU tells more than time.
+	b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N), "cpu-ns/op")
+}
+
+// cpuTime is the CPU that this process has used, collecting included.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var usage unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}

@@ -1,0 +1,137 @@
+// Package standin has the modules of Caddy that stand in the benchmark for
+// what is not being measured: a platform on which the instances simply exist,
+// and a transport that answers every request itself.
+//
+// They are not part of Usher. The Caddy of the benchmark has them beside it.
+package standin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+func init() {
+	caddy.RegisterModule(new(Existing))
+	caddy.RegisterModule(Echo{})
+}
+
+// Existing is a backend whose instances exist already, at neighbouring ports
+// of one host: so Usher and what it is compared with can use the very same.
+// An order starts and stops nothing; it only says how many are reported.
+type Existing struct {
+	// Host is where all instances are, and Port the port of the first.
+	Host string `json:"host"`
+	Port int    `json:"port"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Existing) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "usher.backends.existing", New: func() caddy.Module { return new(Existing) }}
+}
+
+// UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
+//
+//	backend existing <host> <port>
+func (e *Existing) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	var port string
+	if !d.Args(&e.Host, &port) {
+		return d.ArgErr()
+	}
+	n, err := strconv.Atoi(port)
+	e.Port = n
+	return err
+}
+
+// Open implements scaler.Backend.
+func (e *Existing) Open(env scaler.Env) (scaler.Scaler, error) {
+	s := &existing{backend: *e, env: env}
+	env.Report(scaler.Report{})
+	return s, nil
+}
+
+// Fingerprint implements scaler.Backend.
+func (e *Existing) Fingerprint() string {
+	b, _ := json.Marshal(e)
+	return string(b)
+}
+
+// Redacted implements scaler.Backend.
+func (e *Existing) Redacted() any { return *e }
+
+// existing reports the first so many of the instances.
+type existing struct {
+	backend Existing
+	env     scaler.Env
+
+	mu sync.Mutex
+}
+
+// Traits says that a start is over when it is accepted.
+func (*existing) Traits() scaler.Traits { return scaler.Traits{} }
+
+func (s *existing) Scale(_ context.Context, order scaler.Order) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	report := scaler.Report{Desired: order.Instances}
+	for i := range order.Instances {
+		report.Instances = append(report.Instances, scaler.Instance{
+			ID:      fmt.Sprintf("%s-%d", s.env.Revision, i),
+			Network: "tcp", Address: fmt.Sprintf("%s:%d", s.backend.Host, s.backend.Port+i),
+			Phase: scaler.PhaseReady, Since: time.Now(),
+		})
+	}
+	s.env.Report(report)
+	return nil
+}
+
+func (*existing) Close(context.Context, time.Duration) error { return nil }
+
+// Echo is a transport that answers every request itself, without a network.
+type Echo struct{}
+
+// CaddyModule returns the Caddy module information.
+func (Echo) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.reverse_proxy.transport.standin", New: func() caddy.Module { return new(Echo) }}
+}
+
+// UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
+//
+//	transport standin
+func (*Echo) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	return nil
+}
+
+// RoundTrip implements http.RoundTripper.
+func (Echo) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{
+		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header:        http.Header{"Content-Type": {"text/plain"}},
+		Body:          io.NopCloser(strings.NewReader("hello\n")),
+		ContentLength: int64(len("hello\n")), Request: r,
+	}, nil
+}
+
+var (
+	_ scaler.Backend        = (*Existing)(nil)
+	_ scaler.Traiter        = (*existing)(nil)
+	_ caddyfile.Unmarshaler = (*Existing)(nil)
+	_ caddyfile.Unmarshaler = (*Echo)(nil)
+	_ http.RoundTripper     = Echo{}
+)
