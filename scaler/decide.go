@@ -184,6 +184,10 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, reserver.Stats) {
 	if in.Demand > 0 || l.nudged {
 		l.asleep = false
 	}
+	if l.starting() && l.cold.nudged {
+		// A start that takes longer than idle_timeout would never end.
+		in.IdleSince = now
+	}
 	if l.nudged && in.Running == 0 {
 		in.Demand = max(in.Demand, 1)
 	} else {
