@@ -101,7 +101,7 @@ func (q *request) refuse(reason error) error {
 	}
 	q.explain(reason)
 	q.service.outcome(q.code, q.waited)
-	if c := q.service.log.Check(zap.DebugLevel, "request refused"); c != nil {
+	if c := q.service.log().Check(zap.DebugLevel, "request refused"); c != nil {
 		c.Write(zap.String("code", q.code), zap.String("detail", q.fullDetail), zap.Duration("waited", q.waited))
 	}
 

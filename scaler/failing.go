@@ -24,7 +24,7 @@ func (l *Loop) startFailed(f *Failure, now time.Time) {
 	if l.served() {
 		words = "start failed: the earlier revision keeps serving"
 	}
-	l.log.Warn(words, zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
+	l.log().Warn(words, zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
 		zap.Int("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
 	l.hopeless = l.hopeless || f.ForGood
 	l.refuse()

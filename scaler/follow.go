@@ -128,7 +128,7 @@ func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 	}
 	l.decisions = append(l.decisions, d)
 	l.target = a.Target
-	l.log.Info("decided", zap.Int("from", d.From), zap.Int("to", d.To), zap.String("reason", d.Reason),
+	l.log().Info("decided", zap.Int("from", d.From), zap.Int("to", d.To), zap.String("reason", d.Reason),
 		zap.Int("demand", stats.Demand), zap.Int("waiting", stats.Waiting))
 	l.observer.Decided(d)
 }

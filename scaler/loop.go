@@ -22,7 +22,6 @@ import (
 // All methods are safe for concurrent use.
 type Loop struct {
 	env      Env
-	log      *zap.Logger
 	reserver *reserver.Service
 	budget   *Budget
 	observer Observer
@@ -84,10 +83,13 @@ var ErrClosed = errors.New("the service is closed")
 // in by the loop. What settings points to does not change any more.
 func NewLoop(env Env, settings *Settings, budget *Budget, observer Observer) *Loop {
 	return &Loop{
-		env: env, log: env.Logger, budget: budget, observer: observer,
+		env: env, budget: budget, observer: observer,
 		settings: settings, state: Asleep,
 	}
 }
+
+// log is the service's logger.
+func (l *Loop) log() *zap.Logger { return l.env.Logger() }
 
 // Attach gives the loop the service's slots and line. It is called once,
 // before anything else.

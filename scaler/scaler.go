@@ -150,9 +150,11 @@ type Env struct {
 	// service in the life of this Caddy, short, and URL-safe.
 	Revision string
 
-	// Logger belongs to the service. It always writes through the logging of
-	// the configuration that is in force.
-	Logger *zap.Logger
+	// Logger returns the logger of the service. It always writes through the
+	// logging of the configuration that is in force. Most services of a large
+	// configuration sleep and have nothing to say: it is made when it is
+	// first asked for.
+	Logger func() *zap.Logger
 
 	// DataDir is a directory below Caddy's data directory that the backends
 	// share. It may not exist yet.

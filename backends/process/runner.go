@@ -135,7 +135,7 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	if f := in.makePlace(r.plan); f != nil {
 		return f
 	}
-	if f := in.openOutput(r.plan, dir, r.env.Logger); f != nil {
+	if f := in.openOutput(r.plan, dir, r.env.Logger()); f != nil {
 		return f
 	}
 	abandon := func() {
@@ -203,7 +203,7 @@ func (r *runner) watch(in *instance) {
 	in.leavePlace(true)
 	if !gone {
 		// The record stays: the next Caddy tries again.
-		r.env.Logger.Warn("processes that the instance left behind do not end", zap.String("instance", in.id))
+		r.env.Logger().Warn("processes that the instance left behind do not end", zap.String("instance", in.id))
 		return
 	}
 	r.forget(in)
@@ -376,7 +376,7 @@ func (r *runner) recorded(err error) {
 		return
 	}
 	r.unrecorded.Do(func() {
-		r.env.Logger.Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
+		r.env.Logger().Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
 			zap.String("dir", recordDir(r.env.DataDir)), zap.Error(err))
 	})
 }
@@ -384,7 +384,7 @@ func (r *runner) recorded(err error) {
 // forget removes the record of an instance.
 func (r *runner) forget(in *instance) {
 	if err := in.record.remove(recordDir(r.env.DataDir)); err != nil {
-		r.env.Logger.Warn("the record of an instance that has ended cannot be removed",
+		r.env.Logger().Warn("the record of an instance that has ended cannot be removed",
 			zap.String("instance", in.id), zap.Error(err))
 	}
 }

@@ -27,7 +27,7 @@ func TestAThousandSleepingServicesHaveNoGoroutine(t *testing.T) {
 		provision(t, b)
 		var err error
 		runners[i], err = b.Open(scaler.Env{
-			Service: "s" + strconv.Itoa(i), Logger: zap.NewNop(),
+			Service: "s" + strconv.Itoa(i), Logger: zap.NewNop,
 			Local:  func() scaler.LocalOptions { return scaler.LocalOptions{} },
 			Report: func(scaler.Report) {},
 		})
@@ -89,7 +89,7 @@ func BenchmarkStart(b *testing.B) {
 		b.Fatal(err)
 	}
 	s, err := bk.Open(scaler.Env{
-		Service: "web", Logger: zap.NewNop(), DataDir: b.TempDir(),
+		Service: "web", Logger: zap.NewNop, DataDir: b.TempDir(),
 		Local:  func() scaler.LocalOptions { return scaler.LocalOptions{PortFrom: 21000, PortTo: 31000} },
 		Report: func(scaler.Report) {},
 	})
