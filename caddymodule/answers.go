@@ -124,7 +124,7 @@ func (q *request) refuse(reason error) error {
 	// What error pages commonly show is for clients: the short words.
 	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.code, q.detail))
 	q.restore()
-	if q.code != codeWaitingPage && q.handler.errors.answered(q.handler.server, w, q.with(q.ctx), err) {
+	if q.code != codeWaitingPage && q.handler.place.errors.answered(q.handler.server, w, q.with(q.ctx), err) {
 		return nil
 	}
 	if q.page != nil {

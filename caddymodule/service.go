@@ -41,8 +41,8 @@ type service struct {
 	chronicle atomic.Pointer[chronicle]
 
 	// Guarded by the hub's lock.
-	users      int  // generations, active or not, that name it
-	active     bool // some generation that defines it was in force
+	users      int32 // generations, active or not, that name it
+	active     bool  // some generation that defines it was in force
 	retired    bool
 	definition *definition // the one in force
 	suspension *suspension
@@ -64,7 +64,7 @@ var (
 func newService(h *hub, name string) *service {
 	s := &service{name: name, hub: h}
 	s.live.Store(undefined)
-	s.visitors.service, s.visitors.all = s, &h.visitors
+	s.visitors.service = s
 	s.loop = scaler.NewLoop(scaler.Env{
 		Service: name, Logger: s.log, DataDir: h.dataDir, Local: h.localOptions,
 	}, undefinedSettings, h.budget, (*observer)(s))

@@ -76,7 +76,7 @@ func (l *Loop) expire(now time.Time, next *recheck) {
 				l.expireStart(i, now, next)
 			case i.slots.Stats().Questioned && i.probe == nil:
 				l.vouch(i)
-			case l.lastFailure != nil && r == l.current() && i.readySince.After(l.failedAt):
+			case l.lastFailure != nil && r == l.current() && i.readySince.After(l.lastFailure.at):
 				// A start has succeeded after the failure. One that succeeded
 				// long before proves nothing about starts now.
 				if proven := i.readySince.Add(provenAfter); now.Before(proven) {

@@ -28,7 +28,7 @@ type Loop struct {
 
 	// granted are places of the start budget that the loop has got and not
 	// used yet.
-	granted atomic.Int64
+	granted atomic.Int32
 
 	// answered is false between the end of a cold start and its first answer.
 	answered atomic.Bool
@@ -38,15 +38,12 @@ type Loop struct {
 	mu        sync.Mutex
 	settings  *Settings   // may be shared with other loops
 	revisions []*revision // oldest first; the last is the current one
-	made      int         // revisions ever made
+	made      int32       // revisions ever made
 	history   []Sample
 	target    int
 	state     State
-	decisions []Decision
 	cold      *ColdStart // the latest one since the target was 0
-	coldCount int
-	coldLast  time.Duration
-	startMean time.Duration // moving average of cold starts
+	past      *past      // nil until something is remembered
 
 	hopeless  bool     // one of the failures was for good
 	retired   bool     // no configuration has the service any more
@@ -62,9 +59,14 @@ type Loop struct {
 	places int // of the start budget, held by starts in progress
 
 	failures     int // failed starts in a row
-	lastFailure  *Failure
-	failedAt     time.Time // when lastFailure was
+	lastFailure  *failureAt
 	backoffUntil time.Time
+}
+
+// failureAt is a failure and when it was.
+type failureAt struct {
+	*Failure
+	at time.Time
 }
 
 // interruptAfter is how long requests inside an instance that is gone may
@@ -178,11 +180,11 @@ func (l *Loop) fresh() {
 func (l *Loop) open(b Backend) error {
 	l.mu.Lock()
 	l.made++
-	r := &revision{loop: l, id: fmt.Sprintf("r%d", l.made), backend: b}
+	r := &revision{loop: l, number: l.made, backend: b}
 	l.mu.Unlock()
 
 	env := l.env
-	env.Revision = r.id
+	env.Revision = r.id()
 	env.Report = func(rep Report) { l.reported(r, rep) }
 	s, err := b.Open(env)
 	if err != nil {

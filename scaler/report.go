@@ -72,11 +72,11 @@ func (r *revision) holding(h *Hold) {
 		now = h.Failure
 	}
 	r.hold = h
-	switch log := r.loop.log(); {
+	switch l := r.loop; {
 	case now != nil && (before == nil || before.Reason != now.Reason || before.Short != now.Short):
-		log.Warn("somebody else scales the service", zap.Error(now))
+		l.log().Warn("somebody else scales the service", zap.Error(now))
 	case now == nil && before != nil:
-		log.Info("nobody else scales the service any more", zap.String("before", Readable(before.Short)))
+		l.log().Info("nobody else scales the service any more", zap.String("before", Readable(before.Short)))
 	}
 }
 
@@ -275,7 +275,7 @@ func (l *Loop) ready(i *instance) {
 		if _, ok := i.revision.scaler.(Voucher); ok {
 			add = l.reserver.AddUnbound
 		}
-		i.slots = add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
+		i.slots = add(i.ID, i.revision.id(), i.Network, i.Address, l.settings.Concurrency)
 		l.log().Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
 			zap.Duration("after", now.Sub(i.unreadyFrom)))
 	case i.withdrawn:
@@ -326,7 +326,7 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 		// about the starts to come.
 		l.log().Info("instance ended before it was stopped", zap.String("instance", i.ID), zap.Error(f))
 	case i.Adopted:
-		l.lastFailure, l.failedAt = f, now
+		l.lastFailure = &failureAt{f, now}
 		l.log().Warn("an adopted instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
 	case i.slots == nil:
 		l.startFailed(f, now)
@@ -335,7 +335,7 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 			Reason: f.Reason, Short: f.Short + " shortly after it was ready", Detail: f.Detail, Err: f.Err,
 		}, now)
 	default:
-		l.lastFailure, l.failedAt = f, now
+		l.lastFailure = &failureAt{f, now}
 		l.log().Warn("instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
 	}
 }

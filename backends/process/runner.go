@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -21,19 +22,20 @@ type runner struct {
 
 	// orders is held while an order is carried out. It guards holding, and is
 	// taken before mu.
-	orders  sync.Mutex
-	holding bool // this runner holds the starter
+	orders sync.Mutex
 
 	// mu is held while reports are delivered, which keeps them in order.
 	mu          sync.Mutex
 	instances   []*instance // those that have not ended
 	stopTimeout time.Duration
-	closed      bool      // no order is taken any more
 	closeBy     time.Time // what is left is killed then; zero before Close
+	closed      bool      // no order is taken any more
 	silent      bool      // no report is delivered any more
 
-	life       sync.WaitGroup // the goroutines of the instances
-	unrecorded sync.Once
+	holding    bool        // this runner holds the starter
+	unrecorded atomic.Bool // it was said that processes cannot be recorded
+
+	life sync.WaitGroup // the goroutines of the instances
 }
 
 // unknownStopTimeout is for what ends before an order has told the service's
@@ -375,10 +377,11 @@ func (r *runner) recorded(err error) {
 	if err == nil {
 		return
 	}
-	r.unrecorded.Do(func() {
-		r.env.Logger().Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
-			zap.String("dir", recordDir(r.env.DataDir)), zap.Error(err))
-	})
+	if r.unrecorded.Swap(true) {
+		return
+	}
+	r.env.Logger().Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
+		zap.String("dir", recordDir(r.env.DataDir)), zap.Error(err))
 }
 
 // forget removes the record of an instance.
