@@ -13,7 +13,7 @@ import (
 )
 
 func init() {
-	caddy.RegisterModule(App{})
+	caddy.RegisterModule((*App)(nil))
 }
 
 // App is Usher's app: the services that handlers refer to by name, and the
@@ -59,7 +59,9 @@ const (
 )
 
 // CaddyModule returns the Caddy module information.
-func (App) CaddyModule() caddy.ModuleInfo {
+// It is asked for the origin of an event while another goroutine takes the
+// configuration out of force, so it must not copy the app.
+func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "usher",
 		New: func() caddy.Module { return new(App) },

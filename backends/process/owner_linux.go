@@ -38,6 +38,10 @@ func checkOwner(port int, c *child, instance string) error {
 // listeningInodes returns the inodes of the sockets that a connection to a
 // loopback port can reach. One that listens on the very address goes before
 // one that listens on all.
+//
+// Where no socket of IPv6 listens, the kernel goes through every connection of
+// this machine to find that out, which takes milliseconds on a busy one. So
+// its table is only asked if that of IPv4 does not have the port.
 func listeningInodes(port int) map[string]bool {
 	exact, all := make(map[string]bool), make(map[string]bool)
 	for _, table := range [...]string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
@@ -50,11 +54,14 @@ func listeningInodes(port int) map[string]bool {
 				all[l.inode] = true
 			}
 		})
+		if len(exact) > 0 {
+			return exact
+		}
+		if len(all) > 0 {
+			return all
+		}
 	}
-	if len(exact) > 0 {
-		return exact
-	}
-	return all
+	return nil
 }
 
 // unaccepted is how many connections to a passed socket wait to be accepted.

@@ -14,7 +14,8 @@
 // each round, so that what else the machine does falls on all alike. How far
 // a figure may be off by chance is measured too: by the spread of the rounds,
 // and by comparing stock Caddy with itself. A budget counts as missed when it
-// is missed by more than that; then the command fails.
+// is missed by more than that, twice in a row: what else a machine does can
+// last longer than all rounds of a part. Then the command fails.
 //
 // Everything listens on loopback, and ends with the command.
 package main
@@ -30,6 +31,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -122,12 +124,12 @@ func (b *bench) all(chosen *regexp.Regexp) (ok bool) {
 		if !chosen.MatchString(p.name) {
 			continue
 		}
-		b.part, b.idleNoise = p.title, 0
-		b.say("%s", p.title)
-		err := p.run(b)
-		b.clear()
-		if err == nil {
-			err = b.ctx.Err()
+		before := len(b.rows)
+		err := b.take(p.title, p.run)
+		if err == nil && slices.ContainsFunc(b.rows[before:], func(r row) bool { return r.verdict == missed }) {
+			b.say("a budget is missed: the same once more")
+			b.rows = b.rows[:before]
+			err = b.take(p.title, p.run)
 		}
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", p.name, err)
@@ -146,6 +148,17 @@ func (b *bench) all(chosen *regexp.Regexp) (ok bool) {
 		}
 	}
 	return ok
+}
+
+// take runs a part.
+func (b *bench) take(title string, run func(*bench) error) error {
+	b.part, b.idleNoise = title, 0
+	b.say("%s", title)
+	defer b.clear()
+	if err := run(b); err != nil {
+		return err
+	}
+	return b.ctx.Err()
 }
 
 // clear ends everything that runs.

@@ -40,6 +40,9 @@ func (s series) over(other series) series {
 	return ratios
 }
 
+// fewRounds is below how many rounds their spread is not estimated.
+const fewRounds = 5
+
 // noise is how far the median may be off by chance, as a part of it: half the
 // width of its 95 % interval, from the spread of the rounds.
 func (s series) noise() float64 {
@@ -50,6 +53,10 @@ func (s series) noise() float64 {
 	deviations := make(series, len(s))
 	for i, v := range s {
 		deviations[i] = math.Abs(v - m)
+	}
+	if len(s) < fewRounds {
+		// So few say little about how they spread: the farthest one counts.
+		return deviations.quantile(1) / math.Abs(m)
 	}
 	// The median of the deviations, as if it were of a normal distribution,
 	// makes the standard error of a median.
