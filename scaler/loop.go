@@ -143,14 +143,18 @@ func (l *Loop) Adopt(b Backend) error {
 		}
 		// The same in other words: the old ones need not be kept.
 		r.backend = b
-		if k == len(l.revisions)-1 {
-			l.mu.Unlock()
-			return nil
+		again := k < len(l.revisions)-1
+		if again {
+			l.revisions = append(slices.Delete(l.revisions, k, k+1), r)
+			l.fresh()
 		}
-		l.revisions = append(slices.Delete(l.revisions, k, k+1), r)
-		l.fresh()
 		l.mu.Unlock()
-		l.Poke()
+		if s, ok := r.scaler.(Renewer); ok {
+			s.Renew(b)
+		}
+		if again {
+			l.Poke()
+		}
 		return nil
 	}
 	cur := l.current()
@@ -185,7 +189,7 @@ func (l *Loop) open(b Backend) error {
 
 	env := l.env
 	env.Revision = r.id()
-	env.Report = func(rep Report) { l.reported(r, rep) }
+	env.Report = r.report
 	s, err := b.Open(env)
 	if err != nil {
 		l.mu.Lock()

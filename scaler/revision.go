@@ -41,6 +41,9 @@ type revision struct {
 // id names r; it is unique in the life of the loop.
 func (r *revision) id() string { return fmt.Sprintf("r%d", r.number) }
 
+// report takes in what the platform says.
+func (r *revision) report(rep Report) { r.loop.reported(r, rep) }
+
 // instance is one instance of a revision. Guarded by the loop's lock.
 type instance struct {
 	Instance

@@ -113,6 +113,15 @@ type Updater interface {
 	Update(b Backend) bool
 }
 
+// Renewer is implemented by a Scaler that keeps a part of its backend in
+// memory.
+type Renewer interface {
+	// Renew is called with a backend of the same type and fingerprint that a
+	// reload has made: the Scaler goes on with that one, so that the one before
+	// need not be kept. It returns at once.
+	Renew(b Backend)
+}
+
 // Restarter is implemented by a Scaler whose platform replaces instances by
 // itself: a second revision of the same description would be a second hand on
 // the same instances.

@@ -147,7 +147,7 @@ func (r *runner) adopt() {
 		return
 	}
 	left := estateOf(recordDir(r.env.DataDir))
-	for _, rec := range left.claim(r.env.Service, r.plan.fingerprint) {
+	for _, rec := range left.claim(r.env.Service, r.plan.Load().fingerprint) {
 		in := &instance{id: rec.Instance, since: rec.Since, keep: true, adopted: true, wasReady: rec.Ready, record: rec}
 		switch err := r.takeIn(in); {
 		case err == nil:
@@ -166,7 +166,7 @@ func (r *runner) adopt() {
 // process before it is certain whose it is, and changes nothing on an error.
 func (r *runner) takeIn(in *instance) error {
 	rec := in.record
-	if err := in.findPlace(r.plan.listen); err != nil {
+	if err := in.findPlace(r.plan.Load().listen); err != nil {
 		return err
 	}
 	child, err := adoptChild(rec)
@@ -175,7 +175,7 @@ func (r *runner) takeIn(in *instance) error {
 	}
 	in.child = child
 	dir := recordDir(r.env.DataDir)
-	in.output = newOutput(in.outputLogger(r.plan, r.env.Logger()))
+	in.output = newOutput(in.outputLogger(r.plan.Load(), r.env.Logger()))
 	source, err := reopenFollowed(in.output, outputFilesOf(dir, in.id), r.env.Logger().With(zap.String("instance", in.id)))
 	if err != nil {
 		child.close()

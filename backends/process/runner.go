@@ -17,7 +17,7 @@ import (
 // runner is the Scaler: it runs the instances of one revision. Each instance
 // has a goroutine that watches over it; without instances there is none.
 type runner struct {
-	plan *plan
+	plan atomic.Pointer[plan] // that of the newest configuration; they are all equal
 	env  scaler.Env
 
 	// orders is held while an order is carried out. It guards holding, and is
@@ -43,11 +43,20 @@ type runner struct {
 const unknownStopTimeout = 10 * time.Second
 
 func newRunner(p *plan, env scaler.Env) *runner {
-	return &runner{plan: p, env: env, stopTimeout: unknownStopTimeout}
+	r := &runner{env: env, stopTimeout: unknownStopTimeout}
+	r.plan.Store(p)
+	return r
 }
 
 // Traits says that instances are processes of this machine.
 func (r *runner) Traits() scaler.Traits { return scaler.Traits{Local: true} }
+
+// Renew goes on with an equal plan.
+func (r *runner) Renew(b scaler.Backend) {
+	if b, ok := b.(*Backend); ok && b.plan != nil {
+		r.plan.Store(b.plan)
+	}
+}
 
 // Scale stops what it is told to stop, and starts what is missing. It never
 // chooses an instance to stop: more than ordered stay until they are named.
@@ -95,11 +104,11 @@ func (r *runner) start() *scaler.Failure {
 	}
 	local := r.env.Local()
 	in := &instance{id: newID(), since: time.Now(), keep: local.Keep}
-	if f := in.takePlace(r.plan, local); f != nil {
+	if f := in.takePlace(r.plan.Load(), local); f != nil {
 		in.leavePlace(false)
 		return f
 	}
-	l, f := in.launchFor(r.plan, r.env.Service)
+	l, f := in.launchFor(r.plan.Load(), r.env.Service)
 	if f == nil {
 		f = r.fork(in, l)
 	}
@@ -134,10 +143,10 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	// The record comes first, and goes last: it names all files that there may
 	// be, so that the next Caddy finds them wherever this one is killed.
 	r.recorded(in.record.create(dir))
-	if f := in.makePlace(r.plan); f != nil {
+	if f := in.makePlace(r.plan.Load()); f != nil {
 		return f
 	}
-	if f := in.openOutput(r.plan, dir, r.env.Logger()); f != nil {
+	if f := in.openOutput(r.plan.Load(), dir, r.env.Logger()); f != nil {
 		return f
 	}
 	abandon := func() {
@@ -198,7 +207,7 @@ func (r *runner) watch(in *instance) {
 	in.source.drain()
 	asked, deadline := r.ended(in, words)
 
-	gone := in.child.endRest(in.id, r.plan.stopSignal, asked, deadline)
+	gone := in.child.endRest(in.id, r.plan.Load().stopSignal, asked, deadline)
 	in.child.reap()
 	in.source.close()
 	in.output.finish()
@@ -267,9 +276,9 @@ func (r *runner) stopLocked(in *instance, timeout time.Duration) {
 		in.stopping, in.killAt = true, killAt
 		if in.adopted {
 			// The processes have to be found first.
-			r.life.Go(func() { in.child.stop(r.plan.stopSignal) })
+			r.life.Go(func() { in.child.stop(r.plan.Load().stopSignal) })
 		} else {
-			in.child.stop(r.plan.stopSignal)
+			in.child.stop(r.plan.Load().stopSignal)
 		}
 		in.killTimer = time.AfterFunc(timeout, in.child.kill)
 	}
@@ -361,9 +370,9 @@ func (r *runner) newRecord(in *instance) *record {
 		output = outputFilesOf(recordDir(r.env.DataDir), in.id).all()
 	}
 	return &record{
-		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.plan.fingerprint(),
+		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.plan.Load().fingerprint(),
 		Network: network, Address: address, Since: in.since,
-		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket, Output: output,
+		StopSignal: int(r.plan.Load().stopSignal), Keep: in.keep, Socket: in.socket, Output: output,
 	}
 }
 
@@ -397,4 +406,5 @@ var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Traiter   = (*runner)(nil)
 	_ scaler.Confirmer = (*runner)(nil)
+	_ scaler.Renewer   = (*runner)(nil)
 )
