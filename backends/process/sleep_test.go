@@ -48,6 +48,17 @@ func TestAThousandSleepingServicesHaveNoGoroutine(t *testing.T) {
 	}
 }
 
+func TestAReloadLeavesNothingOfThePlanBefore(t *testing.T) {
+	b := open(t, shell("exec sleep 100"))
+	next := shell("exec sleep 100")
+	provision(t, next)
+	b.runner.Renew(next)
+	if b.runner.plan.Load() != next.plan {
+		t.Fatal("the runner goes on with the plan of an earlier configuration")
+	}
+	b.one()
+}
+
 func TestASleepingServiceThatWasAwakeHasNoGoroutine(t *testing.T) {
 	goroutines := runtime.NumGoroutine()
 	b := open(t, shell("echo awake; exec sleep 100"))
