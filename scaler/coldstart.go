@@ -58,9 +58,10 @@ func (l *Loop) waking(d *Decision, asked time.Time) {
 
 // notCold takes back that this is a cold start. The lock is held.
 func (l *Loop) notCold() {
-	for k := range l.decisions {
-		if l.decisions[k].ColdStart == l.cold {
-			l.decisions[k].ColdStart = nil
+	decisions := l.recalled().decisions
+	for k := range decisions {
+		if decisions[k].ColdStart == l.cold {
+			decisions[k].ColdStart = nil
 		}
 	}
 	l.cold = nil
@@ -94,12 +95,13 @@ func (l *Loop) woken(instance string, now time.Time) {
 		l.reserver.Touch()
 	}
 	l.answered.Store(false)
-	l.coldCount++
-	l.coldLast = took
-	if l.startMean == 0 {
-		l.startMean = took
+	past := l.record()
+	past.coldCount++
+	past.coldLast = took
+	if past.startMean == 0 {
+		past.startMean = took
 	} else {
-		l.startMean = (3*l.startMean + took) / 4
+		past.startMean = (3*past.startMean + took) / 4
 	}
 	l.observer.ColdStarted(*l.cold)
 }
