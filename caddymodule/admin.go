@@ -243,7 +243,7 @@ func (s *service) summary() serviceSummary {
 	d := s.current()
 	stats, st := s.reserver.Stats(), s.loop.Status()
 	sum := serviceSummary{
-		Name: s.name, Backend: d.backendType, State: st.State, Target: st.Target,
+		Name: s.name, Backend: d.backendType(), State: st.State, Target: st.Target,
 		Min: d.service.Instances.Min, Max: d.service.Instances.Max,
 		Instances: instanceCounts{Starting: st.Starting, Ready: st.Ready, Ejected: st.Ejected, Draining: st.Draining},
 		Slots:     slotCounts{InUse: stats.InUse}, Waiting: stats.Waiting,

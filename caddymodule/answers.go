@@ -101,7 +101,7 @@ func (q *request) refuse(reason error) error {
 	}
 	q.explain(reason)
 	q.service.outcome(q.code, q.waited)
-	if c := q.service.log.Check(zap.DebugLevel, "request refused"); c != nil {
+	if c := q.service.log().Check(zap.DebugLevel, "request refused"); c != nil {
 		c.Write(zap.String("code", q.code), zap.String("detail", q.fullDetail), zap.Duration("waited", q.waited))
 	}
 
@@ -124,7 +124,7 @@ func (q *request) refuse(reason error) error {
 	// What error pages commonly show is for clients: the short words.
 	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.code, q.detail))
 	q.restore()
-	if q.code != codeWaitingPage && q.handler.errors.answered(q.handler.server, w, q.with(q.ctx), err) {
+	if q.code != codeWaitingPage && q.handler.place.errors.answered(q.handler.server, w, q.with(q.ctx), err) {
 		return nil
 	}
 	if q.page != nil {

@@ -17,9 +17,8 @@ import (
 // definition is the provisioned form of a Service.
 type definition struct {
 	*options
-	place       string
-	backend     scaler.Backend
-	backendType string
+	place   string
+	backend scaler.Backend
 }
 
 // options are the provisioned form of all that a Service says beside its
@@ -50,10 +49,11 @@ func newDefinition(ctx caddy.Context, s Service, place string, known map[string]
 	if !ok {
 		return nil, fmt.Errorf("the module usher.backends.%s is a %T, which is not a backend", backendType, mod)
 	}
-	// The name that the module has anyway: that of the option is one more copy.
-	backendType = mod.(caddy.Module).CaddyModule().ID.Name()
-	return &definition{options: o, place: place, backend: backend, backendType: backendType}, nil
+	return &definition{options: o, place: place, backend: backend}, nil
 }
+
+// backendType is the name of the backend's module.
+func (d *definition) backendType() string { return d.backend.(caddy.Module).CaddyModule().ID.Name() }
 
 // sharedOptions returns the options that s gives.
 func sharedOptions(ctx caddy.Context, s Service, known map[string]*options) (*options, error) {
@@ -101,7 +101,7 @@ func (d *definition) whole() Service {
 func (d *definition) fields() (map[string]string, error) {
 	fields, err := canonicalFields(d.whole())
 	if err == nil {
-		fields["backend"] = d.backendType + " " + d.backend.Fingerprint()
+		fields["backend"] = d.backendType() + " " + d.backend.Fingerprint()
 	}
 	return fields, err
 }
@@ -121,11 +121,11 @@ func (d *definition) shown() (json.RawMessage, error) {
 	s := d.whole()
 	redacted, err := json.Marshal(d.backend.Redacted())
 	if err != nil {
-		return nil, fmt.Errorf("backend %s: encoding its configuration: %w", d.backendType, err)
+		return nil, fmt.Errorf("backend %s: encoding its configuration: %w", d.backendType(), err)
 	}
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(redacted, &fields); err == nil {
-		fields["type"], _ = json.Marshal(d.backendType)
+		fields["type"], _ = json.Marshal(d.backendType())
 		redacted, _ = json.Marshal(fields)
 	}
 	s.BackendRaw = redacted

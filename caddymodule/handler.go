@@ -50,8 +50,7 @@ type Handler struct {
 	wake    caddyhttp.MatcherSets
 	service *service
 	server  *caddyhttp.Server
-	errors  *errorRoutes
-	ended   <-chan struct{} // closed when the server shuts down
+	place   *serverPlace
 
 	// untraced is true if the proxy behind has a transport that does not tell
 	// of its connections, as that of FastCGI.
@@ -77,17 +76,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	app := appAny.(*App)
 	h.server, _ = ctx.Context.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	place := app.placeOf(h.server)
+	h.place = app.placeOf(h.server)
 	if h.Define != nil {
-		if err := app.define(ctx, h.Service, h.Define, place.name); err != nil {
+		if err := app.define(ctx, h.Service, h.Define, h.place.name); err != nil {
 			return err
 		}
 		// Its provisioned form is kept, not this one.
 		h.Define = nil
 	}
-	h.service = app.use(h.Service, place.name)
-	h.errors = &place.errors
-	h.ended = place.ended
+	h.service = app.use(h.Service, h.place.name)
 	h.untraced = new(atomic.Bool)
 
 	if h.WaitTimeout == 0 {

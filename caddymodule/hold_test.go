@@ -320,7 +320,7 @@ func TestG3SlotComesBackWhateverFollows(t *testing.T) {
 	if r := c.get("/"); r.status != 200 {
 		t.Fatalf("%+v", r)
 	}
-	h := &Handler{Service: f.name, service: serving(t, f.name), errors: new(errorRoutes)}
+	h := &Handler{Service: f.name, service: serving(t, f.name), place: new(serverPlace)}
 	for name, next := range map[string]caddyhttp.HandlerFunc{
 		"a panic":  func(http.ResponseWriter, *http.Request) error { panic(http.ErrAbortHandler) },
 		"an error": func(http.ResponseWriter, *http.Request) error { return caddyhttp.Error(418, nil) },

@@ -232,7 +232,7 @@ func (h *hub) deactivate(g *generation) {
 		for _, before := range slices.Backward(h.generations) {
 			if d, ok := before.definitions[name]; ok {
 				if err := s.apply(d); err != nil {
-					s.log.Error("going back to the definition before failed: the service keeps what it had", zap.Error(err))
+					s.log().Error("going back to the definition before failed: the service keeps what it had", zap.Error(err))
 				}
 				break
 			}
@@ -263,14 +263,14 @@ func (h *hub) retire(s *service) {
 		// Destruct is next: it stops everything at once.
 		return
 	}
-	s.log.Info("no configuration has the service any more: it finishes what it has")
+	s.log().Info("no configuration has the service any more: it finishes what it has")
 	h.background.Add(1)
 	s.loop.Retire(func() {
 		defer h.background.Done()
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if s.retired {
-			s.log.Info("service gone")
+			s.log().Info("service gone")
 			h.forget(s)
 		}
 	})

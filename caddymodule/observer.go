@@ -38,6 +38,9 @@ func (o *observer) StateChanged(from, to scaler.State) {
 		"service": o.name, "from": from, "to": to, "time": time.Now(),
 	})
 	o.changes.tell()
+	if to != scaler.Waking {
+		o.coldTrace.over(to)
+	}
 	o.emitState(from, to)
 }
 

@@ -21,7 +21,6 @@ type service struct {
 	coldTrace coldTrace
 	visitors  visitors
 	changes   signal // of what a visitor can see
-	log       *zap.Logger
 
 	// What the next change of state is said to come from. The loop calls one
 	// method of its observer at a time.
@@ -35,12 +34,15 @@ type service struct {
 	// wait spent on their instance, in nanoseconds; 0 if none was measured.
 	serving atomic.Int64
 
+	// logger is nil until there is something to log.
+	logger atomic.Pointer[zap.Logger]
+
 	// chronicle is nil until something happens.
 	chronicle atomic.Pointer[chronicle]
 
 	// Guarded by the hub's lock.
-	users      int  // generations, active or not, that name it
-	active     bool // some generation that defines it was in force
+	users      int32 // generations, active or not, that name it
+	active     bool  // some generation that defines it was in force
 	retired    bool
 	definition *definition // the one in force
 	suspension *suspension
@@ -60,15 +62,26 @@ var (
 )
 
 func newService(h *hub, name string) *service {
-	s := &service{name: name, hub: h, log: h.logs.forService(name)}
+	s := &service{name: name, hub: h}
 	s.live.Store(undefined)
-	s.visitors.service, s.visitors.all = s, &h.visitors
+	s.visitors.service = s
 	s.loop = scaler.NewLoop(scaler.Env{
 		Service: name, Logger: s.log, DataDir: h.dataDir, Local: h.localOptions,
 	}, undefinedSettings, h.budget, (*observer)(s))
 	s.reserver = reserver.New(reserver.Options{MaxWaiting: defaultMaxWaiting}, h.waiting, s.loop.Hooks())
 	s.loop.Attach(s.reserver)
 	return s
+}
+
+// log returns the logger of the service.
+func (s *service) log() *zap.Logger {
+	if l := s.logger.Load(); l != nil {
+		return l
+	}
+	// Two at once make two: they write the same.
+	l := s.hub.logs.forService(s.name)
+	s.logger.Store(l)
+	return l
 }
 
 // apply makes d the definition in force. The hub's lock is held.

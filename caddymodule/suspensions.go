@@ -61,11 +61,11 @@ func (h *hub) readSuspensions(g *generation) {
 			err = json.Unmarshal(b, &sus)
 		}
 		if err != nil {
-			s.log.Error("the suspension cannot be read: the service is suspended without the reason", zap.String("key", key), zap.Error(err))
+			s.log().Error("the suspension cannot be read: the service is suspended without the reason", zap.String("key", key), zap.Error(err))
 		}
 		s.suspension = &sus
 		s.loop.Suspend(sus.Reason)
-		s.log.Info("service is suspended", zap.String("reason", scaler.Readable(sus.Reason)), zap.Time("since", sus.Since))
+		s.log().Info("service is suspended", zap.String("reason", scaler.Readable(sus.Reason)), zap.Time("since", sus.Since))
 	}
 }
 

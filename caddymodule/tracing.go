@@ -40,7 +40,7 @@ func (q *request) traceWait() func(error) {
 		span.SetAttributes(attribute.String("usher.outcome", outcome))
 		if err == nil {
 			span.SetAttributes(attribute.String("usher.instance", q.reservation.Instance().ID))
-		} else {
+		} else if !errors.Is(err, errWaitingPage) {
 			span.SetStatus(codes.Error, err.Error())
 		}
 		span.End()
@@ -70,7 +70,8 @@ func outcomeOf(err error) string {
 // coldTrace knows the span of the cold start in progress. It is made for the
 // first traced request that waits for the start, below the span of its wait,
 // and every other one is linked to it. It ends with the start, or without it
-// when none of them waits any more.
+// when none of them waits any more; one that goes on waiting in its browser
+// does, and has no span meanwhile.
 type coldTrace struct {
 	mu      sync.Mutex
 	current *coldSpan
@@ -80,7 +81,8 @@ type coldSpan struct {
 	trace.Span
 	ctx     context.Context
 	tracer  trace.Tracer
-	waiting int // the traced requests that wait for it
+	waiting int  // the traced requests that wait for it
+	browser bool // one of them went on in its browser
 }
 
 // join lets the span of a wait take part. It returns nil if there is no cold
@@ -106,7 +108,9 @@ func (c *coldTrace) join(ctx context.Context, t trace.Tracer, wait trace.Span, s
 func (c *coldTrace) leave(span *coldSpan, outcome string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if span.waiting--; span.waiting > 0 || span != c.current {
+	span.waiting--
+	span.browser = span.browser || outcome == codeWaitingPage
+	if span.waiting > 0 || span.browser || span != c.current {
 		return
 	}
 	if outcome == outcomeGranted {
@@ -136,6 +140,19 @@ func (c *coldTrace) finished(start scaler.ColdStart) {
 		from = step.to
 	}
 	c.end(outcomeReady)
+}
+
+// over ends the span of a cold start that came to nothing: the service is in
+// this state now.
+func (c *coldTrace) over(state scaler.State) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current == nil || c.current.waiting > 0 {
+		// Who still waits is told, and says so.
+		return
+	}
+	c.current.SetStatus(codes.Error, "the service is "+string(state))
+	c.end(string(state))
 }
 
 // outcomeReady is what became of a cold start that has succeeded.

@@ -121,3 +121,39 @@ func TestATraceShowsWhatAStartThatFailedWasWaitedForInVain(t *testing.T) {
 		t.Errorf("the failed start is no event of the cold start: %v", start.Events())
 	}
 }
+
+func TestATraceGoesOnWithTheStartWhenItsRequestWaitsInTheBrowser(t *testing.T) {
+	t.Parallel()
+	browser := []string{"Accept", "text/html", "Sec-Fetch-Mode", "navigate"}
+	f := newFleet(t)
+	f.manual = true
+	c, rec := traced(t, site(f.usher("waiting_page {\nafter 0s\n}")))
+	if r := c.get("/", browser...); r.header.Get("Usher-Error") != "waiting_page" {
+		t.Fatalf("%+v", r)
+	}
+	wait := ended(t, rec, "usher.wait", 1)[0]
+	if a := attributes(wait); a["usher.outcome"] != "waiting_page" || wait.Status().Code == codes.Error {
+		t.Errorf("the wait has the attributes %v and the status %v", a, wait.Status())
+	}
+	f.ordered(1)
+	f.up()
+	start := ended(t, rec, "usher.cold_start", 1)[0]
+	if a := attributes(start); a["usher.outcome"] != "ready" || start.Status().Code == codes.Error || start.Parent().SpanID() != wait.SpanContext().SpanID() {
+		t.Errorf("the cold start has the attributes %v and the status %v", a, start.Status())
+	}
+	ended(t, rec, "usher.probe", 1)
+}
+
+func TestATraceOfAStartThatTheBrowserWaitsForInVainEndsWithTheService(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	f.manual = true
+	c, rec := traced(t, site(f.usher("waiting_page {\nafter 0s\n}")))
+	c.get("/", "Accept", "text/html", "Sec-Fetch-Mode", "navigate")
+	f.ordered(1)
+	serving(t, f.name).loop.Suspend("moving house")
+	start := ended(t, rec, "usher.cold_start", 1)[0]
+	if a := attributes(start); a["usher.outcome"] != "suspended" || start.Status().Code != codes.Error {
+		t.Errorf("the cold start has the attributes %v and the status %v", a, start.Status())
+	}
+}

@@ -49,12 +49,14 @@ type visitor struct {
 // heard of for a while it is given up.
 type visitors struct {
 	service *service
-	all     *visitorLimit
 
 	mu      sync.Mutex
 	of      map[visitorKey]*visitor // made for the first one
 	streams int
 }
+
+// all is the limit over all services.
+func (vs *visitors) all() *visitorLimit { return &vs.service.hub.visitors }
 
 // visitorLimit bounds places, and streams of open pages, over all services.
 type visitorLimit struct {
@@ -97,12 +99,12 @@ func (vs *visitors) invite(key visitorKey, quiet bool) (*visitor, error) {
 	if v := vs.attend(vs.of[key]); v != nil {
 		return v, nil
 	}
-	if !vs.all.take(&vs.all.places, len(vs.of), vs.service.live.Load().maxWaiting) {
+	if !vs.all().take(&vs.all().places, len(vs.of), vs.service.live.Load().maxWaiting) {
 		return nil, reserver.ErrQueueFull
 	}
 	v := &visitor{key: key}
 	if err := vs.service.reserver.Invite(&v.Guest, quiet); err != nil {
-		vs.all.places.Add(-1)
+		vs.all().places.Add(-1)
 		return nil, err
 	}
 	return vs.add(v), nil
@@ -115,7 +117,7 @@ func (vs *visitors) invite(key visitorKey, quiet bool) (*visitor, error) {
 func (vs *visitors) keep(key visitorKey, r *reserver.Reservation, linger time.Duration) error {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
-	if vs.of[key] != nil || !vs.all.take(&vs.all.places, len(vs.of), vs.service.live.Load().maxWaiting) {
+	if vs.of[key] != nil || !vs.all().take(&vs.all().places, len(vs.of), vs.service.live.Load().maxWaiting) {
 		// The same visitor came twice, and has one place.
 		if r.Cancel() {
 			return nil
@@ -124,7 +126,7 @@ func (vs *visitors) keep(key visitorKey, r *reserver.Reservation, linger time.Du
 	}
 	v := &visitor{key: key}
 	if !r.Keep(&v.Guest) {
-		vs.all.places.Add(-1)
+		vs.all().places.Add(-1)
 		return <-r.Granted()
 	}
 	vs.leaveLocked(vs.add(v), linger)
@@ -180,7 +182,7 @@ func (vs *visitors) forget(v *visitor) {
 	}
 	v.absent.Stop()
 	delete(vs.of, v.key)
-	vs.all.places.Add(-1)
+	vs.all().places.Add(-1)
 	v.Leave()
 }
 
@@ -197,7 +199,7 @@ func (vs *visitors) clear() {
 func (vs *visitors) open() bool {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
-	if !vs.all.take(&vs.all.streams, vs.streams, vs.service.live.Load().maxWaiting) {
+	if !vs.all().take(&vs.all().streams, vs.streams, vs.service.live.Load().maxWaiting) {
 		return false
 	}
 	vs.streams++
@@ -209,5 +211,5 @@ func (vs *visitors) closed() {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	vs.streams--
-	vs.all.streams.Add(-1)
+	vs.all().streams.Add(-1)
 }

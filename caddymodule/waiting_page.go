@@ -288,7 +288,7 @@ func (p *WaitingPage) answer(w http.ResponseWriter, q *request, d PageData) {
 	var body bytes.Buffer
 	if err := p.template.Execute(&body, d); err != nil {
 		// It could be filled in with every sample.
-		q.service.log.Error("the template of the waiting page cannot be filled in: what people see is cut short", zap.Error(err))
+		q.service.log().Error("the template of the waiting page cannot be filled in: what people see is cut short", zap.Error(err))
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")

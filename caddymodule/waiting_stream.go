@@ -61,7 +61,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool) err
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		select {
-		case <-h.ended:
+		case <-h.place.ended:
 			out.ending()
 		case <-done:
 		}
@@ -147,7 +147,7 @@ func (l *listener) run(r *http.Request, out *eventWriter) error {
 				if out.event(l.state()) != nil {
 					return nil
 				}
-			case <-l.handler.ended:
+			case <-l.handler.place.ended:
 				_ = out.event(bye)
 				return nil
 			case <-r.Context().Done():

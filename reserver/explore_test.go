@@ -322,7 +322,7 @@ func key(m *machine) string {
 	k.add(m.max)
 	for _, sd := range m.sides {
 		s := sd.s
-		k.add(s.opts.MaxWaiting, int(s.opts.Balance), truth(s.refusal != nil), truth(s.knocked), s.mark, s.peak)
+		k.add(s.maxWaiting, int(s.pool.balance), truth(s.refusal != nil), truth(s.knocked), s.mark, s.peak)
 		for _, l := range []*list{&s.line.front, &s.line.back} {
 			k.add(-1)
 			for r := l.first; r != nil; r = r.next {

@@ -103,7 +103,7 @@ func (s *Service) shut(i *Instance) {
 
 func (s *Service) countSlots(i *Instance, sign int) {
 	if i.slots == Unlimited {
-		s.unlimited += sign
+		s.unlimited += int32(sign)
 	} else {
 		s.slots += sign * i.slots
 	}

@@ -90,7 +90,7 @@ func (s *Service) reserve(r *Reservation) (ok, due bool, err error) {
 	case s.refusal != nil:
 		s.knocked = s.knocked || !r.quiet
 		return false, false, s.refusal
-	case s.opts.MaxWaiting == 0 && !r.doubt || !r.again && s.line.len >= s.opts.MaxWaiting, !s.shared.take(r.again):
+	case s.maxWaiting == 0 && !r.doubt || !r.again && s.line.len >= s.maxWaiting, !s.shared.take(r.again):
 		// Demand that may not wait is demand all the same: with a limit of
 		// 0 it is the only sign that a service is needed.
 		if !r.quiet {

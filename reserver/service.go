@@ -104,8 +104,8 @@ type Service struct {
 	hooks  Hooks
 	shared *Limit
 
-	mu   sync.Mutex
-	opts Options
+	mu         sync.Mutex
+	maxWaiting int
 
 	// pool has the instances that are open (ready, not cordoned) and have a
 	// free slot. Invariant: pool or line is empty.
@@ -116,10 +116,10 @@ type Service struct {
 	refusal error // not nil: nobody waits; whoever would is told this
 	knocked bool  // somebody was told so since the last call of Knocked
 
-	open      int // instances that take requests
-	slots     int // slots of the open instances with a limit
-	unlimited int // open instances without a limit
-	inUse     int // reservations held on instances that are not removed
+	open      int32 // instances that take requests
+	unlimited int32 // open instances without a limit
+	slots     int   // slots of the open instances with a limit
+	inUse     int   // reservations held on instances that are not removed
 
 	// demand counts the requests that are a reason to have instances: those
 	// that wait, and those inside instances that are not cordoned; and the
@@ -143,7 +143,7 @@ const noMark = int(^uint(0) >> 1)
 // New returns a service without instances. A nil shared limit is no limit.
 // The mark is at 0: the first demand calls Hooks.Demand.
 func New(opts Options, shared *Limit, hooks Hooks) *Service {
-	s := &Service{hooks: hooks, shared: shared, opts: opts, made: time.Now()}
+	s := &Service{hooks: hooks, shared: shared, maxWaiting: opts.MaxWaiting, made: time.Now()}
 	s.pool.balance = opts.Balance
 	return s
 }
@@ -153,7 +153,7 @@ func New(opts Options, shared *Limit, hooks Hooks) *Service {
 func (s *Service) SetOptions(opts Options) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.opts = opts
+	s.maxWaiting = opts.MaxWaiting
 	s.pool.rebalance(opts.Balance)
 }
 
@@ -258,7 +258,7 @@ func (s *Service) Stats() Stats {
 	defer s.mu.Unlock()
 	st := Stats{
 		Waiting: s.line.len, Guests: s.guests.len + s.guests.called, InUse: s.inUse, Slots: s.slots, Unlimited: s.unlimited > 0,
-		Open: s.open, Demand: s.demand, IdleSince: s.made.Add(s.idle),
+		Open: int(s.open), Demand: s.demand, IdleSince: s.made.Add(s.idle),
 	}
 	if r := s.line.first(); r != nil {
 		st.OldestWait = r.since

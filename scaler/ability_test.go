@@ -12,6 +12,7 @@ import (
 type able struct {
 	*platform
 	updated  []Backend
+	renewed  []Backend
 	refuses  bool
 	restarts int
 	hurries  int
@@ -33,6 +34,13 @@ func (a *able) Update(b Backend) bool {
 	a.updated = append(a.updated, b)
 	a.tell() // a Scaler may report whenever it likes
 	return true
+}
+
+func (a *able) Renew(b Backend) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.renewed = append(a.renewed, b)
+	a.tell()
 }
 
 func (a *able) Restart(context.Context) error {
@@ -64,6 +72,19 @@ func newAble(t *testing.T, s Settings) (*bench, *able) {
 	}
 	waitIdle()
 	return b, a
+}
+
+func TestAnEqualBackendTakesThePlaceOfTheOneBefore(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b, a := newAble(t, defaults())
+		next := &able{platform: a.platform}
+		if err := b.Adopt(next); err != nil || len(b.revisions) != 1 {
+			t.Fatal(err, len(b.revisions))
+		}
+		if len(a.renewed) != 1 || a.renewed[0] != Backend(next) {
+			t.Fatalf("renewed with %v", a.renewed)
+		}
+	})
 }
 
 func TestAnotherWayToTheSameInstancesIsNoNewRevision(t *testing.T) {

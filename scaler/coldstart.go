@@ -20,6 +20,10 @@ type ColdStart struct {
 	// first instance had passed its readiness check, and FirstByte when the
 	// first byte of an answer to a request that had waited came from it.
 	Accepted, Address, Ready, FirstByte time.Duration
+
+	// nudged is true if nobody waits for it: it was asked for by an operator,
+	// or by a request that could not wait.
+	nudged bool
 }
 
 // MarshalJSON implements json.Marshaler: the steps are in milliseconds.
@@ -47,16 +51,17 @@ func (c *ColdStart) since(now time.Time) time.Duration { return max(1, now.Sub(c
 
 // waking begins a cold start, of which d is the decision. The lock is held.
 func (l *Loop) waking(d *Decision, asked time.Time) {
-	l.cold = &ColdStart{Asked: asked}
+	l.cold = &ColdStart{Asked: asked, nudged: l.nudged}
 	l.answered.Store(true) // by nobody, as long as it is not ready
 	d.ColdStart = l.cold
 }
 
 // notCold takes back that this is a cold start. The lock is held.
 func (l *Loop) notCold() {
-	for k := range l.decisions {
-		if l.decisions[k].ColdStart == l.cold {
-			l.decisions[k].ColdStart = nil
+	decisions := l.recalled().decisions
+	for k := range decisions {
+		if decisions[k].ColdStart == l.cold {
+			decisions[k].ColdStart = nil
 		}
 	}
 	l.cold = nil
@@ -85,13 +90,18 @@ func (l *Loop) located(now time.Time) {
 func (l *Loop) woken(instance string, now time.Time) {
 	took := l.cold.since(now)
 	l.cold.Ready, l.cold.Instance = took, instance
+	if l.cold.nudged {
+		// It is there for who may come now, so its idle time begins now.
+		l.reserver.Touch()
+	}
 	l.answered.Store(false)
-	l.coldCount++
-	l.coldLast = took
-	if l.startMean == 0 {
-		l.startMean = took
+	past := l.record()
+	past.coldCount++
+	past.coldLast = took
+	if past.startMean == 0 {
+		past.startMean = took
 	} else {
-		l.startMean = (3*l.startMean + took) / 4
+		past.startMean = (3*past.startMean + took) / 4
 	}
 	l.observer.ColdStarted(*l.cold)
 }

@@ -74,3 +74,17 @@ func (b *bench) coldStart() ColdStart {
 	}
 	return *all[0].ColdStart
 }
+
+func TestAWakeLastsUntilItsStartIsThroughAndIsIdleFromThenOn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, with(func(s *Settings) { s.IdleTimeout = time.Second }), &platform{local: true, startTime: 10 * time.Second}, nil)
+		b.Wake()
+		b.is(Waking)
+		time.Sleep(10*time.Second + time.Millisecond)
+		b.is(Awake)
+		time.Sleep(990 * time.Millisecond)
+		b.is(Awake)
+		time.Sleep(20 * time.Millisecond)
+		b.is(Asleep)
+	})
+}

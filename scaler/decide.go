@@ -69,14 +69,14 @@ func (l *Loop) expire(now time.Time, next *recheck) {
 			case i.slots.Stats().Ejected:
 				i.unreadyFrom = now
 				pause := i.slots.Pause()
-				l.log.Warn("instance ejected", zap.String("instance", i.ID), zap.String("address", i.Address),
+				l.log().Warn("instance ejected", zap.String("instance", i.ID), zap.String("address", i.Address),
 					zap.Duration("probed_again_in", pause))
 				l.changed(i)
 				l.startProbe(i, pause)
 				l.expireStart(i, now, next)
 			case i.slots.Stats().Questioned && i.probe == nil:
 				l.vouch(i)
-			case l.lastFailure != nil && r == l.current() && i.readySince.After(l.failedAt):
+			case l.lastFailure != nil && r == l.current() && i.readySince.After(l.lastFailure.at):
 				// A start has succeeded after the failure. One that succeeded
 				// long before proves nothing about starts now.
 				if proven := i.readySince.Add(provenAfter); now.Before(proven) {
@@ -130,7 +130,7 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 		return
 	}
 	if i.Adopted && i.slots == nil {
-		l.log.Warn("an adopted instance does not answer: it is stopped", zap.String("instance", i.ID),
+		l.log().Warn("an adopted instance does not answer: it is stopped", zap.String("instance", i.ID),
 			zap.String("address", i.Address), zap.Error(i.lastProbe))
 		i.doomed = true
 		i.stopProbe()
@@ -183,6 +183,10 @@ func (l *Loop) advise(now time.Time, next *recheck) (Advice, reserver.Stats) {
 	}
 	if in.Demand > 0 || l.nudged {
 		l.asleep = false
+	}
+	if l.starting() && l.cold.nudged {
+		// A start that takes longer than idle_timeout would never end.
+		in.IdleSince = now
 	}
 	if l.nudged && in.Running == 0 {
 		in.Demand = max(in.Demand, 1)
@@ -263,7 +267,7 @@ func (l *Loop) settle() {
 	}
 	from := l.state
 	l.state = s
-	l.log.Info("state changed", zap.String("from", string(from)), zap.String("to", string(s)))
+	l.log().Info("state changed", zap.String("from", string(from)), zap.String("to", string(s)))
 	l.observer.StateChanged(from, s)
 }
 

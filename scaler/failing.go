@@ -8,7 +8,7 @@ import (
 
 // startFailed counts a failed start, and begins the pause before the next.
 func (l *Loop) startFailed(f *Failure, now time.Time) {
-	l.lastFailure, l.failedAt = f, now
+	l.lastFailure = &failureAt{f, now}
 	l.observer.StartFailed(f)
 	if now.Before(l.backoffUntil) && (l.hopeless || !f.ForGood) {
 		// Starts that were made together fail together: that is one failure.
@@ -24,7 +24,7 @@ func (l *Loop) startFailed(f *Failure, now time.Time) {
 	if l.served() {
 		words = "start failed: the earlier revision keeps serving"
 	}
-	l.log.Warn(words, zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
+	l.log().Warn(words, zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
 		zap.Int("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
 	l.hopeless = l.hopeless || f.ForGood
 	l.refuse()
@@ -90,7 +90,7 @@ func (l *Loop) refuse() {
 	case l.exiting != nil:
 		r = l.exiting
 	case (now.Before(l.backoffUntil) || l.current() == nil) && l.failing():
-		f := l.lastFailure
+		f := l.lastFailure.Failure
 		r = &Refusal{Kind: RefusedFailing, Short: Readable(f.Short), Detail: f.Error(), Until: l.backoffUntil}
 		if f.Reason == ReasonPlatform {
 			r.Kind = RefusedPlatform

@@ -122,13 +122,14 @@ func (l *Loop) setTarget(a Advice, stats reserver.Stats, now time.Time) {
 	if a.Target == 0 {
 		l.cold = nil
 	}
-	if len(l.decisions) == decisionsKept {
-		copy(l.decisions, l.decisions[1:])
-		l.decisions = l.decisions[:decisionsKept-1]
+	past := l.record()
+	if len(past.decisions) == decisionsKept {
+		copy(past.decisions, past.decisions[1:])
+		past.decisions = past.decisions[:decisionsKept-1]
 	}
-	l.decisions = append(l.decisions, d)
+	past.decisions = append(past.decisions, d)
 	l.target = a.Target
-	l.log.Info("decided", zap.Int("from", d.From), zap.Int("to", d.To), zap.String("reason", d.Reason),
+	l.log().Info("decided", zap.Int("from", d.From), zap.Int("to", d.To), zap.String("reason", d.Reason),
 		zap.Int("demand", stats.Demand), zap.Int("waiting", stats.Waiting))
 	l.observer.Decided(d)
 }
@@ -190,7 +191,7 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 		free += l.budget.claim(l, missing-free, stats.Open == 0 && starting+coming == 0, since)
 	}
 	starts := min(missing, free)
-	l.granted.Add(-int64(starts))
+	l.granted.Add(-int32(starts))
 	l.places += starts
 	return starts
 }

@@ -338,7 +338,7 @@ func bareBench(t *testing.T, s Settings, p *platform, b *Budget, opts ...benchOp
 	for _, opt := range opts {
 		opt(x, &o)
 	}
-	x.Loop = NewLoop(Env{Service: "web", Logger: zap.NewNop()}, &s, b, x.rec)
+	x.Loop = NewLoop(Env{Service: "web", Logger: zap.NewNop}, &s, b, x.rec)
 	x.res = reserver.New(o, nil, x.Hooks())
 	x.Attach(x.res)
 	t.Cleanup(func() {

@@ -22,14 +22,13 @@ import (
 // All methods are safe for concurrent use.
 type Loop struct {
 	env      Env
-	log      *zap.Logger
 	reserver *reserver.Service
 	budget   *Budget
 	observer Observer
 
 	// granted are places of the start budget that the loop has got and not
 	// used yet.
-	granted atomic.Int64
+	granted atomic.Int32
 
 	// answered is false between the end of a cold start and its first answer.
 	answered atomic.Bool
@@ -39,15 +38,12 @@ type Loop struct {
 	mu        sync.Mutex
 	settings  *Settings   // may be shared with other loops
 	revisions []*revision // oldest first; the last is the current one
-	made      int         // revisions ever made
+	made      int32       // revisions ever made
 	history   []Sample
 	target    int
 	state     State
-	decisions []Decision
 	cold      *ColdStart // the latest one since the target was 0
-	coldCount int
-	coldLast  time.Duration
-	startMean time.Duration // moving average of cold starts
+	past      *past      // nil until something is remembered
 
 	hopeless  bool     // one of the failures was for good
 	retired   bool     // no configuration has the service any more
@@ -63,9 +59,14 @@ type Loop struct {
 	places int // of the start budget, held by starts in progress
 
 	failures     int // failed starts in a row
-	lastFailure  *Failure
-	failedAt     time.Time // when lastFailure was
+	lastFailure  *failureAt
 	backoffUntil time.Time
+}
+
+// failureAt is a failure and when it was.
+type failureAt struct {
+	*Failure
+	at time.Time
 }
 
 // interruptAfter is how long requests inside an instance that is gone may
@@ -84,10 +85,13 @@ var ErrClosed = errors.New("the service is closed")
 // in by the loop. What settings points to does not change any more.
 func NewLoop(env Env, settings *Settings, budget *Budget, observer Observer) *Loop {
 	return &Loop{
-		env: env, log: env.Logger, budget: budget, observer: observer,
+		env: env, budget: budget, observer: observer,
 		settings: settings, state: Asleep,
 	}
 }
+
+// log is the service's logger.
+func (l *Loop) log() *zap.Logger { return l.env.Logger() }
 
 // Attach gives the loop the service's slots and line. It is called once,
 // before anything else.
@@ -139,14 +143,18 @@ func (l *Loop) Adopt(b Backend) error {
 		}
 		// The same in other words: the old ones need not be kept.
 		r.backend = b
-		if k == len(l.revisions)-1 {
-			l.mu.Unlock()
-			return nil
+		again := k < len(l.revisions)-1
+		if again {
+			l.revisions = append(slices.Delete(l.revisions, k, k+1), r)
+			l.fresh()
 		}
-		l.revisions = append(slices.Delete(l.revisions, k, k+1), r)
-		l.fresh()
 		l.mu.Unlock()
-		l.Poke()
+		if s, ok := r.scaler.(Renewer); ok {
+			s.Renew(b)
+		}
+		if again {
+			l.Poke()
+		}
 		return nil
 	}
 	cur := l.current()
@@ -176,12 +184,12 @@ func (l *Loop) fresh() {
 func (l *Loop) open(b Backend) error {
 	l.mu.Lock()
 	l.made++
-	r := &revision{loop: l, id: fmt.Sprintf("r%d", l.made), backend: b}
+	r := &revision{loop: l, number: l.made, backend: b}
 	l.mu.Unlock()
 
 	env := l.env
-	env.Revision = r.id
-	env.Report = func(rep Report) { l.reported(r, rep) }
+	env.Revision = r.id()
+	env.Report = r.report
 	s, err := b.Open(env)
 	if err != nil {
 		l.mu.Lock()

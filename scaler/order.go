@@ -124,18 +124,18 @@ func (l *Loop) refused(r *revision, o Order, starts int, f *Failure, now time.Ti
 	later := errors.Is(f, ErrLater)
 	switch {
 	case later:
-		l.log.Debug("order postponed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
+		l.log().Debug("order postponed", zap.String("revision", r.id()), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
 	case starts > 0 && r == l.current():
 		l.startFailed(f, now)
 	default:
-		l.log.Warn("order failed", zap.String("revision", r.id), zap.Int("instances", o.Instances),
+		l.log().Warn("order failed", zap.String("revision", r.id()), zap.Int("instances", o.Instances),
 			zap.Strings("stop", o.Stop), zap.Error(f))
 		r.refusal = f
 	}
 	if starts == 0 || len(o.Stop) > 0 || later {
 		r.retries++
-		r.retryAt = now.Add(backoff(r.retries))
+		r.retryAt = now.Add(backoff(int(r.retries)))
 	}
 }
 
@@ -209,7 +209,7 @@ func (l *Loop) finish(now time.Time, next *recheck) {
 	go func() {
 		defer cancel()
 		if err := l.Close(ctx); err != nil {
-			l.log.Warn("closing a service that is no longer configured", zap.Error(err))
+			l.log().Warn("closing a service that is no longer configured", zap.Error(err))
 		}
 		done()
 	}()
@@ -225,9 +225,9 @@ func (l *Loop) close(r *revision, stop time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), stop+orderTimeout)
 	defer cancel()
 	if err := r.scaler.Close(ctx, stop); err != nil {
-		l.log.Warn("closing a revision's backend", zap.String("revision", r.id), zap.Error(err))
+		l.log().Warn("closing a revision's backend", zap.String("revision", r.id()), zap.Error(err))
 	}
-	l.log.Debug("revision closed", zap.String("revision", r.id))
+	l.log().Debug("revision closed", zap.String("revision", r.id()))
 	l.mu.Lock()
 	l.revisions = slices.DeleteFunc(slices.Clone(l.revisions), func(o *revision) bool { return o == r })
 	l.mu.Unlock()

@@ -41,7 +41,7 @@ func (l *Loop) take(r *revision, rep Report) {
 			i = &instance{Instance: ri, revision: r, unreadyFrom: now}
 			r.add(i)
 			if ri.Phase != PhaseEnded {
-				l.log.Debug("instance exists", zap.String("instance", i.ID), zap.String("address", i.Address))
+				l.log().Debug("instance exists", zap.String("instance", i.ID), zap.String("address", i.Address))
 				l.changed(i)
 			}
 		}
@@ -72,11 +72,11 @@ func (r *revision) holding(h *Hold) {
 		now = h.Failure
 	}
 	r.hold = h
-	switch log := r.loop.log; {
+	switch l := r.loop; {
 	case now != nil && (before == nil || before.Reason != now.Reason || before.Short != now.Short):
-		log.Warn("somebody else scales the service", zap.Error(now))
+		l.log().Warn("somebody else scales the service", zap.Error(now))
 	case now == nil && before != nil:
-		log.Info("nobody else scales the service any more", zap.String("before", Readable(before.Short)))
+		l.log().Info("nobody else scales the service any more", zap.String("before", Readable(before.Short)))
 	}
 }
 
@@ -145,9 +145,9 @@ func (l *Loop) adoptNumber(r *revision, first bool, now time.Time) {
 	case r != l.current():
 	case r.desired > r.ordered:
 		if first {
-			l.log.Info("instances run already", zap.Int("instances", r.desired))
+			l.log().Info("instances run already", zap.Int("instances", r.desired))
 		} else {
-			l.log.Info("somebody else asked for more instances", zap.Int("instances", r.desired), zap.Int("ordered", r.ordered))
+			l.log().Info("somebody else asked for more instances", zap.Int("instances", r.desired), zap.Int("ordered", r.ordered))
 		}
 		l.history = append(l.history, Sample{At: now, Instances: r.desired})
 		l.reserver.Touch()
@@ -164,10 +164,10 @@ func (l *Loop) trouble(r *revision, f *Failure) {
 	r.trouble = f
 	switch {
 	case f != nil && (before == nil || before.Reason != f.Reason || before.Short != f.Short):
-		l.log.Warn("the platform reports trouble", zap.String("reason", string(f.Reason)), zap.Error(f))
+		l.log().Warn("the platform reports trouble", zap.String("reason", string(f.Reason)), zap.Error(f))
 		r.blamed = false
 	case f == nil && before != nil:
-		l.log.Info("the platform's trouble is over", zap.String("reason", string(before.Reason)))
+		l.log().Info("the platform's trouble is over", zap.String("reason", string(before.Reason)))
 		if r == l.current() && l.lastFailure != nil && l.lastFailure.Reason == before.Reason {
 			// What made starts fail is gone: nobody has to wait any longer.
 			l.failures, l.hopeless, l.lastFailure, l.backoffUntil = 0, false, nil, time.Time{}
@@ -240,7 +240,7 @@ func (i *instance) stopProbe() {
 func (l *Loop) probed(i *instance) {
 	i.stopProbe()
 	if i.slots != nil && i.slots.Stats().Ejected {
-		l.log.Info("ejected instance is ready again", zap.String("instance", i.ID))
+		l.log().Info("ejected instance is ready again", zap.String("instance", i.ID))
 		i.slots.Restore()
 		if !i.withdrawn {
 			i.unreadyFrom, i.lastProbe = time.Time{}, nil
@@ -275,8 +275,8 @@ func (l *Loop) ready(i *instance) {
 		if _, ok := i.revision.scaler.(Voucher); ok {
 			add = l.reserver.AddUnbound
 		}
-		i.slots = add(i.ID, i.revision.id, i.Network, i.Address, l.settings.Concurrency)
-		l.log.Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
+		i.slots = add(i.ID, i.revision.id(), i.Network, i.Address, l.settings.Concurrency)
+		l.log().Info("instance ready", zap.String("instance", i.ID), zap.String("address", i.Address),
 			zap.Duration("after", now.Sub(i.unreadyFrom)))
 	case i.withdrawn:
 		i.withdrawn = false
@@ -314,7 +314,7 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 	i.Phase = PhaseEnded
 	l.changed(i)
 	if i.stopping && f == nil || i.told {
-		l.log.Info("instance stopped", zap.String("instance", i.ID))
+		l.log().Info("instance stopped", zap.String("instance", i.ID))
 		return
 	}
 	if f == nil {
@@ -324,10 +324,10 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 	case i.draining || i.revision != l.current():
 		// It was on its way out, or of a revision that is: that says nothing
 		// about the starts to come.
-		l.log.Info("instance ended before it was stopped", zap.String("instance", i.ID), zap.Error(f))
+		l.log().Info("instance ended before it was stopped", zap.String("instance", i.ID), zap.Error(f))
 	case i.Adopted:
-		l.lastFailure, l.failedAt = f, now
-		l.log.Warn("an adopted instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
+		l.lastFailure = &failureAt{f, now}
+		l.log().Warn("an adopted instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
 	case i.slots == nil:
 		l.startFailed(f, now)
 	case now.Sub(i.readySince) < provenAfter:
@@ -335,8 +335,8 @@ func (l *Loop) ended(i *instance, f *Failure, now time.Time) {
 			Reason: f.Reason, Short: f.Short + " shortly after it was ready", Detail: f.Detail, Err: f.Err,
 		}, now)
 	default:
-		l.lastFailure, l.failedAt = f, now
-		l.log.Warn("instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
+		l.lastFailure = &failureAt{f, now}
+		l.log().Warn("instance ended by itself", zap.String("instance", i.ID), zap.Error(f))
 	}
 }
 
@@ -354,7 +354,7 @@ func (l *Loop) removeSlots(i *instance) {
 		case <-time.After(interruptAfter):
 		}
 		if n := s.Interrupt(ErrGone); n > 0 {
-			l.log.Info("interrupted requests inside an instance that is gone", zap.String("instance", s.ID), zap.Int("requests", n))
+			l.log().Info("interrupted requests inside an instance that is gone", zap.String("instance", s.ID), zap.Int("requests", n))
 		}
 	})
 }

@@ -3,6 +3,7 @@ package scaler
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -12,27 +13,36 @@ import (
 // revision is what one backend runs. Guarded by the loop's lock.
 type revision struct {
 	loop    *Loop
-	id      string
 	backend Backend
 	scaler  Scaler
-	traits  Traits
+
+	number  int32 // among those of the loop, from 1
+	retries int32 // of an order, in a row
+
+	// Together they take no more than one word.
+	traits   Traits
+	heard    bool // a report has come
+	blamed   bool // trouble was counted as a failed start
+	ordering bool // an order is on its way
+	closing  bool
 
 	instances map[string]*instance // made for the first one
 	early     *Report              // said before Open had returned
-	heard     bool                 // a report has come
 	desired   int                  // what the platform works towards
 	ordered   int                  // the last number that was ordered or adopted
 	trouble   *Failure
 	hold      *Hold
-	blamed    bool      // trouble was counted as a failed start
 	missing   time.Time // since when fewer instances exist than desired
 
-	ordering bool // an order is on its way
-	retryAt  time.Time
-	retries  int
-	refusal  *Failure // of the order that is to be retried
-	closing  bool
+	retryAt time.Time
+	refusal *Failure // of the order that is to be retried
 }
+
+// id names r; it is unique in the life of the loop.
+func (r *revision) id() string { return fmt.Sprintf("r%d", r.number) }
+
+// report takes in what the platform says.
+func (r *revision) report(rep Report) { r.loop.reported(r, rep) }
 
 // instance is one instance of a revision. Guarded by the loop's lock.
 type instance struct {
@@ -80,7 +90,7 @@ func (i *instance) state() InstanceState {
 // status describes i.
 func (i *instance) status() InstanceStatus {
 	st := InstanceStatus{
-		ID: i.ID, Revision: i.revision.id, Network: i.Network, Address: i.Address,
+		ID: i.ID, Revision: i.revision.id(), Network: i.Network, Address: i.Address,
 		State: i.state(), Since: i.Since,
 	}
 	if i.slots != nil {

@@ -113,6 +113,15 @@ type Updater interface {
 	Update(b Backend) bool
 }
 
+// Renewer is implemented by a Scaler that keeps a part of its backend in
+// memory.
+type Renewer interface {
+	// Renew is called with a backend of the same type and fingerprint that a
+	// reload has made: the Scaler goes on with that one, so that the one before
+	// need not be kept. It returns at once.
+	Renew(b Backend)
+}
+
 // Restarter is implemented by a Scaler whose platform replaces instances by
 // itself: a second revision of the same description would be a second hand on
 // the same instances.
@@ -150,9 +159,11 @@ type Env struct {
 	// service in the life of this Caddy, short, and URL-safe.
 	Revision string
 
-	// Logger belongs to the service. It always writes through the logging of
-	// the configuration that is in force.
-	Logger *zap.Logger
+	// Logger returns the logger of the service. It always writes through the
+	// logging of the configuration that is in force. Most services of a large
+	// configuration sleep and have nothing to say: it is made when it is
+	// first asked for.
+	Logger func() *zap.Logger
 
 	// DataDir is a directory below Caddy's data directory that the backends
 	// share. It may not exist yet.

@@ -10,9 +10,13 @@ import (
 func (l *Loop) Status() Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	past := l.recalled()
 	st := Status{
-		State: l.stateNow(), Target: l.target, LastError: l.lastFailure,
-		ColdStart: l.coldLast, ColdStarts: l.coldCount,
+		State: l.stateNow(), Target: l.target,
+		ColdStart: past.coldLast, ColdStarts: past.coldCount,
+	}
+	if l.lastFailure != nil {
+		st.LastError = l.lastFailure.Failure
 	}
 	for _, r := range l.revisions {
 		for _, i := range r.instances {
@@ -68,7 +72,7 @@ func (l *Loop) Instances() []InstanceStatus {
 func (l *Loop) Decisions() []Decision {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := append([]Decision{}, l.decisions...)
+	all := append([]Decision{}, l.recalled().decisions...)
 	for k, d := range all {
 		if d.ColdStart != nil {
 			c := *d.ColdStart
@@ -86,7 +90,7 @@ func (l *Loop) ColdStart() (since time.Time, usual time.Duration) {
 	if l.starting() {
 		since = l.cold.Asked
 	}
-	return since, l.startMean
+	return since, l.recalled().startMean
 }
 
 // ReadyIn forecasts when an instance is ready: 0 if one is, else what is left
@@ -99,7 +103,7 @@ func (l *Loop) ReadyIn() time.Duration {
 		return 0
 	}
 	now := time.Now()
-	usual := l.startMean
+	usual := l.recalled().startMean
 	if usual == 0 {
 		usual = time.Second
 	}

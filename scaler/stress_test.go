@@ -164,7 +164,7 @@ func chaos(t *testing.T, seed uint64) {
 				p.lag = time.Duration(rng.IntN(1000)) * time.Millisecond
 			}
 			b := newBench(t, s, p, budget)
-			b.log = zap.NewNop()
+			b.env.Logger = zap.NewNop
 			services = append(services, b)
 			for c := range uint64(12) {
 				rng := rand.New(rand.NewPCG(seed, 100*k+c+10))

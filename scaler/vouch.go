@@ -30,11 +30,11 @@ func (l *Loop) vouch(i *instance) {
 		case err == nil:
 			i.stopProbe()
 			slots.Vouch()
-			l.log.Debug("the instance is still at its address", zap.String("instance", id), zap.String("address", address))
+			l.log().Debug("the instance is still at its address", zap.String("instance", id), zap.String("address", address))
 		default:
 			i.stopProbe()
 			i.lastProbe = err
-			l.log.Debug("nobody vouches for the instance", zap.String("instance", id), zap.String("address", address), zap.Error(err))
+			l.log().Debug("nobody vouches for the instance", zap.String("instance", id), zap.String("address", address), zap.Error(err))
 			slots.Eject()
 		}
 		l.mu.Unlock()

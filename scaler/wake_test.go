@@ -248,6 +248,8 @@ func TestARequestThatMayNotWaitWakesAllTheSame(t *testing.T) {
 		if st := b.Status(); st.ColdStart != 500*time.Millisecond {
 			t.Fatalf("%+v", st)
 		}
+		time.Sleep(500 * time.Millisecond)
+		b.is(Awake) // idle since it was ready
 		time.Sleep(200 * time.Millisecond)
 		b.is(Asleep)
 	})

@@ -78,7 +78,7 @@ func newWorld(t *testing.T) *world {
 		s.Max, s.Concurrency, s.DrainTimeout, s.IdleTimeout = 2, 1, drainsFor, idlesFor
 	})
 	settings := w.settings // what a loop has got does not change any more
-	w.Loop = NewLoop(Env{Service: "web", Logger: zap.NewNop()}, &settings, w.budget, &w.drains)
+	w.Loop = NewLoop(Env{Service: "web", Logger: zap.NewNop}, &settings, w.budget, &w.drains)
 	w.res = reserver.New(reserver.Options{MaxWaiting: 10}, nil, w.Hooks())
 	w.Attach(w.res)
 	for k := range w.platforms {

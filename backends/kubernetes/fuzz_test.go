@@ -76,7 +76,7 @@ func newFuzzed(t *testing.T, resource, port string) fuzzed {
 	r := &runner{
 		plan: &plan{workload: w, port: port}, cluster: cl, ns: cl.join("default"), self: "self/1",
 		finished: make(map[string]bool), told: make(map[string]string), ghosts: make(map[string]string), news: make(chan struct{}),
-		env: scaler.Env{Service: "web", Revision: "r1", Logger: zap.NewNop(), Report: x.reported},
+		env: scaler.Env{Service: "web", Revision: "r1", Logger: zap.NewNop, Report: x.reported},
 	}
 	r.ctx, r.cancel = context.WithCancel(t.Context())
 	// What it would do by itself is to ask the cluster.

@@ -80,7 +80,7 @@ func (r *runner) unmark(ctx context.Context) {
 		"metadata": map[string]any{"annotations": map[string]any{markKey: nil}},
 	})
 	if err != nil {
-		r.env.Logger.Debug("the mark on the workload stays until it expires", zap.String("workload", r.describe()), zap.Error(err))
+		r.env.Logger().Debug("the mark on the workload stays until it expires", zap.String("workload", r.describe()), zap.Error(err))
 	}
 }
 
@@ -90,7 +90,7 @@ const unmarkTimeout = 2 * time.Second
 // markFails says, once, that another Usher cannot see this one.
 func (r *runner) markFails(err error) {
 	r.cluster.once("mark "+r.scaling(), func() {
-		r.env.Logger.Warn("the workload cannot be marked as scaled by this Caddy: if another Usher scales it too, they will not see each other",
+		r.env.Logger().Warn("the workload cannot be marked as scaled by this Caddy: if another Usher scales it too, they will not see each other",
 			zap.String("workload", r.describe()), zap.Error(apiFailure(err, "patch", r.plan.workload.String())))
 	})
 }

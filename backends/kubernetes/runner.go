@@ -77,7 +77,7 @@ type runner struct {
 
 // open connects a runner. It makes no call itself: its goroutine does.
 func open(p *plan, env scaler.Env) (*runner, error) {
-	cl, err := joinCluster(p.connection, env.Logger)
+	cl, err := joinCluster(p.connection, env.Logger())
 	if err != nil {
 		return nil, err
 	}
@@ -461,7 +461,7 @@ func (r *runner) Close(ctx context.Context, _ time.Duration) error {
 	r.life.Wait()
 	r.ns.leave()
 	r.cluster.leave()
-	r.env.Logger.Debug("left the workload as it is", zap.String("workload", r.describe()))
+	r.env.Logger().Debug("left the workload as it is", zap.String("workload", r.describe()))
 	return nil
 }
 

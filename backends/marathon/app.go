@@ -186,7 +186,7 @@ func (a *app) join(r *runner) {
 	r.app = a
 	for _, o := range a.runners {
 		if o.env.Service != r.env.Service {
-			r.env.Logger.Warn("two services scale the same Marathon app; each task belongs to one of them, but neither can count on the other",
+			r.env.Logger().Warn("two services scale the same Marathon app; each task belongs to one of them, but neither can count on the other",
 				zap.String("app", a.id), zap.String("other", o.env.Service))
 		}
 	}
@@ -248,7 +248,7 @@ func (a *app) logger() *zap.Logger {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if r := a.newest(); r != nil {
-		return r.env.Logger
+		return r.env.Logger()
 	}
 	return nil
 }

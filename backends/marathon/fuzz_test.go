@@ -91,7 +91,7 @@ func fuzzedApp(t *testing.T, p port) *app {
 	}
 	a.ctx, a.cancel = context.WithCancel(t.Context())
 	c.attach(a)
-	a.join(&runner{port: p, env: scaler.Env{Service: "web", Logger: zap.NewNop(), Report: func(r scaler.Report) { sound(t, r) }}})
+	a.join(&runner{port: p, env: scaler.Env{Service: "web", Logger: zap.NewNop, Report: func(r scaler.Report) { sound(t, r) }}})
 	return a
 }
 

@@ -344,7 +344,7 @@ func start(t *testing.T, b *Backend) *bench {
 	provisioned(t, b)
 	core, logs := observer.New(zapcore.DebugLevel)
 	bn := &bench{t: t, logs: logs}
-	s, err := b.Open(scaler.Env{Service: "web", Revision: "r1", Logger: zap.New(core), Report: func(r scaler.Report) {
+	s, err := b.Open(scaler.Env{Service: "web", Revision: "r1", Logger: func() *zap.Logger { return zap.New(core) }, Report: func(r scaler.Report) {
 		bn.mu.Lock()
 		defer bn.mu.Unlock()
 		bn.reports = append(bn.reports, r)

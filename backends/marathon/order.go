@@ -165,7 +165,7 @@ func (w *order) make(ctx context.Context, s step) (deployment, version string, e
 		}
 	})
 	if err == nil {
-		w.r.env.Logger.Debug("Marathon has accepted a change", zap.String("app", a.id), zap.Int("instances", s.after()),
+		w.r.env.Logger().Debug("Marathon has accepted a change", zap.String("app", a.id), zap.Int("instances", s.after()),
 			zap.Strings("stop", s.ids), zap.String("deployment", done.DeploymentID))
 	}
 	return done.DeploymentID, done.Version, err

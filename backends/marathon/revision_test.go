@@ -134,7 +134,7 @@ func TestClosingDoesNotWaitForAPlatformThatHangs(t *testing.T) {
 
 func TestAnUnprovisionedBackendDoesNotOpen(t *testing.T) {
 	t.Parallel()
-	if _, err := new(Backend).Open(scaler.Env{Service: "web", Logger: zap.NewNop()}); err == nil {
+	if _, err := new(Backend).Open(scaler.Env{Service: "web", Logger: zap.NewNop}); err == nil {
 		t.Error("opened")
 	}
 }

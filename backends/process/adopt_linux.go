@@ -147,16 +147,16 @@ func (r *runner) adopt() {
 		return
 	}
 	left := estateOf(recordDir(r.env.DataDir))
-	for _, rec := range left.claim(r.env.Service, r.plan.fingerprint) {
+	for _, rec := range left.claim(r.env.Service, r.plan.Load().fingerprint) {
 		in := &instance{id: rec.Instance, since: rec.Since, keep: true, adopted: true, wasReady: rec.Ready, record: rec}
 		switch err := r.takeIn(in); {
 		case err == nil:
 			left.keepPort(in.id)
-			r.env.Logger.Info("instance adopted: an earlier Caddy had started it",
+			r.env.Logger().Info("instance adopted: an earlier Caddy had started it",
 				zap.String("instance", in.id), zap.String("address", rec.Address), zap.Int("pid", rec.PID))
 		case errors.Is(err, errOwned):
 		default:
-			r.env.Logger.Warn("an instance that an earlier Caddy had started is not adopted, but ended",
+			r.env.Logger().Warn("an instance that an earlier Caddy had started is not adopted, but ended",
 				zap.String("instance", in.id), zap.Int("pid", rec.PID), zap.Error(err))
 		}
 	}
@@ -166,7 +166,7 @@ func (r *runner) adopt() {
 // process before it is certain whose it is, and changes nothing on an error.
 func (r *runner) takeIn(in *instance) error {
 	rec := in.record
-	if err := in.findPlace(r.plan.listen); err != nil {
+	if err := in.findPlace(r.plan.Load().listen); err != nil {
 		return err
 	}
 	child, err := adoptChild(rec)
@@ -175,8 +175,8 @@ func (r *runner) takeIn(in *instance) error {
 	}
 	in.child = child
 	dir := recordDir(r.env.DataDir)
-	in.output = newOutput(in.outputLogger(r.plan, r.env.Logger))
-	source, err := reopenFollowed(in.output, outputFilesOf(dir, in.id), r.env.Logger.With(zap.String("instance", in.id)))
+	in.output = newOutput(in.outputLogger(r.plan.Load(), r.env.Logger()))
+	source, err := reopenFollowed(in.output, outputFilesOf(dir, in.id), r.env.Logger().With(zap.String("instance", in.id)))
 	if err != nil {
 		child.close()
 		return fmt.Errorf("opening the files of its output: %w", err)

@@ -30,7 +30,7 @@ func (r *runner) confirm(in *instance) error {
 	switch {
 	case in.passed != nil:
 		return in.passed.accepted()
-	case in.adopted && r.plan.listen == listenFD:
+	case in.adopted && r.plan.Load().listen == listenFD:
 		return r.confirmAdopted(in)
 	case in.port != 0:
 		return checkOwner(in.port, in.child, in.id)

@@ -58,7 +58,7 @@ func open(t *testing.T, b *Backend, options ...func(*scaler.Env, *scaler.LocalOp
 		changed: make(chan struct{}, 1),
 	}
 	env := scaler.Env{
-		Service: "web", Revision: "r1", Logger: zap.New(core), DataDir: bn.dataDir,
+		Service: "web", Revision: "r1", Logger: func() *zap.Logger { return zap.New(core) }, DataDir: bn.dataDir,
 		Local: func() scaler.LocalOptions {
 			bn.mu.Lock()
 			defer bn.mu.Unlock()

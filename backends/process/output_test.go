@@ -91,7 +91,8 @@ func TestALogThatHangsDoesNotHoldUpTheInstance(t *testing.T) {
 	done := filepath.Join(t.TempDir(), "done")
 	gate := make(chan struct{})
 	b := open(t, shell("seq 100000; echo >"+done+"; exec sleep 100"), func(env *scaler.Env, _ *scaler.LocalOptions) {
-		env.Logger = zap.New(&slowSink{Core: zapcore.NewNopCore(), gate: gate})
+		logger := zap.New(&slowSink{Core: zapcore.NewNopCore(), gate: gate})
+		env.Logger = func() *zap.Logger { return logger }
 	})
 	b.one()
 	readEventually(t, done)

@@ -91,8 +91,8 @@ type plan struct {
 	dir        template
 	env        map[string]template
 	account    *account // nil: Caddy's own
-	stopSignal stopSignal
 	listen     string
+	stopSignal stopSignal
 	logLines   bool
 }
 

@@ -71,7 +71,7 @@ var roles = map[string]func(args []string) int{
 			return 1
 		}
 		s, err := b.Open(scaler.Env{
-			Service: "web", Revision: "r1", Logger: zap.NewNop(), DataDir: dataDir,
+			Service: "web", Revision: "r1", Logger: zap.NewNop, DataDir: dataDir,
 			Local: func() scaler.LocalOptions {
 				return scaler.LocalOptions{PortFrom: 26000, PortTo: 26999, Keep: keep}
 			},

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -16,24 +17,25 @@ import (
 // runner is the Scaler: it runs the instances of one revision. Each instance
 // has a goroutine that watches over it; without instances there is none.
 type runner struct {
-	plan *plan
+	plan atomic.Pointer[plan] // that of the newest configuration; they are all equal
 	env  scaler.Env
 
 	// orders is held while an order is carried out. It guards holding, and is
 	// taken before mu.
-	orders  sync.Mutex
-	holding bool // this runner holds the starter
+	orders sync.Mutex
 
 	// mu is held while reports are delivered, which keeps them in order.
 	mu          sync.Mutex
 	instances   []*instance // those that have not ended
 	stopTimeout time.Duration
-	closed      bool      // no order is taken any more
 	closeBy     time.Time // what is left is killed then; zero before Close
+	closed      bool      // no order is taken any more
 	silent      bool      // no report is delivered any more
 
-	life       sync.WaitGroup // the goroutines of the instances
-	unrecorded sync.Once
+	holding    bool        // this runner holds the starter
+	unrecorded atomic.Bool // it was said that processes cannot be recorded
+
+	life sync.WaitGroup // the goroutines of the instances
 }
 
 // unknownStopTimeout is for what ends before an order has told the service's
@@ -41,11 +43,20 @@ type runner struct {
 const unknownStopTimeout = 10 * time.Second
 
 func newRunner(p *plan, env scaler.Env) *runner {
-	return &runner{plan: p, env: env, stopTimeout: unknownStopTimeout}
+	r := &runner{env: env, stopTimeout: unknownStopTimeout}
+	r.plan.Store(p)
+	return r
 }
 
 // Traits says that instances are processes of this machine.
 func (r *runner) Traits() scaler.Traits { return scaler.Traits{Local: true} }
+
+// Renew goes on with an equal plan.
+func (r *runner) Renew(b scaler.Backend) {
+	if b, ok := b.(*Backend); ok && b.plan != nil {
+		r.plan.Store(b.plan)
+	}
+}
 
 // Scale stops what it is told to stop, and starts what is missing. It never
 // chooses an instance to stop: more than ordered stay until they are named.
@@ -93,11 +104,11 @@ func (r *runner) start() *scaler.Failure {
 	}
 	local := r.env.Local()
 	in := &instance{id: newID(), since: time.Now(), keep: local.Keep}
-	if f := in.takePlace(r.plan, local); f != nil {
+	if f := in.takePlace(r.plan.Load(), local); f != nil {
 		in.leavePlace(false)
 		return f
 	}
-	l, f := in.launchFor(r.plan, r.env.Service)
+	l, f := in.launchFor(r.plan.Load(), r.env.Service)
 	if f == nil {
 		f = r.fork(in, l)
 	}
@@ -132,10 +143,10 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	// The record comes first, and goes last: it names all files that there may
 	// be, so that the next Caddy finds them wherever this one is killed.
 	r.recorded(in.record.create(dir))
-	if f := in.makePlace(r.plan); f != nil {
+	if f := in.makePlace(r.plan.Load()); f != nil {
 		return f
 	}
-	if f := in.openOutput(r.plan, dir, r.env.Logger); f != nil {
+	if f := in.openOutput(r.plan.Load(), dir, r.env.Logger()); f != nil {
 		return f
 	}
 	abandon := func() {
@@ -196,14 +207,14 @@ func (r *runner) watch(in *instance) {
 	in.source.drain()
 	asked, deadline := r.ended(in, words)
 
-	gone := in.child.endRest(in.id, r.plan.stopSignal, asked, deadline)
+	gone := in.child.endRest(in.id, r.plan.Load().stopSignal, asked, deadline)
 	in.child.reap()
 	in.source.close()
 	in.output.finish()
 	in.leavePlace(true)
 	if !gone {
 		// The record stays: the next Caddy tries again.
-		r.env.Logger.Warn("processes that the instance left behind do not end", zap.String("instance", in.id))
+		r.env.Logger().Warn("processes that the instance left behind do not end", zap.String("instance", in.id))
 		return
 	}
 	r.forget(in)
@@ -265,9 +276,9 @@ func (r *runner) stopLocked(in *instance, timeout time.Duration) {
 		in.stopping, in.killAt = true, killAt
 		if in.adopted {
 			// The processes have to be found first.
-			r.life.Go(func() { in.child.stop(r.plan.stopSignal) })
+			r.life.Go(func() { in.child.stop(r.plan.Load().stopSignal) })
 		} else {
-			in.child.stop(r.plan.stopSignal)
+			in.child.stop(r.plan.Load().stopSignal)
 		}
 		in.killTimer = time.AfterFunc(timeout, in.child.kill)
 	}
@@ -359,9 +370,9 @@ func (r *runner) newRecord(in *instance) *record {
 		output = outputFilesOf(recordDir(r.env.DataDir), in.id).all()
 	}
 	return &record{
-		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.plan.fingerprint(),
+		Instance: in.id, Service: r.env.Service, Revision: r.env.Revision, Fingerprint: r.plan.Load().fingerprint(),
 		Network: network, Address: address, Since: in.since,
-		StopSignal: int(r.plan.stopSignal), Keep: in.keep, Socket: in.socket, Output: output,
+		StopSignal: int(r.plan.Load().stopSignal), Keep: in.keep, Socket: in.socket, Output: output,
 	}
 }
 
@@ -375,16 +386,17 @@ func (r *runner) recorded(err error) {
 	if err == nil {
 		return
 	}
-	r.unrecorded.Do(func() {
-		r.env.Logger.Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
-			zap.String("dir", recordDir(r.env.DataDir)), zap.Error(err))
-	})
+	if r.unrecorded.Swap(true) {
+		return
+	}
+	r.env.Logger().Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
+		zap.String("dir", recordDir(r.env.DataDir)), zap.Error(err))
 }
 
 // forget removes the record of an instance.
 func (r *runner) forget(in *instance) {
 	if err := in.record.remove(recordDir(r.env.DataDir)); err != nil {
-		r.env.Logger.Warn("the record of an instance that has ended cannot be removed",
+		r.env.Logger().Warn("the record of an instance that has ended cannot be removed",
 			zap.String("instance", in.id), zap.Error(err))
 	}
 }
@@ -394,4 +406,5 @@ var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Traiter   = (*runner)(nil)
 	_ scaler.Confirmer = (*runner)(nil)
+	_ scaler.Renewer   = (*runner)(nil)
 )

@@ -11,7 +11,7 @@ import (
 )
 
 // stopSignal is the signal that asks an instance to stop.
-type stopSignal syscall.Signal
+type stopSignal int32
 
 // parseStopSignal reads the name of a signal, with or without SIG.
 func parseStopSignal(name string) (stopSignal, error) {

@@ -6,7 +6,7 @@ import (
 )
 
 // stopSignal is always a kill: Windows has no signals.
-type stopSignal int
+type stopSignal int32
 
 // parseStopSignal takes the two names that come nearest to what happens.
 func parseStopSignal(name string) (stopSignal, error) {

@@ -27,7 +27,7 @@ func TestAThousandSleepingServicesHaveNoGoroutine(t *testing.T) {
 		provision(t, b)
 		var err error
 		runners[i], err = b.Open(scaler.Env{
-			Service: "s" + strconv.Itoa(i), Logger: zap.NewNop(),
+			Service: "s" + strconv.Itoa(i), Logger: zap.NewNop,
 			Local:  func() scaler.LocalOptions { return scaler.LocalOptions{} },
 			Report: func(scaler.Report) {},
 		})
@@ -46,6 +46,17 @@ func TestAThousandSleepingServicesHaveNoGoroutine(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func TestAReloadLeavesNothingOfThePlanBefore(t *testing.T) {
+	b := open(t, shell("exec sleep 100"))
+	next := shell("exec sleep 100")
+	provision(t, next)
+	b.runner.Renew(next)
+	if b.runner.plan.Load() != next.plan {
+		t.Fatal("the runner goes on with the plan of an earlier configuration")
+	}
+	b.one()
 }
 
 func TestASleepingServiceThatWasAwakeHasNoGoroutine(t *testing.T) {
@@ -89,7 +100,7 @@ func BenchmarkStart(b *testing.B) {
 		b.Fatal(err)
 	}
 	s, err := bk.Open(scaler.Env{
-		Service: "web", Logger: zap.NewNop(), DataDir: b.TempDir(),
+		Service: "web", Logger: zap.NewNop, DataDir: b.TempDir(),
 		Local:  func() scaler.LocalOptions { return scaler.LocalOptions{PortFrom: 21000, PortTo: 31000} },
 		Report: func(scaler.Report) {},
 	})

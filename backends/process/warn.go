@@ -18,11 +18,11 @@ var saidSystemd, saidReduced sync.Once
 func warnAtOpen(env scaler.Env) {
 	keep := env.Local().Keep
 	if underSystemd() {
-		saidSystemd.Do(func() { warnSystemd(env.Logger, keep) })
+		saidSystemd.Do(func() { warnSystemd(env.Logger(), keep) })
 	}
 	if runtime.GOOS != "linux" {
 		saidReduced.Do(func() {
-			env.Logger.Warn("on this system processes do not end by themselves when Caddy is killed, what they fork away is not found, and nobody checks whose port answers a probe",
+			env.Logger().Warn("on this system processes do not end by themselves when Caddy is killed, what they fork away is not found, and nobody checks whose port answers a probe",
 				zap.String("system", runtime.GOOS))
 		})
 	}

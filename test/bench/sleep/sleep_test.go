@@ -14,7 +14,7 @@ var (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// bytesPerService is what a service may cost here. It is more than the budget
+// bytesPerService is what a service may cost here. It is more than is explained
 // by what two runs on a busy machine may differ.
 const bytesPerService = 4 << 10
 
