@@ -139,11 +139,13 @@ func TestOutputOfKeptInstancesGoesThroughAFileThatIsCut(t *testing.T) {
 	eventually(t, "a long line", func() bool { return len(b.messages("stdout")) == 1 })
 	proceed("more")
 	eventually(t, "another one", func() bool { return len(b.messages("stdout")) == 2 })
-	eventually(t, "the file to be cut", func() bool { return size() == 0 })
+	// It may be cut in the middle of the second line: the rest of it then stays.
+	eventually(t, "the file to be cut", func() bool { return size() <= 5000001 })
+	rest := size()
 	proceed("go")
 	eventually(t, "the line after it", func() bool { return len(b.messages("stdout")) == 3 })
-	if n := size(); n != int64(len("after\n")) {
-		t.Fatalf("the file has %d bytes: the instance does not append", n)
+	if n := size(); n != rest+int64(len("after\n")) {
+		t.Fatalf("the file has %d bytes, after %d: the instance does not append", n, rest)
 	}
 	proceed("end")
 	end := b.awaitEnd(in.ID)
@@ -284,11 +286,11 @@ func TestAKeptInstanceThatNeverStopsWritingIsReadAllTheSame(t *testing.T) {
 
 func TestAnExitIsSeenWhileAGrandchildFloodsTheFile(t *testing.T) {
 	keep := func(_ *scaler.Env, l *scaler.LocalOptions) { l.Keep = true }
-	b := open(t, shell("timeout 5 yes & sleep 0.3; exit 3"), keep)
+	b := open(t, shell("timeout 8 yes & sleep 0.3; exit 3"), keep)
 	began := time.Now()
 	b.scale(1)
 	in := b.awaitEnd(b.firstID())
-	if took := time.Since(began); took > 4*time.Second {
+	if took := time.Since(began); took > 7*time.Second {
 		t.Errorf("the end was seen after %s", took)
 	}
 	if in.Failure.Short != "exit status 3" {
