@@ -28,7 +28,7 @@ const (
 	unjudged verdict = iota
 	met
 	within // beyond the budget, by less than the noise
-	known // missed, by no more than is explained
+	known  // missed, by no more than is explained
 	missed
 )
 
