@@ -13,8 +13,12 @@ import (
 
 const (
 	// maxOutputFile is how large the file of a kept instance's output may grow
-	// before it is cut.
+	// before it is cut, and how much of it is read at a time. It is larger only
+	// by what is written between two looks at it.
 	maxOutputFile = 8 << 20
+	// lastPart is how much is read of what was written while the file was read,
+	// before the file is cut.
+	lastPart = 64 << 10
 	// followPause is how often the files of kept instances are looked at.
 	followPause = 200 * time.Millisecond
 )
@@ -208,36 +212,69 @@ func (f *followed) closeFiles() {
 	}
 }
 
-// position is the end of the last line that was handed on.
+// position is the end of the last line that was handed on. Of a line whose
+// beginning went with the cut, it is where the rest begins.
 func (s *followedFile) position() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lines.cut {
 		return s.offset
 	}
-	return s.offset - int64(len(s.lines.part))
+	return max(0, s.offset-int64(len(s.lines.part)))
 }
 
-// take reads what was written since the last time, and cuts the file when it
-// has grown large: the next write of the instance then is its beginning.
+// take reads what was written since the last time. It ends also when the
+// instance writes faster than it reads.
 func (s *followedFile) take(flush bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for {
-		n, err := s.read.ReadAt(s.buf[:], s.offset)
-		s.offset += int64(n)
-		s.lines.write(s.buf[:n], time.Now())
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return
-		}
+	if s.readEnd(maxOutputFile) && s.offset >= maxOutputFile {
+		s.cut()
 	}
 	if flush {
 		s.lines.flush(time.Now())
 	}
-	if s.offset >= maxOutputFile && s.read.Truncate(0) == nil {
+}
+
+// readEnd reads on to the end of the file, but not more than so many bytes: the
+// last ones. What is written meanwhile may be left for the next time.
+func (s *followedFile) readEnd(most int64) bool {
+	info, err := s.read.Stat()
+	if err != nil {
+		return false
+	}
+	s.leaveOut(info.Size() - s.offset - most)
+	for stop := s.offset + most; s.offset < stop; {
+		n, err := s.read.ReadAt(s.buf[:min(int64(len(s.buf)), stop-s.offset)], s.offset)
+		s.offset += int64(n)
+		s.lines.write(s.buf[:n], time.Now())
+		if err != nil {
+			return err == io.EOF
+		}
+	}
+	return true
+}
+
+// cut empties the file: the next write of the instance then is its beginning.
+// The file may have grown while it was read, so what was written last, which
+// tells why an instance ends, is read first; that takes so little time that
+// hardly anything more is missed.
+func (s *followedFile) cut() {
+	if !s.readEnd(lastPart) {
+		return
+	}
+	if info, err := s.read.Stat(); err == nil {
+		s.leaveOut(info.Size() - s.offset)
+	}
+	if s.read.Truncate(0) == nil {
 		s.offset = 0
+	}
+}
+
+// leaveOut goes on so many bytes later, if any.
+func (s *followedFile) leaveOut(missed int64) {
+	if missed > 0 {
+		s.offset += missed
+		s.lines.leaveOut(missed, time.Now())
 	}
 }

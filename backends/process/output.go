@@ -35,13 +35,17 @@ type output struct {
 	second  time.Time // when the running second began
 	inIt    int       // lines in it
 	lost    int       // lines dropped since the warning
+	unread  int64     // bytes left out since the warning
+	behind  bool      // bytes were left out in the running second
 	flooded bool
 }
 
 type outputLine struct {
 	stream, text string
-	// lost, if not zero, says in place of a line how many were dropped.
-	lost int
+	// lost and unread, if not zero, say in place of a line how many lines were
+	// dropped, and how many bytes of which nobody knows how many lines they are.
+	lost   int
+	unread int64
 	// flood, in place of a line, says that lines are being dropped.
 	flood bool
 }
@@ -61,30 +65,55 @@ func (o *output) line(stream, text string, now time.Time) {
 	if o.logger == nil {
 		return
 	}
-	if now.Sub(o.second) >= time.Second {
-		if o.flooded && o.inIt <= maxLinesPerSec {
-			o.calmLocked()
-		}
-		o.second, o.inIt = now, 0
-	}
+	o.secondLocked(now)
 	o.inIt++
 	if o.inIt > maxLinesPerSec || o.queued+len(text) > maxQueued {
 		o.lost++
-		if !o.flooded {
-			o.flooded = true
-			o.enqueueLocked(outputLine{flood: true})
-		}
+		o.floodLocked()
 		return
 	}
 	o.enqueueLocked(outputLine{stream: stream, text: text})
 }
 
+// leaveOut takes note of bytes that were not even read.
+func (o *output) leaveOut(bytes int64, now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.logger == nil {
+		return
+	}
+	o.secondLocked(now)
+	o.unread += bytes
+	o.behind = true
+	o.floodLocked()
+}
+
+// secondLocked begins the next second when it is time. A second without a loss
+// ends a flood.
+func (o *output) secondLocked(now time.Time) {
+	if now.Sub(o.second) < time.Second {
+		return
+	}
+	if o.flooded && o.inIt <= maxLinesPerSec && !o.behind {
+		o.calmLocked()
+	}
+	o.second, o.inIt, o.behind = now, 0, false
+}
+
+// floodLocked warns, once in a flood.
+func (o *output) floodLocked() {
+	if !o.flooded {
+		o.flooded = true
+		o.enqueueLocked(outputLine{flood: true})
+	}
+}
+
 // calmLocked ends a flood: what was dropped in it is counted.
 func (o *output) calmLocked() {
-	if o.lost > 0 {
-		o.enqueueLocked(outputLine{lost: o.lost})
+	if o.lost > 0 || o.unread > 0 {
+		o.enqueueLocked(outputLine{lost: o.lost, unread: o.unread})
 	}
-	o.flooded, o.lost = false, 0
+	o.flooded, o.lost, o.unread = false, 0, 0
 }
 
 func (o *output) enqueueLocked(l outputLine) {
@@ -115,8 +144,8 @@ func (o *output) pump() {
 			case l.flood:
 				o.logger.Warn("the instance writes faster than its output is logged: lines are dropped until it writes less",
 					zap.Int("lines_per_second", maxLinesPerSec))
-			case l.lost > 0:
-				o.logger.Info("lines of output were dropped", zap.Int("lines", l.lost))
+			case l.lost > 0 || l.unread > 0:
+				o.logger.Info("lines of output were dropped", zap.Int("lines", l.lost), zap.Int64("unread_bytes", l.unread))
 			default:
 				o.logger.Info(l.text, zap.String("stream", l.stream))
 			}
@@ -173,9 +202,21 @@ func (s *splitter) write(p []byte, now time.Time) {
 		if end < 0 {
 			return
 		}
-		s.emit(now)
+		if s.cut && len(s.part) == 0 {
+			s.cut = false // the end of a line that was left out
+		} else {
+			s.emit(now)
+		}
 		p = p[end+1:]
 	}
+}
+
+// leaveOut says that so many bytes are missing before those that come next,
+// which therefore are from the middle of a line.
+func (s *splitter) leaveOut(bytes int64, now time.Time) {
+	s.flush(now)
+	s.cut = true
+	s.out.leaveOut(bytes, now)
 }
 
 // flush takes what was written without a newline as a line of its own.

@@ -162,7 +162,7 @@ func TestWhoIgnoresTheStopSignalIsKilledAfterTheStopTimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.awaitEnd(in.ID)
-	if took := time.Since(began); took < 300*time.Millisecond || took > 2*time.Second {
+	if took := time.Since(began); took < 300*time.Millisecond || took > 4*time.Second {
 		t.Fatalf("it was killed after %s", took)
 	}
 }
@@ -176,8 +176,8 @@ func TestCloseStopsAllAtOnceAndWaits(t *testing.T) {
 		pids = append(pids, b.pid(in.ID))
 	}
 	began := time.Now()
-	b.close(200 * time.Millisecond)
-	if took := time.Since(began); took > time.Second {
+	b.close(time.Second)
+	if took := time.Since(began); took > 3*time.Second { // 4 s one after the other
 		t.Fatalf("close took %s", took)
 	}
 	for _, pid := range pids {
@@ -254,13 +254,13 @@ func TestAnExitIsSeenAtOnceWhileAGrandchildHoldsThePipe(t *testing.T) {
 	dir := t.TempDir()
 	// The grandchild has no mercy and no variable, and is in no group that is
 	// known: nothing but the pipe is left of it.
-	b := open(t, shell(`env -i setsid sh -c 'echo $$ >`+dir+`/pid; trap "" TERM; sleep 3' & while [ ! -s `+dir+`/pid ]; do :; done; echo last words; exit 5`))
+	b := open(t, shell(`env -i setsid sh -c 'echo $$ >`+dir+`/pid; trap "" TERM; exec sleep 8' & while [ ! -s `+dir+`/pid ]; do :; done; echo last words; exit 5`))
 	b.scale(1)
 	pid := pidIn(t, filepath.Join(dir, "pid"))
 	t.Cleanup(func() { syscall.Kill(pid, syscall.SIGKILL) })
 	began := time.Now()
 	in := b.awaitEnd(b.firstID())
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 5*time.Second {
 		t.Fatalf("the end was seen after %s", took)
 	}
 	if in.Failure.Short != "exit status 5" || in.Failure.Detail != "last words" {
