@@ -42,6 +42,7 @@ type visitor struct {
 	key      visitorKey
 	attended int         // requests and streams that are about it now
 	absent   *time.Timer // ends the place of one who is not heard of
+	held     bool        // whether a request of it waits for its turn
 	claim    time.Time   // when its call is over; zero until it was told of it
 }
 
@@ -103,6 +104,25 @@ func (vs *visitors) attend(v *visitor) *visitor {
 		}
 	}
 	return v
+}
+
+// hold lets one request that attends to v wait for its turn, until unhold;
+// false if another one does. Whoever waits so is in no line and counts nowhere.
+func (vs *visitors) hold(v *visitor) bool {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	if v.held {
+		return false
+	}
+	v.held = true
+	return true
+}
+
+// unhold lets the next one.
+func (vs *visitors) unhold(v *visitor) {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	v.held = false
 }
 
 // invite finds or makes the visitor with that key, whom the caller attends to.

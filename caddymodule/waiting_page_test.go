@@ -239,6 +239,37 @@ func TestWhoIsCalledAndDoesNotComeIsForgottenHoweverOftenItListens(t *testing.T)
 	s.visitors.end(other)
 }
 
+func TestAVisitorHasOneHeldRequest(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	f.manual = true
+	c := start(t, site(f.usher("waiting_page {\nafter 30s\n}")))
+	s := serving(t, f.name)
+	listening := c.begin("GET", "/x", "", headerWaiting, "1")
+	eventually(t, "the stream", func() bool { return s.reserver.Stats().Guests == 1 })
+	const many = 50
+	answers := make(chan reply, many)
+	for range many {
+		wait := c.begin("GET", "/x", "", person...)
+		go func() { answers <- wait() }()
+	}
+	for range many - 1 {
+		select {
+		case r := <-answers:
+			if r.header.Get("Usher-Error") != "waiting_page" {
+				t.Fatalf("%+v", r)
+			}
+		case <-time.After(patience):
+			t.Fatal("more than one is held")
+		}
+	}
+	f.up()
+	if r := <-answers; r.status != 200 {
+		t.Errorf("the one that is held: %+v", r)
+	}
+	listening()
+}
+
 func TestTheHeaderOfThePageIsNothingWithoutOne(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
