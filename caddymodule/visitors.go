@@ -42,6 +42,18 @@ type visitor struct {
 	key      visitorKey
 	attended int         // requests and streams that are about it now
 	absent   *time.Timer // ends the place of one who is not heard of
+	held     bool        // whether a request of it waits for its turn
+	claim    time.Time   // when its call is over; zero until it was told of it
+}
+
+// called says whether the turn of v has come.
+func (v *visitor) called() bool {
+	select {
+	case <-v.Turn():
+		return v.Reason() == nil
+	default:
+		return false
+	}
 }
 
 // visitors are those of one service. A place outlives the request that got
@@ -83,13 +95,36 @@ func (vs *visitors) find(key visitorKey) *visitor {
 	return vs.attend(vs.of[key])
 }
 
-// attend lets the place of v be kept. The lock is held.
+// attend lets the place of v be kept. Its call, if its turn has come, ends
+// when it would: a slot stays free for it, and who only asks whether it is
+// its turn would keep it from all others. The lock is held.
 func (vs *visitors) attend(v *visitor) *visitor {
 	if v != nil {
 		v.attended++
-		v.absent.Stop()
+		if !v.called() {
+			v.absent.Stop()
+		}
 	}
 	return v
+}
+
+// hold lets one request that attends to v wait for its turn, until unhold;
+// false if another one does. Whoever waits so is in no line and counts nowhere.
+func (vs *visitors) hold(v *visitor) bool {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	if v.held {
+		return false
+	}
+	v.held = true
+	return true
+}
+
+// unhold lets the next one.
+func (vs *visitors) unhold(v *visitor) {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	v.held = false
 }
 
 // invite finds or makes the visitor with that key, whom the caller attends to.
@@ -145,7 +180,8 @@ func (vs *visitors) add(v *visitor) *visitor {
 }
 
 // leave ends attending to v. If nobody else does, its place is given up when
-// nobody is heard of for so long.
+// nobody is heard of for so long. If its turn has come, it is given up then
+// whoever attends to it, and nobody makes that later.
 func (vs *visitors) leave(v *visitor, linger time.Duration) {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
@@ -153,16 +189,25 @@ func (vs *visitors) leave(v *visitor, linger time.Duration) {
 }
 
 func (vs *visitors) leaveLocked(v *visitor, linger time.Duration) {
-	if v.attended--; v.attended == 0 && vs.of[v.key] == v {
+	v.attended--
+	switch {
+	case vs.of[v.key] != v:
+	case v.called():
+		if end := time.Now().Add(linger); v.claim.IsZero() || end.Before(v.claim) {
+			v.claim = end
+		}
+		v.absent.Reset(time.Until(v.claim))
+	case v.attended == 0:
 		v.absent.Reset(linger)
 	}
 }
 
-// gone gives up the place of one who is not heard of.
+// gone gives up the place of one who is not heard of, or was called and did
+// not come.
 func (vs *visitors) gone(v *visitor) {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
-	if v.attended == 0 {
+	if v.attended == 0 || !v.claim.IsZero() && !time.Now().Before(v.claim) {
 		vs.forget(v)
 	}
 }

@@ -59,6 +59,10 @@ const (
 	// come back before its place in the line is given up.
 	visitorGrace = 5 * time.Second
 
+	// claimPatience is how long a slot stays free for a visitor whose page was
+	// told that it is its turn: it comes at once, or not at all.
+	claimPatience = 5 * time.Second
+
 	// returnPatience is how long the request of a visitor whose turn has come
 	// may wait for a slot before it gets the page again. The browser shows
 	// the page all that time.

@@ -198,6 +198,78 @@ func TestAVisitorWhoIsNotHeardOfLosesItsPlace(t *testing.T) {
 	}
 }
 
+func TestWhoIsCalledAndDoesNotComeIsForgottenHoweverOftenItListens(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	f.manual = true
+	c := start(t, site(f.usher("concurrency 1", "waiting_page")))
+	s := serving(t, f.name)
+	first := c.begin("GET", "/first", "", headerWaiting, "1")
+	eventually(t, "the first", func() bool { return s.reserver.Stats().Guests == 1 })
+	other, err := s.visitors.invite(visitorKey{2}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.up()
+	if r := first(); !strings.Contains(r.body, "event: go") {
+		t.Fatalf("the first is told %q", r.body)
+	}
+	var called *visitor
+	s.visitors.mu.Lock()
+	for _, v := range s.visitors.of {
+		if v != other {
+			called = v
+		}
+	}
+	s.visitors.mu.Unlock()
+	if c.get("/first", headerWaiting, "1"); called == nil || time.Until(called.claim) > claimPatience {
+		t.Fatalf("the slot stays free for %+v", called)
+	}
+	// In less time, for the sake of the test.
+	if s.visitors.find(called.key) != called {
+		t.Fatal("the first is forgotten at once")
+	}
+	s.visitors.leave(called, 10*time.Millisecond)
+	eventually(t, "the call of the other", func() bool {
+		if again, err := s.visitors.invite(called.key, false); err == nil {
+			s.visitors.leave(again, time.Hour)
+		}
+		return other.called()
+	})
+	s.visitors.end(other)
+}
+
+func TestAVisitorHasOneHeldRequest(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t)
+	f.manual = true
+	c := start(t, site(f.usher("waiting_page {\nafter 30s\n}")))
+	s := serving(t, f.name)
+	listening := c.begin("GET", "/x", "", headerWaiting, "1")
+	eventually(t, "the stream", func() bool { return s.reserver.Stats().Guests == 1 })
+	const many = 50
+	answers := make(chan reply, many)
+	for range many {
+		wait := c.begin("GET", "/x", "", person...)
+		go func() { answers <- wait() }()
+	}
+	for range many - 1 {
+		select {
+		case r := <-answers:
+			if r.header.Get("Usher-Error") != "waiting_page" {
+				t.Fatalf("%+v", r)
+			}
+		case <-time.After(patience):
+			t.Fatal("more than one is held")
+		}
+	}
+	f.up()
+	if r := <-answers; r.status != 200 {
+		t.Errorf("the one that is held: %+v", r)
+	}
+	listening()
+}
+
 func TestTheHeaderOfThePageIsNothingWithoutOne(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)

@@ -27,14 +27,21 @@ func (q *request) patience() (time.Duration, error) {
 
 // comeBack asks for the slot of a visitor whose page asks again. If it is not
 // its turn yet, it waits for that as long as any other is held before it gets
-// the page.
+// the page. Only one request of a visitor is held so: the others get the page
+// at once.
 func (q *request) comeBack(v *visitor) (bool, error) {
 	start := time.Now()
 	if q.service.reserver.Stats().Open == 0 {
 		q.cold = true
 	}
 	visitors, linger := &q.service.visitors, q.page.linger()
-	timer := time.NewTimer(time.Duration(*q.page.After))
+	patience := time.Duration(*q.page.After)
+	if visitors.hold(v) {
+		defer visitors.unhold(v)
+	} else {
+		patience = 0
+	}
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	var err error
 	select {

@@ -70,7 +70,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool) err
 	defer close(done)
 
 	l := &listener{handler: h, words: wordsFor(r.Header.Get("Accept-Language")), key: keyOf(r), quiet: quiet}
-	defer l.leave()
+	defer l.leave(h.WaitingPage.linger())
 	return l.run(r, out)
 }
 
@@ -86,9 +86,9 @@ type listener struct {
 	again   time.Time // when to try again; zero when something changes
 }
 
-func (l *listener) leave() {
+func (l *listener) leave(linger time.Duration) {
 	if l.visitor != nil {
-		l.handler.service.visitors.leave(l.visitor, l.handler.WaitingPage.linger())
+		l.handler.service.visitors.leave(l.visitor, linger)
 		l.visitor = nil
 	}
 }
@@ -134,6 +134,8 @@ func (l *listener) run(r *http.Request, out *eventWriter) error {
 			select {
 			case <-turn:
 				if l.visitor.Reason() == nil {
+					// Whoever reads it or not, the time to come runs.
+					l.leave(claimPatience)
 					_ = out.event(event{"go", []byte("{}")})
 					return nil
 				}
