@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"fmt"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -147,10 +148,11 @@ func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
 	// On exit, who waits is answered as soon as the server shuts down, which
 	// is after shutdown_delay; the server would wait for them.
 	hub := a.hub
+	end := sync.OnceFunc(func() { close(place.ended) })
 	server.RegisterOnShutdown(func() {
 		// The server would wait for the streams of open pages, which come
 		// again.
-		close(place.ended)
+		end()
 		if caddy.Exiting() {
 			hub.exit()
 		}

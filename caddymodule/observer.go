@@ -102,7 +102,9 @@ func (o *observer) ColdStarted(c scaler.ColdStart) {
 	o.coldStart = c.Ready
 	o.self().chronicled().coldStarted(now, c.Ready)
 	o.hub.news.add(newsItem{Time: now, Service: o.name, Kind: newsColdStart, MS: c.Ready.Milliseconds()})
-	coldStartSeconds.WithLabelValues(o.name).Observe(c.Ready.Seconds())
+	if !o.metrics.gone.Load() {
+		coldStartSeconds.WithLabelValues(o.name).Observe(c.Ready.Seconds())
+	}
 }
 
 // PlatformUp implements scaler.Observer. The gauge is read from the status.
