@@ -261,7 +261,7 @@ func TestWhatFollowsACutInTheMiddleOfALineIsReadByTheNextCaddy(t *testing.T) {
 
 func TestAKeptInstanceThatNeverStopsWritingIsReadAllTheSame(t *testing.T) {
 	keep := func(_ *scaler.Env, l *scaler.LocalOptions) { l.Keep = true }
-	b := open(t, shell("exec timeout 8 yes"), keep)
+	b := open(t, shell("exec timeout 8 yes $(seq 200)"), keep)
 	in := b.one()
 	file := outputFilesOf(recordDir(b.dataDir), in.ID).streams[0]
 	var before int64
@@ -284,7 +284,7 @@ func TestAKeptInstanceThatNeverStopsWritingIsReadAllTheSame(t *testing.T) {
 
 func TestAnExitIsSeenWhileAGrandchildFloodsTheFile(t *testing.T) {
 	keep := func(_ *scaler.Env, l *scaler.LocalOptions) { l.Keep = true }
-	b := open(t, shell("timeout 8 yes & sleep 0.3; exit 3"), keep)
+	b := open(t, shell("timeout 8 yes $(seq 200) & sleep 0.3; exit 3"), keep)
 	began := time.Now()
 	b.scale(1)
 	in := b.awaitEnd(b.firstID())
