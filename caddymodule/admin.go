@@ -196,6 +196,7 @@ type serviceSummary struct {
 	Instances       instanceCounts `json:"instances"`
 	Slots           slotCounts     `json:"slots"`
 	Waiting         int            `json:"waiting"`
+	Visitors        int            `json:"visitors,omitempty"` // wait in their browser
 	OldestWaitMS    int64          `json:"oldest_wait_ms"`
 	ColdStarts      int            `json:"cold_starts"`
 	LastColdStartMS int64          `json:"last_cold_start_ms"`
@@ -246,7 +247,7 @@ func (s *service) summary() serviceSummary {
 		Name: s.name, Backend: d.backendType(), State: st.State, Target: st.Target,
 		Min: d.service.Instances.Min, Max: d.service.Instances.Max,
 		Instances: instanceCounts{Starting: st.Starting, Ready: st.Ready, Ejected: st.Ejected, Draining: st.Draining},
-		Slots:     slotCounts{InUse: stats.InUse}, Waiting: stats.Waiting,
+		Slots:     slotCounts{InUse: stats.InUse}, Waiting: stats.Waiting, Visitors: stats.Guests,
 		ColdStarts: st.ColdStarts, LastColdStartMS: st.ColdStart.Milliseconds(),
 	}
 	if *d.service.Concurrency != Unlimited {

@@ -81,6 +81,9 @@ func (s serviceDetails) nowInWords() string {
 	if s.Waiting > 0 {
 		words += fmt.Sprintf(" and %s waiting", s.waitingInWords())
 	}
+	if s.Visitors > 0 {
+		words += fmt.Sprintf(", %d waiting in a browser", s.Visitors)
+	}
 	if s.Slots.Total != nil {
 		words += ", " + several(*s.Slots.Total, "slot")
 	}

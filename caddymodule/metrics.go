@@ -108,7 +108,7 @@ func (m *serviceMetrics) forget(name string) {
 
 // gaugeCollector reads the gauges from the services when they are asked for.
 type gaugeCollector struct {
-	waiting, maxWaiting, slots, instances, target, platformUp, state *prometheus.Desc
+	waiting, visitors, maxWaiting, slots, instances, target, platformUp, state *prometheus.Desc
 }
 
 func newGaugeCollector() *gaugeCollector {
@@ -117,6 +117,7 @@ func newGaugeCollector() *gaugeCollector {
 	}
 	return &gaugeCollector{
 		waiting:    desc("waiting", "Requests in the line."),
+		visitors:   desc("visitors", "Those who wait in their browser, with the waiting page."),
 		maxWaiting: desc("max_waiting", "The limit of the line."),
 		slots:      desc("slots", "Slots of the instances that take requests; those of instances without a limit are not counted.", "state"),
 		instances:  desc("instances", "Instances, by state.", "state"),
@@ -128,7 +129,7 @@ func newGaugeCollector() *gaugeCollector {
 
 // Describe implements prometheus.Collector.
 func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.waiting, g.maxWaiting, g.slots, g.instances, g.target, g.platformUp, g.state} {
+	for _, d := range []*prometheus.Desc{g.waiting, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.platformUp, g.state} {
 		ch <- d
 	}
 }
@@ -145,6 +146,7 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		stats, status := s.reserver.Stats(), s.loop.Status()
 		gauge(g.waiting, stats.Waiting)
+		gauge(g.visitors, stats.Guests)
 		gauge(g.maxWaiting, s.live.Load().maxWaiting)
 		gauge(g.state, 1, string(status.State))
 		gauge(g.slots, stats.InUse, "in_use")

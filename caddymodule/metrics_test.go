@@ -81,6 +81,7 @@ func TestMetricsHaveTheNamesAndLabelsOfTheContract(t *testing.T) {
 		"caddy_usher_slots{state=total} 5",
 		"caddy_usher_state{state=awake} 1",
 		"caddy_usher_target{} 1",
+		"caddy_usher_visitors{} 0",
 		"caddy_usher_wait_seconds{outcome=granted} 1",
 		"caddy_usher_waiting{} 0",
 	}

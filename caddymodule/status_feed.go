@@ -48,7 +48,7 @@ type glance struct {
 // still says whether nothing can move inside: the same glance is the same
 // view then.
 func (s serviceSummary) still() bool {
-	return s.Slots.InUse == 0 && s.Waiting == 0 && s.Instances == instanceCounts{}
+	return s.Slots.InUse == 0 && s.Waiting == 0 && s.Visitors == 0 && s.Instances == instanceCounts{}
 }
 
 func (s *service) glance(sum serviceSummary) glance {

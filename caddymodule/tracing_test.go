@@ -136,6 +136,11 @@ func TestATraceGoesOnWithTheStartWhenItsRequestWaitsInTheBrowser(t *testing.T) {
 		t.Errorf("the wait has the attributes %v and the status %v", a, wait.Status())
 	}
 	f.ordered(1)
+	again := c.begin("GET", "/", "", browser...)
+	again() // gets the page once more
+	if again := ended(t, rec, "usher.wait", 2)[1]; len(again.Links()) != 1 {
+		t.Errorf("the second request is linked to %v, want the cold start", again.Links())
+	}
 	f.up()
 	start := ended(t, rec, "usher.cold_start", 1)[0]
 	if a := attributes(start); a["usher.outcome"] != "ready" || start.Status().Code == codes.Error || start.Parent().SpanID() != wait.SpanContext().SpanID() {

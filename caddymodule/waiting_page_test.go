@@ -191,6 +191,9 @@ func TestAVisitorWhoIsNotHeardOfLosesItsPlace(t *testing.T) {
 	if v == nil || s.reserver.Stats().Demand != 1 {
 		t.Fatal("the place is not kept")
 	}
+	if n := s.summary().Visitors; n != 1 {
+		t.Errorf("operators see %d visitors, want one", n)
+	}
 	s.visitors.leave(v, time.Millisecond)
 	eventually(t, "the end of the place", func() bool { return s.reserver.Stats().Demand == 0 })
 	if s.visitors.find(key) != nil {

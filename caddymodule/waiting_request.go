@@ -29,10 +29,19 @@ func (q *request) patience() (time.Duration, error) {
 // its turn yet, it waits for that as long as any other is held before it gets
 // the page. Only one request of a visitor is held so: the others get the page
 // at once.
-func (q *request) comeBack(v *visitor) (bool, error) {
+func (q *request) comeBack(v *visitor) (has bool, err error) {
 	start := time.Now()
 	if q.service.reserver.Stats().Open == 0 {
 		q.cold = true
+	}
+	if end := q.traceWait(); end != nil {
+		defer func() {
+			if err == nil && !has {
+				end(errWaitingPage) // it goes on in the line
+				return
+			}
+			end(err)
+		}()
 	}
 	visitors, linger := &q.service.visitors, q.page.linger()
 	patience := time.Duration(*q.page.After)
@@ -43,7 +52,6 @@ func (q *request) comeBack(v *visitor) (bool, error) {
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	var err error
 	select {
 	case <-v.Turn():
 	case <-timer.C:

@@ -2,9 +2,13 @@ package caddymodule
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/text/language"
+
+	"github.com/caddy-usher/usher/reserver"
 )
 
 // The states of the waiting page that are no errors.
@@ -182,6 +186,9 @@ func (w *words) place(ahead int) string {
 		return ""
 	case 1:
 		return w.before
+	case reserver.AheadMost:
+		number := strconv.Itoa(ahead)
+		return strings.Replace(fmt.Sprintf(w.befores, ahead), number, number+"+", 1)
 	}
 	return fmt.Sprintf(w.befores, ahead)
 }

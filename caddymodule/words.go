@@ -44,6 +44,12 @@ func circumstances(d scaler.Decision) string {
 		}
 		return fmt.Sprintf("%s%sinside and %d waiting", several(inUse, "request"), was(inUse), waiting)
 	})
+	say("guests", func(n int) string {
+		if n == 0 {
+			return ""
+		}
+		return fmt.Sprintf("%d%swaiting in a browser", n, was(n))
+	})
 	say("idle_ms", func(ms int) string {
 		if idle := time.Duration(ms) * time.Millisecond; idle >= time.Second && idle < 10*365*24*time.Hour {
 			return "the last one ended " + short(idle) + " before"

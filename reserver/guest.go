@@ -145,7 +145,12 @@ func (g *Guest) Reason() error {
 // Since returns the time since when g has its place.
 func (g *Guest) Since() time.Time { return g.since }
 
-// Ahead returns how many stand in the line before g. It looks at each of them.
+// AheadMost is what Ahead returns if so many stand before a guest, or more:
+// everybody waits for the lock meanwhile.
+const AheadMost = 1000
+
+// Ahead returns how many stand in the line before g, AheadMost at most. It
+// looks at each of them.
 func (g *Guest) Ahead() int {
 	s := g.service
 	s.mu.Lock()
@@ -154,16 +159,16 @@ func (g *Guest) Ahead() int {
 		return 0
 	}
 	n := s.guests.called
-	for r := s.line.front.first; r != nil; r = r.next {
+	for r := s.line.front.first; r != nil && n < AheadMost; r = r.next {
 		n++
 	}
-	for r := s.line.back.first; r != nil && !r.since.After(g.since); r = r.next {
+	for r := s.line.back.first; r != nil && !r.since.After(g.since) && n < AheadMost; r = r.next {
 		n++
 	}
-	for o := g.prev; o != nil; o = o.prev {
+	for o := g.prev; o != nil && n < AheadMost; o = o.prev {
 		n++
 	}
-	return n
+	return min(n, AheadMost)
 }
 
 // Leave gives up the place of g, and its claim if it was called. It does

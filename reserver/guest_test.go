@@ -86,6 +86,17 @@ func TestAPlaceIsKeptOnlyForOneWhoWaits(t *testing.T) {
 	g.Leave() // as a defer does
 }
 
+func TestALongLineIsNotCountedToItsEnd(t *testing.T) {
+	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	var last *Guest
+	for range AheadMost + 5 {
+		last = mustInvite(t, s, false)
+	}
+	if n := last.Ahead(); n != AheadMost {
+		t.Errorf("%d ahead, want %d: what is more is not looked at", n, AheadMost)
+	}
+}
+
 func TestNoMoreGuestsAreCalledThanSlotsAreFree(t *testing.T) {
 	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
 	var all []*Guest
