@@ -35,11 +35,7 @@ func (l *Loop) Sleep() {
 	l.nudged = false
 	l.reserver.Knocked()
 	// From here on who is inside no longer counts as demand.
-	for _, r := range l.revisions {
-		for _, i := range r.instances {
-			l.drain(i, time.Now())
-		}
-	}
+	l.drainAll()
 	l.mu.Unlock()
 	l.Poke()
 }
@@ -51,8 +47,20 @@ func (l *Loop) Suspend(reason string) {
 	l.suspended = &Refusal{Kind: RefusedSuspended, Short: Readable(reason)}
 	l.nudged = false
 	l.refuse()
+	// Who comes after the word finds no instance, however busy the loop is.
+	l.drainAll()
 	l.mu.Unlock()
 	l.Poke()
+}
+
+// drainAll cordons all instances, to be stopped. The lock is held.
+func (l *Loop) drainAll() {
+	now := time.Now()
+	for _, r := range l.revisions {
+		for _, i := range r.instances {
+			l.drain(i, now)
+		}
+	}
 }
 
 // Resume ends a suspension.

@@ -311,3 +311,23 @@ func TestCloseWaitsNoLongerThanItsContext(t *testing.T) {
 		close(p.gate)
 	})
 }
+
+func TestNobodyGetsInAfterTheWordToSuspendOrToSleep(t *testing.T) {
+	for name, say := range map[string]func(*bench){
+		"suspend": func(b *bench) { b.Suspend("moving house") },
+		"sleep":   func(b *bench) { b.Sleep() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				b := newBench(t, defaults(), &platform{local: true}, nil)
+				b.comesAndGoes()
+				waitIdle()
+				say(b)
+				// The loop has not been heard of since.
+				if r, has, _ := b.ask(); has {
+					t.Errorf("a slot of %s was given away", r.Instance().ID)
+				}
+			})
+		})
+	}
+}

@@ -64,9 +64,9 @@ func TestServiceThatNobodyDefinesFailsTheLoad(t *testing.T) {
 	if err := c.Reload(harness.Config{Site: "usher ghost"}); err == nil || !strings.Contains(err.Error(), "ghost") {
 		t.Errorf("the message of a reload does not name the service: %v", err)
 	}
-	if r := c.Get("/"); r.Body != "ok" {
-		t.Errorf("after that: %+v", r)
-	}
+	// A connection can have come to the listener of the configuration that
+	// was taken back; that one is lost, with stock Caddy as well.
+	harness.Eventually(t, soon, func() bool { return c.Get("/").Body == "ok" }, "what was there before serves on")
 }
 
 func TestUserThatDoesNotExistFailsTheLoad(t *testing.T) {
