@@ -115,10 +115,8 @@ func (q *request) refuse(reason error) error {
 		h.Set("Connection", "close")
 	}
 	if q.handler.ServerTiming {
-		if q.timing != "" {
-			// It was said before the wait for another try.
-			h["Server-Timing"] = slices.DeleteFunc(h["Server-Timing"], func(v string) bool { return v == q.timing })
-		}
+		// One may have been said before the wait for another try.
+		h["Server-Timing"] = slices.DeleteFunc(h["Server-Timing"], func(v string) bool { return strings.HasPrefix(v, timingPrefix) })
 		h.Add("Server-Timing", q.serverTiming())
 	}
 	// What error pages commonly show is for clients: the short words.

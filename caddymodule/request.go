@@ -32,7 +32,6 @@ type request struct {
 	ctx         context.Context // that of came, and can be ended with the instance
 	forward     forwardContext
 	reservation reserver.Reservation
-	quiet       bool
 	cancel      context.CancelCauseFunc
 	trace       httptrace.ClientTrace
 	writer      responseWriter
@@ -40,17 +39,20 @@ type request struct {
 	replacer    *caddy.Replacer
 
 	// of one that may wait in the browser; page is nil for all others
-	page     *WaitingPage
-	key      visitorKey
-	pageLate bool // its turn had come: it may wait longer before it gets the page again
+	page *WaitingPage
+	key  visitorKey
 
 	// of the wait
 	deadline time.Time // zero until it waits
-	inLine   bool
 	waited   time.Duration
-	cold     bool
 	granted  time.Time // when it got its slot; zero if it did not wait
-	timing   string    // the Server-Timing that it was given, if any
+
+	// What is small stands together: thousands of these wait at a time.
+	quiet    bool
+	inLine   bool
+	cold     bool
+	pageLate bool  // its turn had come: it may wait longer before it gets the page again
+	seen     int32 // attempts that an instance may have seen
 
 	// of the instance that it has, or had last
 	instance, revision, address string
@@ -62,7 +64,6 @@ type request struct {
 
 	// of the attempts
 	attempt attempt
-	seen    int   // attempts that an instance may have seen
 	refusal error // why a further attempt got no slot
 
 	// of the error that Usher answered with
@@ -270,8 +271,7 @@ func (q *request) hold() (err error) {
 // and with a trace that tells what becomes of each attempt.
 func (q *request) forwarded() *http.Request {
 	if q.handler.ServerTiming {
-		q.timing = q.serverTiming()
-		q.writer.Header().Add("Server-Timing", q.timing)
+		q.writer.Header().Add("Server-Timing", q.serverTiming())
 	}
 	a := &q.attempt
 	q.trace = httptrace.ClientTrace{
@@ -435,8 +435,11 @@ func (q *request) end() {
 	q.body.end(q.writer.ResponseWriter)
 }
 
+// timingPrefix is how the Server-Timing of Usher begins.
+const timingPrefix = "usher-wait;dur="
+
 func (q *request) serverTiming() string {
-	t := "usher-wait;dur=" + strconv.FormatInt(q.waited.Milliseconds(), 10)
+	t := timingPrefix + strconv.FormatInt(q.waited.Milliseconds(), 10)
 	if q.cold {
 		t += ", usher-cold"
 	}

@@ -127,7 +127,7 @@ func (m MatchRetry) MatchWithError(r *http.Request) (bool, error) {
 			q.attempt.untraced = reserver.Failed
 		}
 	}
-	match := !q.maybeSeen() || q.seen < m.Attempts
+	match := !q.maybeSeen() || int(q.seen) < m.Attempts
 	if match {
 		q.attempt.approved = true
 	}
