@@ -53,7 +53,7 @@ func (c *console) list([]string) error {
 			s.Slots.inWords(), s.waitingInWords(), s.coldStartInWords(), s.Backend, "",
 		}
 		if s.LastError != nil {
-			row[len(row)-1] = *s.LastError
+			row[len(row)-1] = brief(*s.LastError)
 		}
 		rows = append(rows, row)
 	}
@@ -170,4 +170,20 @@ func (n instanceCounts) inWords() string {
 		return "none"
 	}
 	return strings.Join(parts, ", ")
+}
+
+// briefMost is how much of a message stands in the table of all services. The
+// whole of it, which may be lines of a program's output, is shown of one.
+const briefMost = 80
+
+// brief returns the beginning of a message: its first line, cut.
+func brief(message string) string {
+	line, _, more := strings.Cut(message, "\n")
+	if runes := []rune(line); len(runes) > briefMost {
+		line, more = string(runes[:briefMost]), true
+	}
+	if more {
+		line += " ..."
+	}
+	return line
 }

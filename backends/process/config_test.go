@@ -95,19 +95,6 @@ func TestBadConfigurationsAreRefusedAtLoad(t *testing.T) {
 	}
 }
 
-func TestSwitchingTheUserNeedsTheRight(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root has it")
-	}
-	b := &Backend{Command: "/bin/true", User: "root"}
-	if err := b.Provision(caddy.Context{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Validate(); err == nil || !strings.Contains(err.Error(), "CAP_SETUID, CAP_SETGID and CAP_KILL") {
-		t.Fatalf("%v", err)
-	}
-}
-
 func TestCommandsAreFoundAsTheInstanceWouldFindThem(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "tool"), []byte("#!/bin/sh\n"), 0o755); err != nil {

@@ -13,7 +13,7 @@ import (
 // them and a service user may have them.
 func maySwitch() bool {
 	const needed = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_KILL
-	status, err := os.ReadFile("/proc/self/status")
+	status, err := os.ReadFile("/proc/thread-self/status")
 	if err != nil {
 		return os.Geteuid() == 0
 	}
