@@ -229,8 +229,14 @@ func (f *fleet) set(change func()) {
 	change()
 }
 
-// up starts what is ordered of the newest revision.
+// up starts what is ordered of the newest revision, and waits for the order:
+// that a request waits only implies that it comes.
 func (f *fleet) up() {
+	f.t.Helper()
+	f.until("an order", func() bool {
+		r := f.revs[len(f.revs)-1]
+		return r.want > len(r.running)
+	})
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := f.revs[len(f.revs)-1]
