@@ -48,26 +48,64 @@ const byePatience = time.Second
 // eventWriter writes to a client that may not read. It would hang, and with
 // it the end of the server, for as long as the connection lives.
 type eventWriter struct {
-	w   http.ResponseWriter
-	rc  *http.ResponseController
-	mu  sync.Mutex
-	end bool
+	w  http.ResponseWriter
+	rc *http.ResponseController
+
+	mu    sync.Mutex
+	until time.Time // when the last write is over, once the server ends
 }
 
-// ending cuts short even a write that hangs already.
-func (e *eventWriter) ending() {
+func newEventWriter(w http.ResponseWriter) *eventWriter {
+	return &eventWriter{w: w, rc: http.NewResponseController(w)}
+}
+
+// endWith cuts writes short as soon as end is closed, even one that hangs
+// already, until done is closed.
+func (e *eventWriter) endWith(end, done <-chan struct{}) {
+	select {
+	case <-end:
+	case <-done:
+		return
+	}
+	until := time.Now().Add(byePatience)
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.end = true
-	_ = e.rc.SetWriteDeadline(time.Now().Add(byePatience))
+	e.until = until
+	e.mu.Unlock()
+	// What Caddy puts around a response is for one goroutine alone. The
+	// connection's own takes a deadline from any, but a write that is about to
+	// begin may set a later one.
+	below := http.NewResponseController(innermost(e.w))
+	again := time.NewTicker(byePatience / 10)
+	defer again.Stop()
+	for {
+		_ = below.SetWriteDeadline(until)
+		select {
+		case <-again.C:
+		case <-done:
+			return
+		}
+	}
+}
+
+// innermost returns the response that all others are wrapped around.
+func innermost(w http.ResponseWriter) http.ResponseWriter {
+	for {
+		wrapper, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return w
+		}
+		w = wrapper.Unwrap()
+	}
 }
 
 func (e *eventWriter) write(text string) error {
 	e.mu.Lock()
-	if !e.end {
-		_ = e.rc.SetWriteDeadline(time.Now().Add(eventPatience))
-	}
+	until := e.until
 	e.mu.Unlock()
+	if until.IsZero() {
+		until = time.Now().Add(eventPatience)
+	}
+	_ = e.rc.SetWriteDeadline(until)
 	if _, err := io.WriteString(e.w, text); err != nil {
 		return err
 	}
@@ -106,19 +144,13 @@ func streamEvents(w http.ResponseWriter, r *http.Request, h *hub, _ *service, _ 
 // that come, until there are no more or the server ends, which end tells, and
 // at last `bye`.
 func sendEvents(w http.ResponseWriter, r *http.Request, end <-chan struct{}, events <-chan event, first ...event) error {
-	out := &eventWriter{w: w, rc: http.NewResponseController(w)}
+	out := newEventWriter(w)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 
 	done := make(chan struct{})
 	var watching sync.WaitGroup
-	watching.Go(func() {
-		select {
-		case <-end:
-			out.ending()
-		case <-done:
-		}
-	})
+	watching.Go(func() { out.endWith(end, done) })
 	defer watching.Wait()
 	defer close(done)
 

@@ -8,10 +8,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 // adminServer answers as Caddy's admin endpoint does.
@@ -330,13 +332,35 @@ func TestEventStreamEndsWithTheAdminServer(t *testing.T) {
 	}
 }
 
+// idleWriter is for one goroutine, as what Caddy puts around the response of a
+// server with a write_idle_timeout, and sets its own deadline before a write.
+type idleWriter struct {
+	caddyhttp.ResponseWriterWrapper
+	t    *testing.T
+	busy atomic.Bool
+}
+
+func (w *idleWriter) SetWriteDeadline(deadline time.Time) error {
+	if w.busy.Load() {
+		w.t.Error("a deadline is set while another goroutine writes")
+	}
+	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(deadline)
+}
+
+func (w *idleWriter) Write(p []byte) (int, error) {
+	w.busy.Store(true)
+	defer w.busy.Store(false)
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(eventPatience))
+	return w.ResponseWriter.Write(p)
+}
+
 func TestEventStreamThatNobodyReadsEndsWithTheAdminServer(t *testing.T) {
 	t.Parallel()
 	h := newHub()
 	t.Cleanup(func() { _ = h.closeAll() })
 	flooded := make(chan bool)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = streamEvents(w, r, h, nil, "")
+		_ = streamEvents(&idleWriter{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, t: t}, r, h, nil, "")
 		close(flooded)
 	}))
 	srv.Start()

@@ -187,7 +187,7 @@ func checkStream(t *testing.T, events <-chan event) {
 	n := 0
 	for len(events) > 0 {
 		w := httptest.NewRecorder()
-		out := &eventWriter{w: w, rc: http.NewResponseController(w)}
+		out := newEventWriter(w)
 		if err := out.event(<-events); err != nil {
 			t.Fatal(err)
 		}

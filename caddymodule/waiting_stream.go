@@ -51,7 +51,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool) err
 		extra.Set(zap.Dict("usher", zap.String("service", s.name)))
 	}
 
-	out := &eventWriter{w: w, rc: http.NewResponseController(w)}
+	out := newEventWriter(w)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no") // for a proxy in front that would collect it
@@ -59,13 +59,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool) err
 	defer func() { _ = out.rc.SetWriteDeadline(time.Time{}) }()
 	done := make(chan struct{})
 	var watching sync.WaitGroup
-	watching.Go(func() {
-		select {
-		case <-h.place.ended:
-			out.ending()
-		case <-done:
-		}
-	})
+	watching.Go(func() { out.endWith(h.place.ended, done) })
 	defer watching.Wait()
 	defer close(done)
 
