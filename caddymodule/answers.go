@@ -59,14 +59,21 @@ var refusalCodes = map[scaler.RefusalKind]string{
 	scaler.RefusedExiting:   codeShuttingDown,
 }
 
+// explanation is what a client is told that Usher itself answers.
+type explanation struct {
+	code, detail, fullDetail string
+	retryAfter               int // seconds
+}
+
 // explain finds the code and the words for the reason of a refusal, and when
 // it may be worth to ask again.
 func (q *request) explain(reason error) {
-	q.retryAfter = 1
+	why := &explanation{retryAfter: 1}
+	q.why = why
 	var wait time.Duration
 	if r, ok := errors.AsType[*scaler.Refusal](reason); ok {
-		q.code = refusalCodes[r.Kind]
-		q.detail, q.fullDetail = r.Short, r.Detail
+		why.code = refusalCodes[r.Kind]
+		why.detail, why.fullDetail = r.Short, r.Detail
 		wait = time.Until(r.Until)
 		if q.quiet && (r.Kind == scaler.RefusedFailing || r.Kind == scaler.RefusedPlatform) {
 			// Whether it could be woken is no matter of this request.
@@ -75,22 +82,22 @@ func (q *request) explain(reason error) {
 	}
 	switch {
 	case errors.Is(reason, reserver.ErrQueueFull):
-		q.code, q.detail = codeQueueFull, "the waiting line is full"
+		why.code, why.detail = codeQueueFull, "the waiting line is full"
 		wait = q.service.forecast()
 	case errors.Is(reason, errWaitTimeout):
-		q.code, q.detail = codeWaitTimeout, "held for "+q.waited.Round(time.Millisecond).String()
+		why.code, why.detail = codeWaitTimeout, "held for "+q.waited.Round(time.Millisecond).String()
 		wait = q.service.forecast()
 	case errors.Is(reason, errWaitingPage):
-		q.code, q.detail = codeWaitingPage, "the browser waits with the waiting page"
+		why.code, why.detail = codeWaitingPage, "the browser waits with the waiting page"
 		wait = q.service.forecast()
 	case errors.Is(reason, reserver.ErrAsleep):
-		q.code, q.detail, q.fullDetail = codeAsleep, "no instance is ready, and this request does not wake the service", ""
+		why.code, why.detail, why.fullDetail = codeAsleep, "no instance is ready, and this request does not wake the service", ""
 	}
-	if q.fullDetail == "" {
-		q.fullDetail = q.detail
+	if why.fullDetail == "" {
+		why.fullDetail = why.detail
 	}
 	// Rounded up: who comes a moment too early is refused once more.
-	q.retryAfter = max(1, int((wait+time.Second-1)/time.Second))
+	why.retryAfter = max(1, int((wait+time.Second-1)/time.Second))
 }
 
 // refuse answers a request that no instance can have seen.
@@ -100,18 +107,18 @@ func (q *request) refuse(reason error) error {
 		return caddyhttp.Error(statusClientGone, fmt.Errorf("service %s: %w after %v in the line", q.service.name, reason, q.waited.Round(time.Millisecond)))
 	}
 	q.explain(reason)
-	q.service.outcome(q.code, q.waited)
+	q.service.outcome(q.why.code, q.waited)
 	if c := q.service.log().Check(zap.DebugLevel, "request refused"); c != nil {
-		c.Write(zap.String("code", q.code), zap.String("detail", q.fullDetail), zap.Duration("waited", q.waited))
+		c.Write(zap.String("code", q.why.code), zap.String("detail", q.why.fullDetail), zap.Duration("waited", q.waited))
 	}
 
 	w := q.writer.ResponseWriter
 	q.body.abandon(w)
 	h := w.Header()
-	h.Set("Retry-After", strconv.Itoa(q.retryAfter))
+	h.Set("Retry-After", strconv.Itoa(q.why.retryAfter))
 	h.Set("Cache-Control", "no-store")
-	h.Set(headerError, q.code)
-	if q.code == codeShuttingDown && q.came.ProtoMajor == 1 {
+	h.Set(headerError, q.why.code)
+	if q.why.code == codeShuttingDown && q.came.ProtoMajor == 1 {
 		h.Set("Connection", "close")
 	}
 	if q.handler.ServerTiming {
@@ -120,9 +127,9 @@ func (q *request) refuse(reason error) error {
 		h.Add("Server-Timing", q.serverTiming())
 	}
 	// What error pages commonly show is for clients: the short words.
-	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.code, q.detail))
+	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.why.code, q.why.detail))
 	q.restore()
-	if q.code != codeWaitingPage && q.handler.place.errors.answered(q.handler.server, w, q.with(q.ctx), err) {
+	if q.why.code != codeWaitingPage && q.handler.place.errors.answered(q.handler.server, w, q.with(q.ctx), err) {
 		return nil
 	}
 	if q.page != nil {
@@ -273,11 +280,11 @@ func oneLine(text string) string {
 // answer writes Usher's own answer, in the form that the client prefers.
 func (q *request) answer(w http.ResponseWriter) {
 	p := problem{
-		Title: titles[q.code], Status: http.StatusServiceUnavailable, Detail: q.detail, Code: q.code,
-		Service: q.service.name, RetryAfter: q.retryAfter, WaitedMS: q.waited.Milliseconds(),
+		Title: titles[q.why.code], Status: http.StatusServiceUnavailable, Detail: q.why.detail, Code: q.why.code,
+		Service: q.service.name, RetryAfter: q.why.retryAfter, WaitedMS: q.waited.Milliseconds(),
 	}
 	if q.service.live.Load().detailFull {
-		p.Detail = q.fullDetail
+		p.Detail = q.why.fullDetail
 	}
 	form := typeProblem
 	if accept := strings.Join(q.came.Header.Values("Accept"), ","); accept != "" {

@@ -19,7 +19,8 @@ const (
 	aheadMaxInAll = 64 << 20
 )
 
-// requestBody is the body of a request that may have to wait.
+// requestBody is the body of a request that may have to wait; nil if it has
+// none.
 //
 // net/http notices that an HTTP/1.1 client has gone only once the body was
 // read to its end. So while such a request waits, a goroutine reads its
@@ -27,7 +28,7 @@ const (
 // is what was read, followed by the rest; an error is passed on where it
 // occurred.
 type requestBody struct {
-	rest   io.ReadCloser // nil if there is no body
+	rest   io.ReadCloser
 	http1  bool
 	length int64
 	held   *atomic.Int64 // bytes read ahead over all services
@@ -52,7 +53,7 @@ var errWithheld = errors.New("it is not known where the connection leads")
 
 // withhold keeps the body from being read and closed, or no longer does so.
 func (b *requestBody) withhold(on bool) {
-	if b.rest == nil {
+	if b == nil {
 		return
 	}
 	b.mu.Lock()
@@ -60,14 +61,14 @@ func (b *requestBody) withhold(on bool) {
 	b.withheld = on
 }
 
-func (b *requestBody) init(r *http.Request, held *atomic.Int64) {
-	b.rest, b.http1, b.length, b.held = r.Body, r.ProtoMajor == 1, r.ContentLength, held
+func newRequestBody(r *http.Request, held *atomic.Int64) *requestBody {
+	return &requestBody{rest: r.Body, http1: r.ProtoMajor == 1, length: r.ContentLength, held: held}
 }
 
 // readAhead begins to read, where that is of use. The channel is closed if
 // the connection turns out to be broken.
 func (b *requestBody) readAhead() <-chan struct{} {
-	if b.rest == nil || !b.http1 || b.length > aheadMax {
+	if b == nil || !b.http1 || b.length > aheadMax {
 		return nil
 	}
 	b.mu.Lock()
@@ -165,7 +166,7 @@ func (b *requestBody) fail(err error) {
 // stopReadingAhead lets the goroutine end after the read it is in. A grant
 // does not wait for that.
 func (b *requestBody) stopReadingAhead() {
-	if b.rest == nil {
+	if b == nil {
 		return
 	}
 	b.mu.Lock()
@@ -222,7 +223,7 @@ func (b *requestBody) Close() error {
 // failed says whether reading the body failed: then an error of the proxy
 // tells nothing about the instance.
 func (b *requestBody) failed() bool {
-	if b.rest == nil {
+	if b == nil {
 		return false
 	}
 	b.mu.Lock()
@@ -234,7 +235,7 @@ func (b *requestBody) failed() bool {
 // that does not depend on it: net/http would wait for the rest of an HTTP/1.1
 // body before it sends the answer.
 func (b *requestBody) abandon(w http.ResponseWriter) {
-	if b.rest == nil || !b.http1 {
+	if b == nil || !b.http1 {
 		return
 	}
 	b.mu.Lock()
@@ -250,7 +251,7 @@ func (b *requestBody) abandon(w http.ResponseWriter) {
 
 // end waits for the goroutine and gives back what it was charged.
 func (b *requestBody) end(w http.ResponseWriter) {
-	if b.rest == nil {
+	if b == nil {
 		return
 	}
 	b.mu.Lock()

@@ -125,9 +125,10 @@ func (h *Handler) checkWriteTimeout(ctx caddy.Context) {
 
 // serverPlace is what the handlers of one HTTP server share.
 type serverPlace struct {
-	name   string // for messages
-	errors errorRoutes
-	ended  chan struct{} // closed when the server shuts down
+	name       string // for messages
+	generation *generation
+	errors     errorRoutes
+	ended      chan struct{} // closed when the server shuts down
 }
 
 // placeOf returns what the handlers of server share; it is nil for handlers
@@ -137,7 +138,7 @@ func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
 	if place != nil {
 		return place
 	}
-	place = &serverPlace{name: "a handler of the HTTP app", ended: make(chan struct{})}
+	place = &serverPlace{name: "a handler of the HTTP app", generation: a.generation, ended: make(chan struct{})}
 	a.generation.draft.servers[server] = place
 	if server == nil {
 		return place
@@ -178,7 +179,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	q := newRequest(h, w, r, quiet)
 	defer q.end()
 	if waitsInBrowser {
-		q.page, q.key = h.WaitingPage, keyOf(r)
+		key := keyOf(r)
+		q.page, q.key = h.WaitingPage, &key
 	}
 
 	if err := q.reserve(); err != nil {

@@ -320,7 +320,7 @@ func TestG3SlotComesBackWhateverFollows(t *testing.T) {
 	if r := c.get("/"); r.status != 200 {
 		t.Fatalf("%+v", r)
 	}
-	h := &Handler{Service: f.name, service: serving(t, f.name), place: new(serverPlace)}
+	h := &Handler{Service: f.name, service: serving(t, f.name), place: &serverPlace{generation: new(generation)}}
 	for name, next := range map[string]caddyhttp.HandlerFunc{
 		"a panic":  func(http.ResponseWriter, *http.Request) error { panic(http.ErrAbortHandler) },
 		"an error": func(http.ResponseWriter, *http.Request) error { return caddyhttp.Error(418, nil) },
@@ -359,9 +359,7 @@ func TestG3SlotComesBackWhateverFollows(t *testing.T) {
 
 // aheadBody is a request body as a handler sees it, over what a client sends.
 func aheadBody(rest io.Reader, held *atomic.Int64) *requestBody {
-	b := new(requestBody)
-	b.init(&http.Request{Body: io.NopCloser(rest), ProtoMajor: 1, ContentLength: -1}, held)
-	return b
+	return newRequestBody(&http.Request{Body: io.NopCloser(rest), ProtoMajor: 1, ContentLength: -1}, held)
 }
 
 func TestReadAheadIsBoundedOverAllServices(t *testing.T) {
@@ -453,8 +451,7 @@ func TestWaitForARetryLearnsOfTheClientThroughTheReadOfTheFirst(t *testing.T) {
 
 func TestBodyOfHTTP2IsNotReadAhead(t *testing.T) {
 	t.Parallel()
-	b := new(requestBody)
-	b.init(&http.Request{Body: io.NopCloser(strings.NewReader("x")), ProtoMajor: 2, ContentLength: -1}, new(atomic.Int64))
+	b := newRequestBody(&http.Request{Body: io.NopCloser(strings.NewReader("x")), ProtoMajor: 2, ContentLength: -1}, new(atomic.Int64))
 	if b.readAhead() != nil {
 		t.Error("it reads")
 	}

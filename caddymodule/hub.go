@@ -115,6 +115,10 @@ type generation struct {
 	services    map[string]*service
 	definitions map[string]*definition
 	draft       draft
+
+	// silentDials is true if the transport of some proxy does not tell of the
+	// connections that it makes.
+	silentDials bool
 }
 
 // draft is what is of use only while a configuration is provisioned.

@@ -9,12 +9,10 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -24,23 +22,23 @@ import (
 
 // request is one request's way through Usher: its reservation, what is known
 // of its attempts, and what users are told about it. One allocation holds all
-// of it.
+// that every request needs; what few need is behind a pointer.
 type request struct {
 	handler     *Handler
 	service     *service
 	came        *http.Request   // as the server knows it
 	ctx         context.Context // that of came, and can be ended with the instance
-	forward     forwardContext
 	reservation reserver.Reservation
 	cancel      context.CancelCauseFunc
 	trace       httptrace.ClientTrace
 	writer      responseWriter
-	body        requestBody
+	body        *requestBody // nil if there is none
 	replacer    *caddy.Replacer
+	vars        map[string]any
 
 	// of one that may wait in the browser; page is nil for all others
 	page *WaitingPage
-	key  visitorKey
+	key  *visitorKey
 
 	// of the wait
 	deadline time.Time // zero until it waits
@@ -55,76 +53,50 @@ type request struct {
 	seen     int32 // attempts that an instance may have seen
 
 	// of the instance that it has, or had last
-	instance, revision, address string
-	ties                        *ties // nil where none are needed
+	instance *reserver.Instance
+	address  string
+	ties     *ties // nil where none are needed
 
-	// of all instances that it had: a connection can come about when the
-	// request that asked for it is elsewhere
-	dials dials
+	// of all instances with ties that it had: a connection can come about
+	// when the request that asked for it is elsewhere
+	dials atomic.Pointer[dials]
 
 	// of the attempts
 	attempt attempt
 	refusal error // why a further attempt got no slot
 
-	// of the error that Usher answered with
-	code, detail, fullDetail string
-	retryAfter               int
-}
-
-// attempt is what is known about one attempt to send the request. The trace
-// is called from several goroutines.
-type attempt struct {
-	handed    bool        // the proxy was given the instance
-	asked     bool        // the retry rules were asked: it is no dial error
-	direct    bool        // the transport looked for one to the instance; where ties are needed
-	tried     atomic.Bool // the transport looked for a connection
-	connected atomic.Bool
-	wrote     atomic.Bool // the header, at least, may have left
-	answered  atomic.Bool
-	starved   atomic.Bool // no connection for lack of something of our own
-	withheld  atomic.Bool // nothing was written to a connection of which it is not known where it leads
-	approved  bool        // the retry rules allow another attempt
-
-	// untraced is the fate where the transport does not tell the trace, as
-	// that of FastCGI.
-	untraced reserver.Fate
-}
-
-func (a *attempt) reset() {
-	a.handed, a.asked, a.direct = false, false, false
-	a.tried.Store(false)
-	a.connected.Store(false)
-	a.wrote.Store(false)
-	a.answered.Store(false)
-	a.starved.Store(false)
-	a.withheld.Store(false)
-	a.approved = false
-	a.untraced = reserver.Neutral
-}
-
-// reset begins another attempt.
-func (q *request) reset() {
-	if q.attempt.withheld.Load() {
-		q.body.withhold(false)
-	}
-	q.attempt.reset()
+	why *explanation // of the error that Usher answered with; nil without one
 }
 
 type requestKey struct{}
 
-// forwardContext is the context of the request behind the handler. It is a
-// part of the request, which saves an allocation for each.
-type forwardContext struct {
-	context.Context //nolint:containedctx // it is one
-	request         *request
-}
+// forwardContext is a request as the context of the request behind the handler.
+type forwardContext request
 
-// Value implements context.Context.
+// Deadline implements context.Context.
+func (c *forwardContext) Deadline() (time.Time, bool) { return c.ctx.Deadline() }
+
+// Done implements context.Context.
+func (c *forwardContext) Done() <-chan struct{} { return c.ctx.Done() }
+
+// Err implements context.Context.
+func (c *forwardContext) Err() error { return c.ctx.Err() }
+
+// Value implements context.Context. What a proxy asks for all the time it
+// answers itself: the way down to Caddy's own values is long.
 func (c *forwardContext) Value(key any) any {
-	if key == (requestKey{}) {
-		return c.request
+	switch key := key.(type) {
+	case requestKey:
+		return (*request)(c)
+	case caddy.CtxKey:
+		switch {
+		case key == caddy.ReplacerCtxKey && c.replacer != nil:
+			return c.replacer
+		case key == caddyhttp.VarsCtxKey && c.vars != nil:
+			return c.vars
+		}
 	}
-	return c.Context.Value(key)
+	return c.ctx.Value(key)
 }
 
 // requestOf returns the request that the handler has put into the context.
@@ -143,13 +115,14 @@ func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) 
 	// Caddy wraps every body, so that one that is not there looks like one
 	// that is; the length tells.
 	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 {
-		q.body.init(r, &h.service.hub.held)
+		q.body = newRequestBody(r, &h.service.hub.held)
 	}
 
 	q.replacer, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if q.replacer != nil {
 		q.replacer.Map(q.placeholder)
 	}
+	q.vars, _ = r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	// Caddy makes a new table at each call: not for a server without a log.
 	if h.server == nil || h.server.Logs != nil {
 		if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
@@ -163,8 +136,8 @@ func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) 
 // was read ahead.
 func (q *request) with(ctx context.Context) *http.Request {
 	r := q.came.WithContext(ctx)
-	if q.body.rest != nil {
-		r.Body = &q.body
+	if q.body != nil {
+		r.Body = q.body
 	}
 	return r
 }
@@ -187,7 +160,7 @@ func (q *request) reserve() error {
 // the browser has a place in the line already.
 func (q *request) ask() (bool, error) {
 	if q.page != nil {
-		if v := q.service.visitors.find(q.key); v != nil {
+		if v := q.service.visitors.find(*q.key); v != nil {
 			return q.comeBack(v)
 		}
 	}
@@ -197,9 +170,12 @@ func (q *request) ask() (bool, error) {
 // seated takes note of the instance on which q has its slot now.
 func (q *request) seated() {
 	i := q.reservation.Instance()
-	q.instance, q.revision, q.address = i.ID, i.Revision, dialAddress(i.Network, i.Address)
+	q.instance, q.address = i, dialAddress(i.Network, i.Address)
 	if q.ties = tiesOf(i); q.ties != nil {
-		q.dials.add(q.ties)
+		if q.dials.Load() == nil {
+			q.dials.Store(new(dials))
+		}
+		q.dials.Load().add(q.ties)
 	}
 }
 
@@ -249,7 +225,7 @@ func (q *request) hold() (err error) {
 	now := time.Now()
 	q.waited += now.Sub(start)
 	if errors.Is(err, errWaitingPage) {
-		err = q.service.visitors.keep(q.key, &q.reservation, q.page.linger())
+		err = q.service.visitors.keep(*q.key, &q.reservation, q.page.linger())
 	}
 	if errors.Is(err, errWaitTimeout) || errors.Is(err, errClientGone) {
 		if q.reservation.Cancel() {
@@ -266,83 +242,6 @@ func (q *request) hold() (err error) {
 	}
 	return err
 }
-
-// forwarded returns the request for the next handlers: with the reservation,
-// and with a trace that tells what becomes of each attempt.
-func (q *request) forwarded() *http.Request {
-	if q.handler.ServerTiming {
-		q.writer.Header().Add("Server-Timing", q.serverTiming())
-	}
-	a := &q.attempt
-	q.trace = httptrace.ClientTrace{
-		GetConn: func(addr string) {
-			a.tried.Store(true)
-			a.direct = q.ties != nil && q.toInstance(addr)
-		},
-		GotConn:              q.gotConn,
-		WroteHeaders:         func() { a.wrote.Store(true) },
-		GotFirstResponseByte: q.firstByte,
-		ConnectDone: func(_, addr string, err error) {
-			switch {
-			case err == nil:
-				q.dials.done(addr)
-			case ownShortage(err):
-				a.starved.Store(true)
-			}
-		},
-	}
-	q.forward = forwardContext{q.ctx, q}
-	return q.with(httptrace.WithClientTrace(&q.forward, &q.trace))
-}
-
-// firstByte takes note that the instance answers.
-func (q *request) firstByte() {
-	q.attempt.answered.Store(true)
-	if q.cold {
-		q.service.loop.Answered()
-	}
-}
-
-// ownShortage says whether a connection could not be made for a reason that
-// tells nothing about the instance.
-func ownShortage(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
-}
-
-// fate judges the last attempt.
-func (q *request) fate() reserver.Fate {
-	a := &q.attempt
-	switch {
-	case a.withheld.Load():
-		return reserver.Doubted
-	case a.answered.Load():
-		return reserver.Answered
-	case !a.tried.Load() && a.handed && q.ctx.Err() == nil && !q.body.failed():
-		return a.untraced
-	case !a.tried.Load(), a.starved.Load(), q.ctx.Err() != nil, q.body.failed():
-		return reserver.Neutral
-	case !a.connected.Load():
-		return reserver.Refused
-	}
-	return reserver.Failed
-}
-
-// maybeSeen says whether the instance may have seen something of the last
-// attempt.
-func (q *request) maybeSeen() bool {
-	a := &q.attempt
-	// Of a request that was withheld the header may have got into a buffer.
-	return !a.withheld.Load() && (a.wrote.Load() || a.answered.Load() || a.handed && a.asked && !a.tried.Load())
-}
-
-// errSeen ends a request that an instance may have seen and that no rule
-// allows to repeat.
-var errSeen = errors.New("an instance may have seen the request, and the retry rules do not allow to repeat it")
 
 // again gets a slot for a further attempt. If there is none the reason is
 // kept: the proxy would lose it.
@@ -397,7 +296,7 @@ func (q *request) finish(err error) error {
 	q.reservation.Release(q.fate())
 	switch {
 	case gone && (q.writer.suppressed || q.refusal != nil):
-		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: instance %s: %w", q.service.name, q.instance, scaler.ErrGone))
+		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: instance %s: %w", q.service.name, q.instance.ID, scaler.ErrGone))
 	case err == nil || q.refusal == nil || errors.Is(q.refusal, errSeen):
 		return err
 	case errors.Is(q.refusal, errClientGone):
@@ -405,21 +304,6 @@ func (q *request) finish(err error) error {
 		return caddyhttp.Error(http.StatusBadGateway, fmt.Errorf("service %s: an instance may have seen the request, and there is none for another try: %w", q.service.name, q.refusal))
 	}
 	return q.refuse(q.refusal)
-}
-
-// untracedFate judges an attempt by what the proxy returned.
-func untracedFate(err error) reserver.Fate {
-	if err == nil {
-		return reserver.Answered
-	}
-	if _, ok := errors.AsType[reverseproxy.DialError](err); ok {
-		return reserver.Refused
-	}
-	if e, ok := errors.AsType[caddyhttp.HandlerError](err); ok && e.StatusCode >= http.StatusBadGateway {
-		return reserver.Failed
-	}
-	// An error of a route that handled the answer, say.
-	return reserver.Neutral
 }
 
 // end releases whatever is still held. It runs in any case, a panic included.
@@ -455,25 +339,30 @@ func (q *request) placeholder(key string) (any, bool) {
 	switch name {
 	case "service":
 		return q.service.name, true
-	case "instance":
-		return q.instance, true
-	case "address":
-		return q.address, true
-	case "revision":
-		return q.revision, true
 	case "wait_ms":
 		return q.waited.Milliseconds(), true
 	case "cold":
 		return q.cold, true
-	case "error":
-		return q.code, true
-	case "error.detail":
-		return q.fullDetail, true
-	case "retry_after":
-		if q.retryAfter == 0 {
+	case "address":
+		return q.address, true
+	case "instance", "revision":
+		switch {
+		case q.instance == nil:
 			return "", true
+		case name == "instance":
+			return q.instance.ID, true
 		}
-		return q.retryAfter, true
+		return q.instance.Revision, true
+	case "error", "error.detail", "retry_after":
+		switch {
+		case q.why == nil:
+			return "", true
+		case name == "error":
+			return q.why.code, true
+		case name == "error.detail":
+			return q.why.fullDetail, true
+		}
+		return q.why.retryAfter, true
 	}
 	return nil, false
 }
@@ -481,14 +370,14 @@ func (q *request) placeholder(key string) (any, bool) {
 // MarshalLogObject implements zapcore.ObjectMarshaler for the access log.
 func (q *request) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	enc.AddString("service", q.service.name)
-	if q.instance != "" {
-		enc.AddString("instance", q.instance)
+	if q.instance != nil {
+		enc.AddString("instance", q.instance.ID)
 		enc.AddString("address", q.address)
 	}
 	enc.AddInt64("wait_ms", q.waited.Milliseconds())
 	enc.AddBool("cold", q.cold)
-	if q.code != "" {
-		enc.AddString("error", q.code)
+	if q.why != nil {
+		enc.AddString("error", q.why.code)
 	}
 	return nil
 }

@@ -23,18 +23,35 @@ var unseen = caddyhttp.MatcherSets{{MatchRetry{}}}
 
 // Provision completes the `reverse_proxy` that has this source: a request that
 // no instance can have seen may go to another one, and one that was seen as
-// often as its `retries`, by its `retry_match`, say. That is done here, and
-// not where the handler is written down, because it holds for whoever writes
-// it, and because Caddy keeps what is written down in memory several times.
+// often as its `retries`, by its `retry_match`, say; and its transport tells of
+// the connections that it makes. That is done here, and not where the handler
+// is written down, because it holds for whoever writes it, and because Caddy
+// keeps what is written down in memory several times.
 func (Upstreams) Provision(ctx caddy.Context) error {
 	lineage := ctx.Modules()
 	if len(lineage) < 2 {
 		return nil
 	}
-	if rp, ok := lineage[len(lineage)-2].(*reverseproxy.Handler); ok {
-		return setRetries(rp)
+	rp, ok := lineage[len(lineage)-2].(*reverseproxy.Handler)
+	if !ok {
+		return nil
 	}
-	return nil
+	app, err := ctx.App("usher")
+	if err != nil {
+		return err
+	}
+	if rp.Transport == nil {
+		// It is the one that the proxy would make itself.
+		t := new(reverseproxy.HTTPTransport)
+		if err := t.Provision(ctx); err != nil {
+			return fmt.Errorf("provisioning the default transport: %w", err)
+		}
+		rp.Transport = t
+	}
+	if !tellOfDials(rp.Transport) {
+		app.(*App).generation.silentDials = true
+	}
+	return setRetries(rp)
 }
 
 // setRetries adds Usher's own rule to those of the user. A proxy whose rules

@@ -275,7 +275,7 @@ func TestInterruptedRequestIs502InEveryMoment(t *testing.T) {
 		},
 		"while it waits for another try": func(_ *testing.T, f *fleet, q *request, _ http.ResponseWriter, r *http.Request) error {
 			f.set(func() { f.manual = true })
-			f.die(q.instance)
+			f.die(q.instance.ID)
 			f.ready(0)
 			go func() {
 				f.waiting(1)
@@ -289,7 +289,7 @@ func TestInterruptedRequestIs502InEveryMoment(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t)
 			start(t, site(f.usher()))
-			h := &Handler{Service: f.name, service: serving(t, f.name), place: new(serverPlace), WaitTimeout: caddy.Duration(patience)}
+			h := &Handler{Service: f.name, service: serving(t, f.name), place: &serverPlace{generation: new(generation)}, WaitTimeout: caddy.Duration(patience)}
 			rec := httptest.NewRecorder()
 			err := h.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil), caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 				return next(t, f, requestOf(r.Context()), w, r)

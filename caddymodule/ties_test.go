@@ -339,7 +339,8 @@ func TestAWarmRequestPaysNothingForTies(t *testing.T) {
 	x, _, connect := stranger(t)
 	connect()
 	q := &request{ties: x, address: "127.0.0.1:80"}
-	q.dials.add(x)
+	q.dials.Store(new(dials))
+	q.dials.Load().add(x)
 	q.attempt.direct = true
 	info := httptrace.GotConnInfo{Reused: true}
 	if n := testing.AllocsPerRun(100, func() { q.gotConn(info) }); n != 0 {

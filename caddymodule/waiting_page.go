@@ -286,7 +286,7 @@ func (p *WaitingPage) answer(w http.ResponseWriter, q *request, d PageData) {
 	d.Again = selfReference(originalURI(q.came))
 	d.Refresh = max(p.refreshSeconds(), 1)
 	if !d.Waiting {
-		d.Refresh = max(d.Refresh, q.retryAfter)
+		d.Refresh = max(d.Refresh, q.why.retryAfter)
 	}
 	d.Script = template.HTML(fmt.Sprintf("<script nonce=\"%s\" data-refresh=\"%d\">%s</script>", d.Nonce, d.Refresh, waitingPageScript)) //nolint:gosec // all of it is our own
 	var body bytes.Buffer

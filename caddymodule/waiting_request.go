@@ -87,7 +87,7 @@ func (q *request) answerPage(w http.ResponseWriter, reason error) {
 	if errors.Is(reason, errWaitingPage) {
 		reason = nil
 	}
-	v := q.service.visitors.find(q.key)
+	v := q.service.visitors.find(*q.key)
 	d := q.service.look(wordsFor(strings.Join(q.came.Header.Values("Accept-Language"), ",")), v, q, reason)
 	if v != nil {
 		q.service.visitors.leave(v, q.page.linger())

@@ -174,11 +174,11 @@ func (s *service) look(w *words, v *visitor, q *request, refusal error) PageData
 	d := PageData{Service: s.name, State: stateLine}
 	if refusal != nil {
 		q.explain(refusal)
-		d.State, d.Reason = q.code, q.detail
+		d.State, d.Reason = q.why.code, q.why.detail
 		if s.live.Load().detailFull {
-			d.Reason = q.fullDetail
+			d.Reason = q.why.fullDetail
 		}
-		w.fill(&d, time.Duration(q.retryAfter)*time.Second)
+		w.fill(&d, time.Duration(q.why.retryAfter)*time.Second)
 		return d
 	}
 	if s.reserver.Stats().Open == 0 {

@@ -1,6 +1,6 @@
 // Command caddy is the Caddy that the benchmark measures, with Usher and
 // without: without, where the configuration does not name it. Beside Usher it
-// has the stand-ins of the benchmark.
+// has the stand-in of the benchmark.
 package main
 
 import (

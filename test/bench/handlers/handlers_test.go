@@ -2,9 +2,10 @@
 // that of Caddy's own load balancing, without a network around it.
 //
 // Both sides run through the same server of Caddy and the same
-// `reverse_proxy`, on a transport that answers by itself: what differs is how
-// an upstream is found and, with Usher, the reservation. The sockets, which
-// cost several times as much and would hide the difference, are left out.
+// `reverse_proxy` with the usual transport, which gets its answers without a
+// connection: what differs is how an upstream is found and, with Usher, the
+// reservation. The sockets, which cost several times as much and would hide
+// the difference, are left out.
 //
 //	go test -bench . -cpuprofile cpu.out ./test/bench/handlers
 package handlers
@@ -12,6 +13,7 @@ package handlers
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -23,6 +25,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	_ "github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"golang.org/x/sys/unix"
 
@@ -51,7 +54,6 @@ func usher(n int) string {
 		"backend existing 127.0.0.1 %d\n"+
 		"instances %d %d\n"+
 		"ready platform\n"+
-		"transport standin\n"+
 		"}", firstPort, n, n)
 }
 
@@ -63,7 +65,6 @@ func stock(n int, policy string) string {
 	}
 	return fmt.Sprintf("reverse_proxy%s {\n"+
 		"lb_policy %s\n"+
-		"transport standin\n"+
 		"}", upstreams.String(), policy)
 }
 
@@ -86,7 +87,41 @@ func serve(b *testing.B, site string) *caddyhttp.Server {
 	if strings.HasPrefix(site, "usher") {
 		awaitReady(b, admin)
 	}
-	return app.(*caddyhttp.App).Servers["srv0"]
+	server := app.(*caddyhttp.App).Servers["srv0"]
+	if n := disconnect(server.Routes); n != 1 {
+		b.Fatalf("%d proxies", n)
+	}
+	return server
+}
+
+// disconnect lets the transports of all proxies answer by themselves, and
+// returns how many there are.
+func disconnect(routes caddyhttp.RouteList) (n int) {
+	for _, route := range routes {
+		for _, h := range route.Handlers {
+			switch h := h.(type) {
+			case *caddyhttp.Subroute:
+				n += disconnect(h.Routes)
+			case *reverseproxy.Handler:
+				h.Transport.(*reverseproxy.HTTPTransport).Transport.RegisterProtocol("http", echo{})
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// echo answers every request itself.
+type echo struct{}
+
+// RoundTrip implements http.RoundTripper.
+func (echo) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{
+		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header:        http.Header{"Content-Type": {"text/plain"}},
+		Body:          io.NopCloser(strings.NewReader("hello\n")),
+		ContentLength: int64(len("hello\n")), Request: r,
+	}, nil
 }
 
 func freeAddress(b *testing.B) string {

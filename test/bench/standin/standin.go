@@ -1,18 +1,14 @@
-// Package standin has the modules of Caddy that stand in the benchmark for
-// what is not being measured: a platform on which the instances simply exist,
-// and a transport that answers every request itself.
+// Package standin has the module of Caddy that stands in the benchmark for
+// what is not being measured: a platform on which the instances simply exist.
 //
-// They are not part of Usher. The Caddy of the benchmark has them beside it.
+// It is not part of Usher. The Caddy of the benchmark has it beside it.
 package standin
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,7 +20,6 @@ import (
 
 func init() {
 	caddy.RegisterModule(new(Existing))
-	caddy.RegisterModule(Echo{})
 }
 
 // Existing is a backend whose instances exist already, at neighbouring ports
@@ -99,39 +94,8 @@ func (s *existing) Scale(_ context.Context, order scaler.Order) error {
 
 func (*existing) Close(context.Context, time.Duration) error { return nil }
 
-// Echo is a transport that answers every request itself, without a network.
-type Echo struct{}
-
-// CaddyModule returns the Caddy module information.
-func (Echo) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: "http.reverse_proxy.transport.standin", New: func() caddy.Module { return new(Echo) }}
-}
-
-// UnmarshalCaddyfile sets up the transport from Caddyfile tokens. Syntax:
-//
-//	transport standin
-func (*Echo) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next()
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	return nil
-}
-
-// RoundTrip implements http.RoundTripper.
-func (Echo) RoundTrip(r *http.Request) (*http.Response, error) {
-	return &http.Response{
-		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header:        http.Header{"Content-Type": {"text/plain"}},
-		Body:          io.NopCloser(strings.NewReader("hello\n")),
-		ContentLength: int64(len("hello\n")), Request: r,
-	}, nil
-}
-
 var (
 	_ scaler.Backend        = (*Existing)(nil)
 	_ scaler.Traiter        = (*existing)(nil)
 	_ caddyfile.Unmarshaler = (*Existing)(nil)
-	_ caddyfile.Unmarshaler = (*Echo)(nil)
-	_ http.RoundTripper     = Echo{}
 )
