@@ -73,14 +73,14 @@ func (q *request) forwarded() *http.Request {
 	}
 	if q.handler.place.generation.silentDials {
 		// It costs more than all the rest: it makes a trace of the network.
-		q.trace.ConnectDone = func(_, addr string, err error) { q.dialled(addr, err) }
+		q.trace.ConnectDone = q.connectDone
 	}
 	return q.with(httptrace.WithClientTrace((*forwardContext)(q), &q.trace))
 }
 
-// dialled is told of a connection that has come about for the request, or has
-// not.
-func (q *request) dialled(addr string, err error) {
+// connectDone is told of a connection that has come about for the request, or
+// has not.
+func (q *request) connectDone(_, addr string, err error) {
 	if err != nil {
 		if ownShortage(err) {
 			q.attempt.starved.Store(true)
@@ -92,8 +92,9 @@ func (q *request) dialled(addr string, err error) {
 	}
 }
 
-// tellOfDials makes a proxy's transport tell each request of the connections
-// that it makes for it. It returns false where that is not possible.
+// tellOfDials makes a proxy's transport tell requests of the connections that
+// it makes for them, so that only those pay for it that need a new one. It
+// returns false where that is not possible.
 func tellOfDials(transport http.RoundTripper) bool {
 	t, ok := transport.(*reverseproxy.HTTPTransport)
 	if !ok || t.Transport == nil || slices.Contains(t.Versions, "3") {
@@ -110,14 +111,10 @@ type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error
 
 func telling(dial dialFunc) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
 		if q := requestOf(ctx); q != nil {
-			if err == nil {
-				addr = conn.RemoteAddr().String()
-			}
-			q.dialled(addr, err)
+			ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{ConnectDone: q.connectDone})
 		}
-		return conn, err
+		return dial(ctx, network, addr)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -98,6 +99,42 @@ func TestG9RefusedConnectionGoesToAnotherInstance(t *testing.T) {
 		if i.ID == dead && i.State == scaler.InstanceReady {
 			t.Errorf("the one that refused still takes requests: %+v", i)
 		}
+	}
+}
+
+// otherTransport is one that is not Caddy's, and does not tell of its dials.
+type otherTransport struct{ reverseproxy.HTTPTransport }
+
+func init() { caddy.RegisterModule(new(otherTransport)) }
+
+func (*otherTransport) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.reverse_proxy.transport.other", New: func() caddy.Module { return new(otherTransport) }}
+}
+
+func TestWhatThisMachineLacksIsNoFaultOfTheInstance(t *testing.T) {
+	t.Parallel()
+	for _, transport := range []string{"http", "other"} {
+		t.Run(transport, func(t *testing.T) {
+			t.Parallel()
+			// The address is none of this machine: no connection can be made from it.
+			f, up := byHand(t, "1 1", "transport "+transport+" {\nlocal_address 203.0.113.1\n}")
+			c := up()
+			f.ordered(1)
+			addr, sent := serveConns(t, answers("200 OK"))
+			f.at("tcp", addr, none)
+			f.ready(1)
+			if silent := c.app.generation.silentDials; silent != (transport == "other") {
+				t.Fatalf("the transports are silent: %v", silent)
+			}
+			if r := c.do("POST", "/", "body"); r.status != 502 || sent.Load() != 0 {
+				t.Errorf("%+v after %d connections", r, sent.Load())
+			}
+			for _, i := range serving(t, f.name).loop.Instances() {
+				if i.State != scaler.InstanceReady {
+					t.Errorf("the instance is %s", i.State)
+				}
+			}
+		})
 	}
 }
 
