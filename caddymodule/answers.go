@@ -129,7 +129,7 @@ func (q *request) refuse(reason error) error {
 	// What error pages commonly show is for clients: the short words.
 	err := caddyhttp.Error(http.StatusServiceUnavailable, fmt.Errorf("service %s: %s: %s", q.service.name, q.why.code, q.why.detail))
 	q.restore()
-	if q.why.code != codeWaitingPage && q.handler.place.errors.answered(q.handler.server, w, q.with(q.ctx), err) {
+	if q.why.code != codeWaitingPage && q.handler.place.errors.answered(q.handler.place.server, w, q.with(q.ctx), err) {
 		return nil
 	}
 	if q.page != nil {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -44,18 +43,18 @@ type Handler struct {
 	// waited, and whether it waited for a start. Default: false.
 	ServerTiming bool `json:"server_timing,omitempty"`
 
+	// untraced is 1 if the proxy behind has a transport that does not tell of
+	// its connections, as that of FastCGI. It is set while requests run. It
+	// stands where there is room for it: there are thousands of handlers.
+	untraced uint32
+
 	// The page that people see in their browser while their request waits.
 	// Default: none; the browser waits for the answer.
 	WaitingPage *WaitingPage `json:"waiting_page,omitempty"`
 
 	wake    caddyhttp.MatcherSets
 	service *service
-	server  *caddyhttp.Server
 	place   *serverPlace
-
-	// untraced is true if the proxy behind has a transport that does not tell
-	// of its connections, as that of FastCGI.
-	untraced *atomic.Bool
 }
 
 // CaddyModule returns the Caddy module information.
@@ -76,8 +75,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	app := appAny.(*App)
-	h.server, _ = ctx.Context.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	h.place = app.placeOf(h.server)
+	server, _ := ctx.Context.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	h.place = app.placeOf(server)
 	if h.Define != nil {
 		if err := app.define(ctx, h.Service, h.Define, h.place.name); err != nil {
 			return err
@@ -86,7 +85,6 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		h.Define = nil
 	}
 	h.service = app.use(h.Service, h.place.name)
-	h.untraced = new(atomic.Bool)
 
 	if h.WaitTimeout == 0 {
 		h.WaitTimeout = caddy.Duration(defaultWaitTimeout)
@@ -108,15 +106,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("service %s: waiting_page: %w", h.Service, err)
 		}
 	}
-	if h.server != nil {
-		h.checkWriteTimeout(ctx)
+	if server != nil {
+		h.checkWriteTimeout(ctx, server)
 	}
 	return nil
 }
 
 // checkWriteTimeout looks at what the server does to requests that wait.
-func (h *Handler) checkWriteTimeout(ctx caddy.Context) {
-	if w := h.server.WriteTimeout; w > 0 && h.WaitTimeout > w {
+func (h *Handler) checkWriteTimeout(ctx caddy.Context, server *caddyhttp.Server) {
+	if w := server.WriteTimeout; w > 0 && h.WaitTimeout > w {
 		ctx.Logger().Warn("requests may wait longer than the server's write_timeout allows: they would be cut off without an answer",
 			zap.String("service", h.Service),
 			zap.Duration("wait_timeout", time.Duration(h.WaitTimeout)), zap.Duration("write_timeout", time.Duration(w)))
@@ -125,7 +123,8 @@ func (h *Handler) checkWriteTimeout(ctx caddy.Context) {
 
 // serverPlace is what the handlers of one HTTP server share.
 type serverPlace struct {
-	name       string // for messages
+	name       string            // for messages
+	server     *caddyhttp.Server // nil for handlers that stand elsewhere
 	generation *generation
 	errors     errorRoutes
 	ended      chan struct{} // closed when the server shuts down
@@ -138,7 +137,7 @@ func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
 	if place != nil {
 		return place
 	}
-	place = &serverPlace{name: "a handler of the HTTP app", generation: a.generation, ended: make(chan struct{})}
+	place = &serverPlace{name: "a handler of the HTTP app", server: server, generation: a.generation, ended: make(chan struct{})}
 	a.generation.draft.servers[server] = place
 	if server == nil {
 		return place

@@ -124,7 +124,7 @@ func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) 
 	}
 	q.vars, _ = r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	// Caddy makes a new table at each call: not for a server without a log.
-	if h.server == nil || h.server.Logs != nil {
+	if server := h.place.server; server == nil || server.Logs != nil {
 		if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 			extra.Set(zap.Object("usher", q))
 		}
@@ -289,8 +289,8 @@ func (q *request) again() {
 // finish takes what the next handlers have returned.
 func (q *request) finish(err error) error {
 	gone := errors.Is(context.Cause(q.ctx), scaler.ErrGone)
-	if a := &q.attempt; err == nil && q.ties != nil && a.handed && !a.tried.Load() && q.handler.untraced != nil {
-		q.handler.untraced.Store(true)
+	if a := &q.attempt; err == nil && q.ties != nil && a.handed && !a.tried.Load() {
+		atomic.StoreUint32(&q.handler.untraced, 1)
 	}
 	q.attempt.untraced = untracedFate(err)
 	q.reservation.Release(q.fate())

@@ -245,12 +245,20 @@ func pair(t *testing.T) (ours, theirs net.Conn) {
 	return ours, theirs
 }
 
+// counter counts how often an instance is questioned.
+type counter struct {
+	reserver.Hooks
+	asked *int
+}
+
+func (c counter) Questioned(*reserver.Instance) { *c.asked++ }
+
 // stranger returns the ties of an instance that has just been added, and what
 // the transport says of a new connection to it.
 func stranger(t *testing.T) (x *ties, asked *int, connect func() (admitted bool, theirs net.Conn)) {
 	t.Helper()
 	asked = new(int)
-	s := reserver.New(reserver.Options{}, nil, reserver.Hooks{Questioned: func(*reserver.Instance) { *asked++ }})
+	s := reserver.New(reserver.Options{}, nil, counter{asked: asked})
 	x = tiesOf(s.AddUnbound("x", "", "tcp", "127.0.0.1:80", 10))
 	return x, asked, func() (bool, net.Conn) {
 		ours, theirs := pair(t)

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"errors"
 	"net/http"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -83,7 +84,7 @@ func (Upstreams) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error)
 // blind says whether it has to be known before the request is handed on that
 // connections lead to the instance, because the transport does not tell of them.
 func (q *request) blind() bool {
-	return q.refusal == nil && q.ties != nil && q.handler.untraced != nil && q.handler.untraced.Load()
+	return q.refusal == nil && q.ties != nil && atomic.LoadUint32(&q.handler.untraced) == 1
 }
 
 // ResetCache is called before a further attempt: it ends the reservation of

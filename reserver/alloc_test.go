@@ -9,7 +9,7 @@ import (
 func TestNothingIsAllocatedWhenASlotIsFree(t *testing.T) {
 	for _, b := range []Balance{LeastLoaded, Oldest, Random} {
 		for _, n := range []int{1, 100} {
-			s := New(Options{MaxWaiting: 10, Balance: b}, nil, Hooks{Demand: func() {}})
+			s := New(Options{MaxWaiting: 10, Balance: b}, nil, hooks{demand: func() {}})
 			for k := range n {
 				s.Add(fmt.Sprint(k), "", "", "", 2)
 			}
@@ -31,7 +31,7 @@ func TestNothingIsAllocatedWhenASlotIsFree(t *testing.T) {
 }
 
 func TestTheSecondWaitOfAReservationAllocatesNothing(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	s.Add("x", "", "", "", 1)
 	in, w := mustReserve(t, s), mustWait(t, s, false)
 	if got := testing.AllocsPerRun(1000, func() {
@@ -51,7 +51,7 @@ func TestTheSecondWaitOfAReservationAllocatesNothing(t *testing.T) {
 // walk along the line would take a hundred times as long.
 func TestG4_LeavingALongLineTakesNoLonger(t *testing.T) {
 	perCancel := func(n int) time.Duration {
-		s := New(Options{MaxWaiting: n}, nil, Hooks{})
+		s := New(Options{MaxWaiting: n}, nil, hooks{})
 		line := make([]Reservation, n)
 		best := time.Hour
 		for range 5 {

@@ -13,7 +13,7 @@ func BenchmarkReserveRelease(b *testing.B) {
 			b    Balance
 		}{{"least_loaded", LeastLoaded}, {"oldest", Oldest}, {"random", Random}} {
 			b.Run(fmt.Sprintf("%s/%d", bal.name, n), func(b *testing.B) {
-				s := New(Options{MaxWaiting: 10, Balance: bal.b}, nil, Hooks{})
+				s := New(Options{MaxWaiting: 10, Balance: bal.b}, nil, hooks{})
 				for k := range n {
 					s.Add(fmt.Sprint(k), "", "", "", 10)
 				}
@@ -33,7 +33,7 @@ func BenchmarkReserveRelease(b *testing.B) {
 func BenchmarkReserveReleaseContended(b *testing.B) {
 	for _, n := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+			s := New(Options{MaxWaiting: 10}, nil, hooks{})
 			for k := range n {
 				s.Add(fmt.Sprint(k), "", "", "", 10)
 			}
@@ -56,7 +56,7 @@ func BenchmarkReserveReleaseContended(b *testing.B) {
 // longLine returns a service with one instance, whose slots are taken, and a
 // line of n behind them.
 func longLine(b *testing.B, n, slots int) (s *Service, in, line []*Reservation) {
-	s = New(Options{MaxWaiting: n}, nil, Hooks{})
+	s = New(Options{MaxWaiting: n}, nil, hooks{})
 	s.Add("x", "", "", "", slots)
 	for range slots {
 		in = append(in, mustReserve(b, s))
@@ -132,7 +132,7 @@ func BenchmarkCancelAllOf10000(b *testing.B) {
 func BenchmarkCordonLeastLoaded(b *testing.B) {
 	for _, n := range []int{1, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			s := New(Options{}, nil, Hooks{})
+			s := New(Options{}, nil, hooks{})
 			var all []*Instance
 			for k := range 1000 {
 				all = append(all, s.Add(fmt.Sprint(k), "", "", "", 10))
@@ -157,7 +157,7 @@ func BenchmarkCordonLeastLoaded(b *testing.B) {
 func BenchmarkReserveReleaseBusy(b *testing.B) {
 	for _, n := range []int{1, 100, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			s := New(Options{}, nil, Hooks{})
+			s := New(Options{}, nil, hooks{})
 			var in []*Reservation
 			for k := range n {
 				s.Add(fmt.Sprint(k), "", "", "", 10)

@@ -85,10 +85,10 @@ func TestG3_TheBooksAreEvenAfterAStorm(t *testing.T) {
 		t.Run(fmt.Sprint(b), func(t *testing.T) {
 			var limit Limit
 			limit.Set(30)
-			s := New(Options{MaxWaiting: 25, Balance: b}, &limit, Hooks{
+			s := New(Options{MaxWaiting: 25, Balance: b}, &limit, hooks{
 				// As the control loop does, which asks back from its hooks.
-				Ejected: func(i *Instance) { i.Pause(); i.Restore() },
-				Drained: func(i *Instance) { i.Remove() },
+				ejected: func(i *Instance) { i.Pause(); i.Restore() },
+				drained: func(i *Instance) { i.Remove() },
 			})
 			var guests, keeper sync.WaitGroup
 			var inside sync.Map
@@ -180,7 +180,7 @@ func TestG3_TheBooksAreEvenAfterAStorm(t *testing.T) {
 // A release that grants, and the waiter's cancellation, at the same moment:
 // the slot ends up with the waiter or in the pool, never nowhere.
 func TestG3_AGrantAndACancelNeverBothLoseTheSlot(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	i := s.Add("x", "", "", "", 1)
 	in, w := new(Reservation), new(Reservation)
 	kept := 0
@@ -207,7 +207,7 @@ func TestG3_AGrantAndACancelNeverBothLoseTheSlot(t *testing.T) {
 func TestG3_ARefusalAndACancelBothEndTheWaitOnce(t *testing.T) {
 	var limit Limit
 	limit.Set(10)
-	s := New(Options{MaxWaiting: 10}, &limit, Hooks{})
+	s := New(Options{MaxWaiting: 10}, &limit, hooks{})
 	w := new(Reservation)
 	for n := range 3000 {
 		s.Refuse(nil)

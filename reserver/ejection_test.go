@@ -9,7 +9,7 @@ import (
 
 func TestG5_NothingIsReleasedIntoAnInstanceThatRefusesConnections(t *testing.T) {
 	var ejected []string
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{Ejected: func(i *Instance) { ejected = append(ejected, i.ID) }})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{ejected: func(i *Instance) { ejected = append(ejected, i.ID) }})
 	i := s.Add("x", "", "", "", 2)
 	a, b := mustReserve(t, s), mustReserve(t, s)
 	w := mustWait(t, s, false)
@@ -28,7 +28,7 @@ func TestG5_NothingIsReleasedIntoAnInstanceThatRefusesConnections(t *testing.T) 
 }
 
 func TestG5_ThreeFailuresInARowEject(t *testing.T) {
-	s := New(Options{}, nil, Hooks{})
+	s := New(Options{}, nil, hooks{})
 	i := s.Add("x", "", "", "", Unlimited)
 	end := func(f Fate) bool {
 		mustReserve(t, s).Release(f)
@@ -45,7 +45,7 @@ func TestG5_ThreeFailuresInARowEject(t *testing.T) {
 }
 
 func TestG5_WhatWasSentBeforeAnEjectionDoesNotJudgeTheRestoredInstance(t *testing.T) {
-	s := New(Options{}, nil, Hooks{})
+	s := New(Options{}, nil, hooks{})
 	i := s.Add("x", "", "", "", Unlimited)
 	var old []*Reservation
 	for range 8 {
@@ -125,7 +125,7 @@ func TestEjectionPausesGrowUntilARequestIsAnswered(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := New(Options{MaxWaiting: 1}, nil, Hooks{})
+				s := New(Options{MaxWaiting: 1}, nil, hooks{})
 				i := s.Add("x", "", "", "", 1)
 				if got := ejections(t, s, i, c.fates...); !slices.Equal(got, c.want) {
 					t.Errorf("paused %v; want %v", got, c.want)
@@ -137,7 +137,7 @@ func TestEjectionPausesGrowUntilARequestIsAnswered(t *testing.T) {
 
 func TestEjectionPausesStayAtTheirMaximum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(Options{MaxWaiting: 1}, nil, Hooks{})
+		s := New(Options{MaxWaiting: 1}, nil, hooks{})
 		i := s.Add("x", "", "", "", 1)
 		got := ejections(t, s, i, slices.Repeat([]Fate{Refused}, 200)...)
 		if last := got[len(got)-1]; last != 30*time.Second {
@@ -148,7 +148,7 @@ func TestEjectionPausesStayAtTheirMaximum(t *testing.T) {
 
 func TestEjectionPausesAreNotResetByAnAnswerToWhatWasSentBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(Options{MaxWaiting: 1}, nil, Hooks{})
+		s := New(Options{MaxWaiting: 1}, nil, hooks{})
 		i := s.Add("x", "", "", "", 3)
 		during, after := mustReserve(t, s), mustReserve(t, s)
 		mustReserve(t, s).Release(Refused)

@@ -55,7 +55,7 @@ func wantWaiting(t testing.TB, r *Reservation, who string) {
 
 func TestG1_NeverMoreRequestsThanSlots(t *testing.T) {
 	for _, b := range []Balance{LeastLoaded, Oldest, Random} {
-		s := New(Options{MaxWaiting: 10, Balance: b}, nil, Hooks{})
+		s := New(Options{MaxWaiting: 10, Balance: b}, nil, hooks{})
 		x, y := s.Add("x", "", "", "", 2), s.Add("y", "", "", "", 3)
 		for range 5 {
 			mustReserve(t, s)
@@ -68,7 +68,7 @@ func TestG1_NeverMoreRequestsThanSlots(t *testing.T) {
 }
 
 func TestG1_ALoweredNumberOfSlotsTakesNobodyOutAndAdmitsNobodyUntilUseIsBelowIt(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	i := s.Add("x", "", "", "", 4)
 	var in []*Reservation
 	for range 4 {
@@ -98,7 +98,7 @@ func TestG2_EverySourceOfSlotsServesTheLineInItsOrder(t *testing.T) {
 	}
 	for name, free := range slot {
 		t.Run(name, func(t *testing.T) {
-			s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+			s := New(Options{MaxWaiting: 10}, nil, hooks{})
 			i := s.Add("x", "", "", "", 1)
 			r := mustReserve(t, s)
 			line := []*Reservation{mustWait(t, s, false), mustWait(t, s, true), mustWait(t, s, false)}
@@ -121,7 +121,7 @@ func TestG2_EverySourceOfSlotsServesTheLineInItsOrder(t *testing.T) {
 }
 
 func TestG2_ANewcomerNeverOvertakesAWaiter(t *testing.T) {
-	s := New(Options{MaxWaiting: 100}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 100}, nil, hooks{})
 	s.Add("x", "", "", "", 1)
 	in := mustReserve(t, s)
 	var line []*Reservation
@@ -137,7 +137,7 @@ func TestG2_ANewcomerNeverOvertakesAWaiter(t *testing.T) {
 }
 
 func TestG3_ReleasedExactlyOnce(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	i := s.Add("x", "", "", "", 2)
 	a, b := mustReserve(t, s), mustReserve(t, s)
 	a.Release(Answered)
@@ -156,7 +156,7 @@ func TestG3_ReleasedExactlyOnce(t *testing.T) {
 }
 
 func TestG3_AGrantThatACancelMeetsIsKept(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	s.Add("x", "", "", "", 1)
 	in := mustReserve(t, s)
 	w := mustWait(t, s, false)
@@ -177,7 +177,7 @@ func TestG3_AGrantThatACancelMeetsIsKept(t *testing.T) {
 }
 
 func TestG3_WhatWasInsideARemovedInstanceIsNotCountedTwice(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	i := s.Add("x", "", "", "", 2)
 	a, b := mustReserve(t, s), mustReserve(t, s)
 	i.Remove()
@@ -200,7 +200,7 @@ func TestG3_WhatWasInsideARemovedInstanceIsNotCountedTwice(t *testing.T) {
 func TestG4_WhoGoesAwayLeavesTheLineAndIsNoReasonToStart(t *testing.T) {
 	var limit Limit
 	limit.Set(10)
-	s := New(Options{MaxWaiting: 10}, &limit, Hooks{})
+	s := New(Options{MaxWaiting: 10}, &limit, hooks{})
 	a, b := mustWait(t, s, false), mustWait(t, s, false)
 	again := a.Cancel()
 	if again || a.Cancel() || b.Cancel() {
@@ -214,7 +214,7 @@ func TestG4_WhoGoesAwayLeavesTheLineAndIsNoReasonToStart(t *testing.T) {
 }
 
 func TestG6_TheIdleThenTheLeastLoadedGoesFirst(t *testing.T) {
-	s := New(Options{Balance: Oldest}, nil, Hooks{})
+	s := New(Options{Balance: Oldest}, nil, hooks{})
 	var all []*Instance
 	for k, n := range []int{2, 1, 0, 0} {
 		i := s.Add(fmt.Sprint(k), "", "", "", max(n, 1))
@@ -248,7 +248,7 @@ func TestG6_TheIdleThenTheLeastLoadedGoesFirst(t *testing.T) {
 }
 
 func TestG6_ARequestMakesTheDecisionToSleepVoid(t *testing.T) {
-	s := New(Options{MaxWaiting: 1}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 1}, nil, hooks{})
 	among := []*Instance{s.Add("x", "", "", "", 1)}
 	before := s.Stats().IdleSince
 	r := mustReserve(t, s)
@@ -271,7 +271,7 @@ func TestG6_ARequestMakesTheDecisionToSleepVoid(t *testing.T) {
 
 func TestG6_DrainedIsSaidWhenTheLastOneHasLeft(t *testing.T) {
 	drained := 0
-	s := New(Options{}, nil, Hooks{Drained: func(*Instance) { drained++ }})
+	s := New(Options{}, nil, hooks{drained: func(*Instance) { drained++ }})
 	i := s.Add("x", "", "", "", 2)
 	a, b := mustReserve(t, s), mustReserve(t, s)
 	i.Cordon()
@@ -287,7 +287,7 @@ func TestG6_DrainedIsSaidWhenTheLastOneHasLeft(t *testing.T) {
 
 func TestG8_ARefusalTellsEveryWaiterAtOnce(t *testing.T) {
 	failing := errors.New("exit status 127")
-	s := New(Options{MaxWaiting: 1000}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 1000}, nil, hooks{})
 	var line []*Reservation
 	for range 1000 {
 		line = append(line, mustWait(t, s, false))
@@ -315,7 +315,7 @@ func TestG8_ARefusalTellsEveryWaiterAtOnce(t *testing.T) {
 }
 
 func TestG9_ARetryStandsBeforeEveryoneInTheLine(t *testing.T) {
-	s := New(Options{MaxWaiting: 2}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 2}, nil, hooks{})
 	x, y := s.Add("x", "", "", "", 1), s.Add("y", "", "", "", 1)
 	a, b := mustReserve(t, s), mustReserve(t, s)
 	if a.Instance() != x {
@@ -339,7 +339,7 @@ func TestG9_ARetryStandsBeforeEveryoneInTheLine(t *testing.T) {
 }
 
 func TestG9_ARetryIsNotOvertakenByWayOfItsOwnSlot(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	s.Add("x", "", "", "", 1)
 	r := mustReserve(t, s)
 	w := mustWait(t, s, false)
@@ -361,7 +361,7 @@ func TestG9_ARetryIsNotOvertakenByWayOfItsOwnSlot(t *testing.T) {
 
 func TestG9_ARetryGoesToAnotherInstanceIfOneHasRoom(t *testing.T) {
 	for _, b := range []Balance{LeastLoaded, Oldest, Random} {
-		s := New(Options{MaxWaiting: 10, Balance: b}, nil, Hooks{})
+		s := New(Options{MaxWaiting: 10, Balance: b}, nil, hooks{})
 		s.Add("x", "", "", "", 10)
 		r := mustReserve(t, s)
 		busy := s.Add("y", "", "", "", 10)
@@ -385,7 +385,7 @@ func TestG9_ARetryGoesToAnotherInstanceIfOneHasRoom(t *testing.T) {
 
 func TestG9_ADoubtedInstanceIsGivenNothingUntilItIsVouchedFor(t *testing.T) {
 	asked := 0
-	s := New(Options{}, nil, Hooks{Questioned: func(*Instance) { asked++ }})
+	s := New(Options{}, nil, hooks{questioned: func(*Instance) { asked++ }})
 	i := s.AddUnbound("x", "", "", "", 10)
 	inside, r := mustReserve(t, s), mustReserve(t, s)
 	before := i.Proven()
@@ -427,7 +427,7 @@ func TestG9_ADoubtedInstanceIsGivenNothingUntilItIsVouchedFor(t *testing.T) {
 func TestG11_TheLineIsBounded(t *testing.T) {
 	var limit Limit
 	limit.Set(3)
-	a, b := New(Options{MaxWaiting: 2}, &limit, Hooks{}), New(Options{MaxWaiting: 2}, &limit, Hooks{})
+	a, b := New(Options{MaxWaiting: 2}, &limit, hooks{}), New(Options{MaxWaiting: 2}, &limit, hooks{})
 	first := mustWait(t, a, false)
 	mustWait(t, a, false)
 	refused := func(s *Service) {
@@ -448,7 +448,7 @@ func TestG11_TheLineIsBounded(t *testing.T) {
 
 func TestG13_TheFirstRequestRingsInItsOwnPathAndAReadyInstanceServesAtOnce(t *testing.T) {
 	rang := 0
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{Demand: func() { rang++ }})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{demand: func() { rang++ }})
 	w := mustWait(t, s, false)
 	if rang != 1 {
 		t.Fatalf("rang %d times", rang)
@@ -474,7 +474,7 @@ func TestG13_TheFirstRequestRingsInItsOwnPathAndAReadyInstanceServesAtOnce(t *te
 
 func TestDemandThatMayNotWaitStillRings(t *testing.T) {
 	rang := 0
-	s := New(Options{MaxWaiting: 0}, nil, Hooks{Demand: func() { rang++ }})
+	s := New(Options{MaxWaiting: 0}, nil, hooks{demand: func() { rang++ }})
 	if ok, err := s.Reserve(new(Reservation), true); ok || err != ErrAsleep || rang != 0 {
 		t.Fatal("a quiet one: ", ok, err, rang)
 	}

@@ -40,6 +40,10 @@ type guests struct {
 	called      int // of those that have none any more: how many are on the way
 }
 
+// nobody are the guests of all services that never had any: most have no
+// waiting page. It is never written to.
+var nobody guests
+
 // insert finds the place of g. Most come later than all others.
 func (l *guests) insert(g *Guest) {
 	after := l.last
@@ -104,7 +108,7 @@ func (s *Service) Invite(g *Guest, quiet bool) error {
 	s.admitGuest(g, time.Now(), quiet)
 	s.dispatch()
 	s.mu.Unlock()
-	if due && s.hooks.Demand != nil {
+	if due {
 		s.hooks.Demand()
 	}
 	return nil
@@ -128,6 +132,9 @@ func (r *Reservation) Keep(g *Guest) bool {
 // admitGuest puts g into the line. Demand is not touched. The lock is held.
 func (s *Service) admitGuest(g *Guest, since time.Time, quiet bool) {
 	*g = Guest{service: s, turn: make(chan struct{}), state: guestWaits, since: since, quiet: quiet}
+	if s.guests == &nobody {
+		s.guests = new(guests)
+	}
 	s.guests.insert(g)
 }
 
@@ -216,7 +223,7 @@ func (g *Guest) Reserve(r *Reservation) (bool, error) {
 	}
 	ok, due, err := s.reserve(r)
 	s.mu.Unlock()
-	if due && s.hooks.Demand != nil {
+	if due {
 		s.hooks.Demand()
 	}
 	return ok, err

@@ -40,7 +40,7 @@ func wantCalled(t testing.TB, g *Guest, who string) {
 }
 
 func TestAGuestKeepsThePlaceOfItsRequestAndItsNextOneStandsBeforeEveryone(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	s.Add("x", "", "", "", 1)
 	in := mustReserve(t, s)
 	first, kept, later := mustWait(t, s, false), mustWait(t, s, false), mustWait(t, s, false)
@@ -75,7 +75,7 @@ func TestAGuestKeepsThePlaceOfItsRequestAndItsNextOneStandsBeforeEveryone(t *tes
 }
 
 func TestAPlaceIsKeptOnlyForOneWhoWaits(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	w := mustWait(t, s, false)
 	s.Add("x", "", "", "", 1)
 	g := new(Guest)
@@ -87,7 +87,7 @@ func TestAPlaceIsKeptOnlyForOneWhoWaits(t *testing.T) {
 }
 
 func TestALongLineIsNotCountedToItsEnd(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	var last *Guest
 	for range AheadMost + 5 {
 		last = mustInvite(t, s, false)
@@ -98,7 +98,7 @@ func TestALongLineIsNotCountedToItsEnd(t *testing.T) {
 }
 
 func TestNoMoreGuestsAreCalledThanSlotsAreFree(t *testing.T) {
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	var all []*Guest
 	for range 6 {
 		all = append(all, mustInvite(t, s, false))
@@ -128,7 +128,7 @@ func TestNoMoreGuestsAreCalledThanSlotsAreFree(t *testing.T) {
 
 func TestAGuestIsDemandUntilItLeaves(t *testing.T) {
 	rang := 0
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{Demand: func() { rang++ }})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{demand: func() { rang++ }})
 	quiet := new(Guest)
 	if err := s.Invite(quiet, true); err != ErrAsleep || rang != 0 {
 		t.Fatalf("a quiet guest of a sleeping service: %v, rang %d times", err, rang)
@@ -162,7 +162,7 @@ func TestAGuestIsDemandUntilItLeaves(t *testing.T) {
 
 func TestARefusalTellsEveryGuest(t *testing.T) {
 	failing := errors.New("exit status 127")
-	s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+	s := New(Options{MaxWaiting: 10}, nil, hooks{})
 	all := []*Guest{mustInvite(t, s, false), mustInvite(t, s, false)}
 	s.Refuse(failing)
 	for _, g := range all {
@@ -183,7 +183,7 @@ func TestARefusalTellsEveryGuest(t *testing.T) {
 func TestGuestsAndRequestsAtRandom(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
-		s := New(Options{MaxWaiting: 5}, nil, Hooks{})
+		s := New(Options{MaxWaiting: 5}, nil, hooks{})
 		var instances []*Instance
 		var waiting, inside []*Reservation
 		var all []*Guest

@@ -217,7 +217,7 @@ func (i *Instance) Uncordon() {
 		s.admit(i)
 	}
 	s.mu.Unlock()
-	if due && s.hooks.Demand != nil {
+	if due {
 		s.hooks.Demand()
 	}
 }

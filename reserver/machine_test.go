@@ -46,11 +46,11 @@ func newMachine(pick func(int) int, failf func(string, ...any), parties int) *ma
 	m.shared.Set(m.max)
 	for k := range m.sides {
 		sd := &side{m: m, model: &model{opts: m.options()}, inUse: map[*Instance]int{}}
-		sd.s = New(sd.model.opts, m.shared, Hooks{
-			Demand:     func() { sd.rang++ },
-			Ejected:    func(i *Instance) { sd.ejected = append(sd.ejected, i) },
-			Questioned: func(i *Instance) { sd.asked = append(sd.asked, i) },
-			Drained:    func(i *Instance) { sd.drained = append(sd.drained, i) },
+		sd.s = New(sd.model.opts, m.shared, hooks{
+			demand:     func() { sd.rang++ },
+			ejected:    func(i *Instance) { sd.ejected = append(sd.ejected, i) },
+			questioned: func(i *Instance) { sd.asked = append(sd.asked, i) },
+			drained:    func(i *Instance) { sd.drained = append(sd.drained, i) },
 		})
 		sd.lastIdle = sd.s.Stats().IdleSince
 		for range parties {

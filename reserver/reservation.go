@@ -69,7 +69,7 @@ func (s *Service) Reserve(r *Reservation, quiet bool) (bool, error) {
 	s.mu.Lock()
 	ok, due, err := s.reserve(r)
 	s.mu.Unlock()
-	if due && s.hooks.Demand != nil {
+	if due {
 		s.hooks.Demand()
 	}
 	return ok, err
@@ -196,13 +196,13 @@ type news struct{ ejected, questioned, drained bool }
 
 // after passes the news on. The lock is not held.
 func (s *Service) after(i *Instance, told news) {
-	if told.ejected && s.hooks.Ejected != nil {
+	if told.ejected {
 		s.hooks.Ejected(i)
 	}
-	if told.questioned && s.hooks.Questioned != nil {
+	if told.questioned {
 		s.hooks.Questioned(i)
 	}
-	if told.drained && s.hooks.Drained != nil {
+	if told.drained {
 		s.hooks.Drained(i)
 	}
 }
@@ -237,7 +237,7 @@ func (r *Reservation) Again(fate Fate) (bool, error) {
 	}
 	s.mu.Unlock()
 	s.after(i, told)
-	if due && s.hooks.Demand != nil {
+	if due {
 		s.hooks.Demand()
 	}
 	return ok, err

@@ -42,20 +42,20 @@ type Options struct {
 
 // Hooks are called by a Service without any of its locks held, in the
 // goroutine of whoever caused the event. They must not block.
-type Hooks struct {
+type Hooks interface {
 	// Demand is called when demand has risen above the mark set by Watch,
 	// once for each call of Watch.
-	Demand func()
+	Demand()
 
 	// Ejected is called when an instance was ejected. Restore puts it back.
-	Ejected func(*Instance)
+	Ejected(*Instance)
 
 	// Questioned is called when an instance should be vouched for, because it
 	// was doubted or will be. Vouch or Eject is the answer.
-	Questioned func(*Instance)
+	Questioned(*Instance)
 
 	// Drained is called when the last request has left a cordoned instance.
-	Drained func(*Instance)
+	Drained(*Instance)
 }
 
 // Limit bounds the number of requests that wait in several services
@@ -111,7 +111,7 @@ type Service struct {
 	// free slot. Invariant: pool or line is empty.
 	pool   pool
 	line   line
-	guests guests
+	guests *guests // its own from the first one on
 
 	refusal error // not nil: nobody waits; whoever would is told this
 	knocked bool  // somebody was told so since the last call of Knocked
@@ -143,7 +143,7 @@ const noMark = int(^uint(0) >> 1)
 // New returns a service without instances. A nil shared limit is no limit.
 // The mark is at 0: the first demand calls Hooks.Demand.
 func New(opts Options, shared *Limit, hooks Hooks) *Service {
-	s := &Service{hooks: hooks, shared: shared, maxWaiting: opts.MaxWaiting, made: time.Now()}
+	s := &Service{hooks: hooks, shared: shared, maxWaiting: opts.MaxWaiting, guests: &nobody, made: time.Now()}
 	s.pool.balance = opts.Balance
 	return s
 }

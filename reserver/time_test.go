@@ -8,7 +8,7 @@ import (
 
 func TestOldestWaitIsWhenTheOldestInTheLineCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(Options{MaxWaiting: 10}, nil, Hooks{})
+		s := New(Options{MaxWaiting: 10}, nil, hooks{})
 		oldest := func(want time.Duration) {
 			t.Helper()
 			if got := time.Since(s.Stats().OldestWait); got != want {
@@ -48,7 +48,7 @@ func TestOldestWaitIsWhenTheOldestInTheLineCame(t *testing.T) {
 
 func TestG6_IdleIsCountedFromTheEndOfTheLastRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(Options{MaxWaiting: 1}, nil, Hooks{})
+		s := New(Options{MaxWaiting: 1}, nil, hooks{})
 		idle := func(want time.Duration, after string) {
 			t.Helper()
 			time.Sleep(time.Second)

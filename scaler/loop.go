@@ -98,10 +98,15 @@ func (l *Loop) log() *zap.Logger { return l.env.Logger() }
 func (l *Loop) Attach(s *reserver.Service) { l.reserver = s }
 
 // Hooks returns what the reserver of the service has to call.
-func (l *Loop) Hooks() reserver.Hooks {
-	poke := func(*reserver.Instance) { l.Poke() }
-	return reserver.Hooks{Demand: l.Poke, Ejected: poke, Questioned: poke, Drained: poke}
-}
+func (l *Loop) Hooks() reserver.Hooks { return (*hooks)(l) }
+
+// hooks lets the loop look again at whatever has happened to the slots.
+type hooks Loop
+
+func (h *hooks) Demand()                       { (*Loop)(h).Poke() }
+func (h *hooks) Ejected(*reserver.Instance)    { (*Loop)(h).Poke() }
+func (h *hooks) Questioned(*reserver.Instance) { (*Loop)(h).Poke() }
+func (h *hooks) Drained(*reserver.Instance)    { (*Loop)(h).Poke() }
 
 // Apply changes the settings: they take effect on what runs and waits. What s
 // points to may be shared, and does not change any more.

@@ -24,6 +24,7 @@ type caddy struct {
 	config string
 	cmd    *exec.Cmd
 	ended  chan struct{}
+	since  time.Time // when the configuration came into force
 	client *http.Client
 	took   time.Duration
 }
@@ -93,7 +94,8 @@ func (c *caddy) await(ctx context.Context, begin time.Time) error {
 			return err
 		}
 		if bytes.Contains(out, []byte("serving initial configuration")) {
-			c.took = time.Since(begin)
+			c.since = time.Now()
+			c.took = c.since.Sub(begin)
 			return nil
 		}
 		if time.Since(begin) > startTimeout {
@@ -155,15 +157,20 @@ func (c *caddy) ask(ctx context.Context, method, path, kind, body string) (strin
 func (c *caddy) reload(ctx context.Context) (time.Duration, error) {
 	begin := time.Now()
 	_, err := c.ask(ctx, http.MethodPost, "/load", "text/caddyfile", c.config)
+	c.since = time.Now()
 	// What is left of the admin server before must not be asked.
 	c.client.CloseIdleConnections()
-	return time.Since(begin), err
+	return c.since.Sub(begin), err
 }
 
 const (
 	// settled is by how much two looks in a row may differ: nothing goes away
 	// in the background any more.
-	settled    = 16 << 10
+	settled = 16 << 10
+	// awake is how long a configuration is not at rest: every ten seconds
+	// Caddy notes the health of the upstreams of plain routes, the first time
+	// after ten, and holds more from then on.
+	awake      = 12 * time.Second
 	fewLooks   = 4 // until what is kept to be used again has gone
 	looks      = 50
 	lookPause  = 100 * time.Millisecond
@@ -171,9 +178,15 @@ const (
 	stacksPath = "/debug/pprof/goroutine?debug=1"
 )
 
-// state looks at Caddy until it has come to rest, some times at least.
+// state waits until Caddy has come to rest, and looks at it until it has, some
+// times at least.
 func (c *caddy) state(ctx context.Context, atLeast int) (State, error) {
 	var s State
+	select {
+	case <-time.After(time.Until(c.since.Add(awake))):
+	case <-ctx.Done():
+		return s, ctx.Err()
+	}
 	for look := range looks {
 		before := s
 		text, err := c.ask(ctx, http.MethodGet, heapPath, "", "")

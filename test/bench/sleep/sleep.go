@@ -91,7 +91,7 @@ func (r Result) Goroutines() int { return r.Usher.Loaded.Goroutines - r.Plain.Lo
 // Timers is how many timers more there are with the services.
 func (r Result) Timers() int { return r.Usher.Loaded.Timers - r.Plain.Loaded.Timers }
 
-// Measure runs both Caddys. It takes some ten seconds.
+// Measure runs both Caddys. It takes a minute.
 func Measure(ctx context.Context, cfg Config) (Result, error) {
 	cfg.Services, cfg.Reloads = cmp.Or(cfg.Services, 1000), cmp.Or(cfg.Reloads, 20)
 	plain, plainHeap, err := measureOne(ctx, cfg, plainSite)
