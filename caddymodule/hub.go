@@ -79,9 +79,7 @@ type hub struct {
 	local    atomic.Pointer[scaler.LocalOptions]
 	exiting  atomic.Bool
 
-	// What the environments of all services share.
-	dataDir      string
-	localOptions func() scaler.LocalOptions
+	host *scaler.Host
 
 	news news // over all services
 	feed *feed
@@ -142,9 +140,8 @@ func newHub() *hub {
 		events:   newBus(),
 		logs:     newLogSwitch(),
 		services: make(map[string]*service),
-		dataDir:  dataDir(),
 	}
-	h.localOptions = func() scaler.LocalOptions { return *h.local.Load() }
+	h.host = &scaler.Host{DataDir: dataDir(), Local: func() scaler.LocalOptions { return *h.local.Load() }}
 	h.feed = newFeed(h)
 	h.waiting.Set(defaultMaxWaitingInAll)
 	h.visitors.max.Store(defaultMaxWaitingInAll)
@@ -410,6 +407,6 @@ func (h *hub) recoverInstances(logger *zap.Logger) {
 		if !ok {
 			continue
 		}
-		h.background.Go(func() { r.Recover(h.ctx, h.dataDir, logger) })
+		h.background.Go(func() { r.Recover(h.ctx, h.host.DataDir, logger) })
 	}
 }

@@ -66,7 +66,7 @@ func newService(h *hub, name string) *service {
 	s.live.Store(undefined)
 	s.visitors.service = s
 	s.loop = scaler.NewLoop(scaler.Env{
-		Service: name, Logger: s.log, DataDir: h.dataDir, Local: h.localOptions,
+		Service: name, Logger: s.log, Host: h.host,
 	}, undefinedSettings, h.budget, (*observer)(s))
 	s.reserver = reserver.New(reserver.Options{MaxWaiting: defaultMaxWaiting}, h.waiting, s.loop.Hooks())
 	s.loop.Attach(s.reserver)

@@ -17,7 +17,7 @@ func (l *Loop) startFailed(f *Failure, now time.Time) {
 	if !now.Before(l.backoffUntil) {
 		l.failures++
 	}
-	pause := backoff(l.failures)
+	pause := backoff(int(l.failures))
 	l.backoffUntil = now.Add(pause)
 	l.nudged = false
 	words := "start failed"
@@ -25,7 +25,7 @@ func (l *Loop) startFailed(f *Failure, now time.Time) {
 		words = "start failed: the earlier revision keeps serving"
 	}
 	l.log().Warn(words, zap.String("reason", string(f.Reason)), zap.Bool("for_good", f.ForGood),
-		zap.Int("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
+		zap.Int32("in_a_row", l.failures), zap.Duration("next_try_in", pause.Round(time.Millisecond)), zap.Error(f))
 	l.hopeless = l.hopeless || f.ForGood
 	l.refuse()
 }

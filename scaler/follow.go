@@ -192,6 +192,6 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 	}
 	starts := min(missing, free)
 	l.granted.Add(-int32(starts))
-	l.places += starts
+	l.places += int32(starts)
 	return starts
 }

@@ -38,12 +38,15 @@ type Loop struct {
 	mu        sync.Mutex
 	settings  *Settings   // may be shared with other loops
 	revisions []*revision // oldest first; the last is the current one
-	made      int32       // revisions ever made
 	history   []Sample
 	target    int
 	state     State
 	cold      *ColdStart // the latest one since the target was 0
 	past      *past      // nil until something is remembered
+
+	made     int32 // revisions ever made
+	places   int32 // of the start budget, held by starts in progress
+	failures int32 // failed starts in a row
 
 	hopeless  bool     // one of the failures was for good
 	retired   bool     // no configuration has the service any more
@@ -56,9 +59,6 @@ type Loop struct {
 
 	troubleTold *Failure // what the observer was told last
 
-	places int // of the start budget, held by starts in progress
-
-	failures     int // failed starts in a row
 	lastFailure  *failureAt
 	backoffUntil time.Time
 }
@@ -308,7 +308,7 @@ func (l *Loop) Close(ctx context.Context) error {
 	}
 	l.budget.claim(l, 0, false, time.Time{})
 	l.mu.Lock()
-	places := l.places
+	places := int(l.places)
 	l.places = 0
 	l.mu.Unlock()
 	l.budget.giveBack(places + int(l.granted.Swap(0)))

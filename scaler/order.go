@@ -149,8 +149,8 @@ func (l *Loop) returnPlaces() {
 			return
 		}
 	}
-	if done := l.places - l.localStarts(); done > 0 {
-		l.places -= done
+	if done := int(l.places) - l.localStarts(); done > 0 {
+		l.places -= int32(done)
 		l.budget.giveBack(done)
 	}
 }

@@ -165,12 +165,8 @@ type Env struct {
 	// first asked for.
 	Logger func() *zap.Logger
 
-	// DataDir is a directory below Caddy's data directory that the backends
-	// share. It may not exist yet.
-	DataDir string
-
-	// Local returns the options for local instances that are in force now.
-	Local func() LocalOptions
+	// Host is what the Scalers of all services share.
+	*Host
 
 	// Report delivers what the platform says. It returns quickly and never
 	// calls back into the Scaler. Reports must be delivered one at a time
@@ -178,6 +174,16 @@ type Env struct {
 	// first report is expected at once after Open where the platform can
 	// answer without delay.
 	Report func(Report)
+}
+
+// Host is the machine on which Caddy runs, as far as it concerns Scalers.
+type Host struct {
+	// DataDir is a directory below Caddy's data directory that the backends
+	// share. It may not exist yet.
+	DataDir string
+
+	// Local returns the options for local instances that are in force now.
+	Local func() LocalOptions
 }
 
 // LocalOptions are the options of this machine for instances that run on it.

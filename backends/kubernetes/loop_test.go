@@ -51,7 +51,7 @@ func serve(t *testing.T, s *apiServer, resource string, change func(*scaler.Sett
 		t.Fatal(err)
 	}
 	x := &service{t: t, backend: b}
-	x.Loop = scaler.NewLoop(scaler.Env{Service: "web", Logger: zap.NewNop, DataDir: "/data"}, &settings, scaler.NewBudget(8), silent{})
+	x.Loop = scaler.NewLoop(scaler.Env{Service: "web", Logger: zap.NewNop, Host: &scaler.Host{DataDir: "/data"}}, &settings, scaler.NewBudget(8), silent{})
 	x.slots = reserver.New(reserver.Options{MaxWaiting: 100}, nil, x.Hooks())
 	x.Attach(x.slots)
 	if err := x.Adopt(b); err != nil {

@@ -68,7 +68,7 @@ func openOn(t *testing.T, s *apiServer, resource string, change ...func(*options
 	core, logs := observer.New(zapcore.DebugLevel)
 	bn := &bench{t: t, server: s, logs: logs, config: b.Kubeconfig, changed: make(chan struct{}, 1)}
 	sc, err := b.Open(scaler.Env{
-		Service: o.service, Revision: o.revision, Logger: func() *zap.Logger { return zap.New(core) }, DataDir: o.dataDir, Report: bn.report,
+		Service: o.service, Revision: o.revision, Logger: func() *zap.Logger { return zap.New(core) }, Host: &scaler.Host{DataDir: o.dataDir}, Report: bn.report,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -58,12 +58,12 @@ func open(t *testing.T, b *Backend, options ...func(*scaler.Env, *scaler.LocalOp
 		changed: make(chan struct{}, 1),
 	}
 	env := scaler.Env{
-		Service: "web", Revision: "r1", Logger: func() *zap.Logger { return zap.New(core) }, DataDir: bn.dataDir,
-		Local: func() scaler.LocalOptions {
+		Service: "web", Revision: "r1", Logger: func() *zap.Logger { return zap.New(core) },
+		Host: &scaler.Host{DataDir: bn.dataDir, Local: func() scaler.LocalOptions {
 			bn.mu.Lock()
 			defer bn.mu.Unlock()
 			return bn.local
-		},
+		}},
 		Report: bn.report,
 	}
 	for _, o := range options {

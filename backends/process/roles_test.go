@@ -71,10 +71,10 @@ var roles = map[string]func(args []string) int{
 			return 1
 		}
 		s, err := b.Open(scaler.Env{
-			Service: "web", Revision: "r1", Logger: zap.NewNop, DataDir: dataDir,
-			Local: func() scaler.LocalOptions {
+			Service: "web", Revision: "r1", Logger: zap.NewNop,
+			Host: &scaler.Host{DataDir: dataDir, Local: func() scaler.LocalOptions {
 				return scaler.LocalOptions{PortFrom: 26000, PortTo: 26999, Keep: keep}
-			},
+			}},
 			Report: func(scaler.Report) {},
 		})
 		if err == nil {

@@ -28,7 +28,7 @@ func TestAThousandSleepingServicesHaveNoGoroutine(t *testing.T) {
 		var err error
 		runners[i], err = b.Open(scaler.Env{
 			Service: "s" + strconv.Itoa(i), Logger: zap.NewNop,
-			Local:  func() scaler.LocalOptions { return scaler.LocalOptions{} },
+			Host:   &scaler.Host{Local: func() scaler.LocalOptions { return scaler.LocalOptions{} }},
 			Report: func(scaler.Report) {},
 		})
 		if err != nil {
@@ -100,8 +100,11 @@ func BenchmarkStart(b *testing.B) {
 		b.Fatal(err)
 	}
 	s, err := bk.Open(scaler.Env{
-		Service: "web", Logger: zap.NewNop, DataDir: b.TempDir(),
-		Local:  func() scaler.LocalOptions { return scaler.LocalOptions{PortFrom: 21000, PortTo: 31000} },
+		Service: "web", Logger: zap.NewNop,
+		Host: &scaler.Host{
+			DataDir: b.TempDir(),
+			Local:   func() scaler.LocalOptions { return scaler.LocalOptions{PortFrom: 21000, PortTo: 31000} },
+		},
 		Report: func(scaler.Report) {},
 	})
 	if err != nil {
