@@ -30,7 +30,7 @@ func (w *responseWriter) WriteHeader(status int) {
 		w.suppressed = true
 		return
 	}
-	w.Header().Del(headerError)
+	delete(w.Header(), headerError) // Del would look at every letter of it first
 	if status >= 200 || status == http.StatusSwitchingProtocols {
 		w.wrote = true
 	}

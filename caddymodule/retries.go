@@ -15,6 +15,13 @@ import (
 // tried on, after the first.
 const refusedTries = 32
 
+// idleConnections is how many connections to an instance are kept for further
+// requests, where no transport is configured. Caddy's own default of 32 is meant
+// for any server; here there are never more than the requests that an instance
+// had at a time, which its slots bound, and to close those above 32 after each
+// request, only to make new ones, costs a tenth of all CPU.
+const idleConnections = 256
+
 const retryMatcher = "usher_retry"
 
 // unseen is the retry rule that every service has: it lets a request go to
@@ -41,8 +48,8 @@ func (Upstreams) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if rp.Transport == nil {
-		// It is the one that the proxy would make itself.
-		t := new(reverseproxy.HTTPTransport)
+		// It is the one that the proxy would make itself, but for this.
+		t := &reverseproxy.HTTPTransport{KeepAlive: &reverseproxy.KeepAlive{MaxIdleConnsPerHost: idleConnections}}
 		if err := t.Provision(ctx); err != nil {
 			return fmt.Errorf("provisioning the default transport: %w", err)
 		}

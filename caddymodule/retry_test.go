@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -99,6 +100,46 @@ func TestG9RefusedConnectionGoesToAnotherInstance(t *testing.T) {
 		if i.ID == dead && i.State == scaler.InstanceReady {
 			t.Errorf("the one that refused still takes requests: %+v", i)
 		}
+	}
+}
+
+func TestConnectionsOfABurstAreKept(t *testing.T) {
+	t.Parallel()
+	f, up := byHand(t, "1 1", "concurrency 64")
+	c := up()
+	f.ordered(1)
+	const burst = 64 // more than Caddy keeps of itself
+	var inside sync.WaitGroup
+	inside.Add(burst)
+	var made atomic.Int64
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		inside.Done()
+		inside.Wait()
+	}))
+	srv.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			made.Add(1)
+		}
+	}
+	srv.Start()
+	t.Cleanup(srv.Close)
+	f.at("tcp", srv.Listener.Addr().String(), none)
+	f.ready(1)
+	for range 2 {
+		var waits []func() reply
+		for range burst {
+			waits = append(waits, c.begin("GET", "/", ""))
+		}
+		for _, wait := range waits {
+			if r := wait(); r.status != 200 {
+				t.Fatalf("%+v", r)
+			}
+		}
+		inside.Add(burst)
+	}
+	// One or the other may have come just before a connection was free again.
+	if n := made.Load(); n > burst+burst/4 {
+		t.Errorf("%d connections for two bursts of %d requests", n, burst)
 	}
 }
 

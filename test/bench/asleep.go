@@ -38,7 +38,6 @@ func (b *bench) sleeping() error {
 		usher.reload, plain.reload = append(usher.reload, float64(r.Usher.Reload)), append(plain.reload, float64(r.Plain.Reload))
 	}
 	limit := atMost("P8", sleep.Budget, "≤ 3 MB")
-	limit.explained = sleep.Explained
 	b.figure(fmt.Sprintf("heap of %d services above that of plain routes", services), mebi, loaded, "", limit)
 	b.figure(fmt.Sprintf("the same after %d reloads", reloads), mebi, reloaded, "", limit)
 	b.figure("goroutines above those of plain routes", pieces, goroutines, "", atMost("P8", 0, "0"))

@@ -151,7 +151,6 @@ func (b *bench) handlers() error {
 				var limit *budget
 				if n == 1000 && policy == "least_conn" && f.unit == "cpu-ns/op" {
 					limit = atMost("P2", 0.7, "≤ 0.7 of stock")
-					limit.explained = 0.85
 				}
 				instances := "1 instance"
 				if n > 1 {

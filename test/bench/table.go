@@ -28,12 +28,11 @@ const (
 	unjudged verdict = iota
 	met
 	within // beyond the budget, by less than the noise
-	known  // missed, by no more than is explained
 	missed
 )
 
 func (v verdict) String() string {
-	return [...]string{"", "met", "within the noise", "MISSED, explained", "MISSED"}[v]
+	return [...]string{"", "met", "within the noise", "MISSED"}[v]
 }
 
 // A budget is a bound of the contract.
@@ -42,11 +41,6 @@ type budget struct {
 	bound float64
 	least bool   // the figure is to be this much at least, not at most
 	words string // how it is written
-
-	// explained is a bound beyond the other, which says by how much the
-	// budget is missed for reasons that docs/performance.md tells; 0 is none.
-	// What is within it does not fail the command.
-	explained float64
 }
 
 func atMost(name string, bound float64, words string) *budget {
@@ -70,8 +64,6 @@ func (b *budget) judge(figure, noise float64) verdict {
 		return met
 	case off <= math.Abs(figure)*noise:
 		return within
-	case b.explained != 0 && (b.least && figure >= b.explained || !b.least && figure <= b.explained):
-		return known
 	}
 	return missed
 }

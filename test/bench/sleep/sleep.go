@@ -21,11 +21,6 @@ import (
 // Budget is how much memory a thousand services may cost while they sleep.
 const Budget = 3 << 20
 
-// Explained is what they may cost at most for reasons that are known and told
-// in docs/performance.md: 1.3 MB are Caddy's own copy of the larger
-// configuration.
-const Explained = 7 << 19
-
 // Config says what is measured.
 type Config struct {
 	// Caddy is the binary with Usher in it. It also serves the plain routes,
