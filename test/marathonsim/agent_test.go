@@ -29,11 +29,11 @@ func TestATaskDiesAndAnotherWedges(t *testing.T) {
 		return s.get("/v2/apps/dies").str("app.lastTaskFailure.message") == "Command terminated with signal Killed"
 	})
 	s.create("/wedges", 1, "")
-	address := endpoint(running(s.settled("/wedges", 1))[0])
-	serves(t, address)
+	first := s.settled("/wedges", 1)
+	serves(t, endpoint(running(first)[0]))
 	s.Inject(marathonsim.Fault{Kind: marathonsim.FaultWedges, App: "/wedges", Times: 1, Delay: time.Hour})
 	s.want(200, "POST", "/v2/apps/wedges/restart", "")
-	address = endpoint(running(s.settled("/wedges", 1))[0])
+	address := endpoint(running(s.renewed("/wedges", first))[0])
 	serves(t, address)
 	s.Advance(time.Hour)
 	eventually(t, "it accepts, and does not answer", func() bool {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -211,6 +212,21 @@ func (s *sim) settled(id string, n int) answer {
 		a = s.get("/v2/apps" + id)
 		return a.status == 200 && a.num("app.tasksRunning") == n && len(a.list("app.deployments")) == 0 &&
 			len(running(a)) == n
+	})
+	return a
+}
+
+// renewed is settled after a change that replaces all tasks. What can be read
+// of a task may be late, and only that they are others shows that it was seen.
+func (s *sim) renewed(id string, before answer) answer {
+	s.t.Helper()
+	n := len(running(before))
+	var a answer
+	eventually(s.t, fmt.Sprintf("%s has %d other tasks", id, n), func() bool {
+		a = s.settled(id, n)
+		return !slices.ContainsFunc(running(a), func(t map[string]any) bool {
+			return slices.ContainsFunc(running(before), func(o map[string]any) bool { return o["id"] == t["id"] })
+		})
 	})
 	return a
 }
