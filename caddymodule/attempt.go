@@ -1,12 +1,9 @@
 package caddymodule
 
 import (
-	"context"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptrace"
-	"slices"
 	"sync/atomic"
 	"syscall"
 
@@ -89,32 +86,6 @@ func (q *request) connectDone(_, addr string, err error) {
 	}
 	if d := q.dials.Load(); d != nil {
 		d.done(addr)
-	}
-}
-
-// tellOfDials makes a proxy's transport tell requests of the connections that
-// it makes for them, so that only those pay for it that need a new one. It
-// returns false where that is not possible.
-func tellOfDials(transport http.RoundTripper) bool {
-	t, ok := transport.(*reverseproxy.HTTPTransport)
-	if !ok || t.Transport == nil || slices.Contains(t.Versions, "3") {
-		return false
-	}
-	t.Transport.DialContext = telling(t.Transport.DialContext)
-	if t.Transport.DialTLSContext != nil {
-		t.Transport.DialTLSContext = telling(t.Transport.DialTLSContext)
-	}
-	return true
-}
-
-type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
-
-func telling(dial dialFunc) dialFunc {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if q := requestOf(ctx); q != nil {
-			ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{ConnectDone: q.connectDone})
-		}
-		return dial(ctx, network, addr)
 	}
 }
 

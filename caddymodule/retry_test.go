@@ -103,7 +103,7 @@ func TestG9RefusedConnectionGoesToAnotherInstance(t *testing.T) {
 	}
 }
 
-func TestConnectionsOfABurstAreKept(t *testing.T) {
+func TestConnectionsOfABurstAreKeptAsLongAsTheConfiguration(t *testing.T) {
 	t.Parallel()
 	f, up := byHand(t, "1 1", "concurrency 64")
 	c := up()
@@ -111,14 +111,18 @@ func TestConnectionsOfABurstAreKept(t *testing.T) {
 	const burst = 64 // more than Caddy keeps of itself
 	var inside sync.WaitGroup
 	inside.Add(burst)
-	var made atomic.Int64
+	var made, open atomic.Int64
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		inside.Done()
 		inside.Wait()
 	}))
 	srv.Config.ConnState = func(_ net.Conn, state http.ConnState) {
-		if state == http.StateNew {
+		switch state {
+		case http.StateNew:
 			made.Add(1)
+			open.Add(1)
+		case http.StateClosed:
+			open.Add(-1)
 		}
 	}
 	srv.Start()
@@ -141,6 +145,8 @@ func TestConnectionsOfABurstAreKept(t *testing.T) {
 	if n := made.Load(); n > burst+burst/4 {
 		t.Errorf("%d connections for two bursts of %d requests", n, burst)
 	}
+	c.end()
+	eventually(t, "the end of the connections", func() bool { return open.Load() == 0 })
 }
 
 // otherTransport is one that is not Caddy's, and does not tell of its dials.

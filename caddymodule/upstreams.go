@@ -27,7 +27,9 @@ func init() {
 // The proxy's own `retries` and `retry_match` are for requests that an
 // instance may have seen; unless `retry_match` names the matcher
 // `usher_retry`, which leaves all of it to those rules.
-type Upstreams struct{}
+type Upstreams struct {
+	transport *http.Transport // of the proxy, if it is not configured
+}
 
 // CaddyModule returns the Caddy module information.
 func (Upstreams) CaddyModule() caddy.ModuleInfo {
@@ -163,6 +165,7 @@ func (m *MatchRetry) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 var (
 	_ reverseproxy.CachingUpstreamSource = (*Upstreams)(nil)
+	_ caddy.CleanerUpper                 = (*Upstreams)(nil)
 	_ caddyfile.Unmarshaler              = (*Upstreams)(nil)
 	_ caddyhttp.RequestMatcherWithError  = (*MatchRetry)(nil)
 	_ caddyfile.Unmarshaler              = (*MatchRetry)(nil)

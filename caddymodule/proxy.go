@@ -1,9 +1,14 @@
 package caddymodule
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"slices"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
@@ -34,7 +39,7 @@ var unseen = caddyhttp.MatcherSets{{MatchRetry{}}}
 // the connections that it makes. That is done here, and not where the handler
 // is written down, because it holds for whoever writes it, and because Caddy
 // keeps what is written down in memory several times.
-func (Upstreams) Provision(ctx caddy.Context) error {
+func (u *Upstreams) Provision(ctx caddy.Context) error {
 	lineage := ctx.Modules()
 	if len(lineage) < 2 {
 		return nil
@@ -53,12 +58,21 @@ func (Upstreams) Provision(ctx caddy.Context) error {
 		if err := t.Provision(ctx); err != nil {
 			return fmt.Errorf("provisioning the default transport: %w", err)
 		}
-		rp.Transport = t
+		rp.Transport, u.transport = t, t.Transport
 	}
 	if !tellOfDials(rp.Transport) {
 		app.(*App).generation.silentDials = true
 	}
 	return setRetries(rp)
+}
+
+// Cleanup closes the connections that nobody uses any more, and those in use as
+// soon as nobody does: else each reload would leave some behind for minutes.
+func (u *Upstreams) Cleanup() error {
+	if u.transport != nil {
+		u.transport.CloseIdleConnections()
+	}
+	return nil
 }
 
 // setRetries adds Usher's own rule to those of the user. A proxy whose rules
@@ -94,6 +108,32 @@ func setRetries(rp *reverseproxy.Handler) error {
 	// The proxy appends the user's rules.
 	lb.RetryMatch = unseen
 	return nil
+}
+
+// tellOfDials makes a proxy's transport tell requests of the connections that
+// it makes for them, so that only those pay for it that need a new one. It
+// returns false where that is not possible.
+func tellOfDials(transport http.RoundTripper) bool {
+	t, ok := transport.(*reverseproxy.HTTPTransport)
+	if !ok || t.Transport == nil || slices.Contains(t.Versions, "3") {
+		return false
+	}
+	t.Transport.DialContext = telling(t.Transport.DialContext)
+	if t.Transport.DialTLSContext != nil {
+		t.Transport.DialTLSContext = telling(t.Transport.DialTLSContext)
+	}
+	return true
+}
+
+type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+func telling(dial dialFunc) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if q := requestOf(ctx); q != nil {
+			ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{ConnectDone: q.connectDone})
+		}
+		return dial(ctx, network, addr)
+	}
 }
 
 var _ caddy.Provisioner = (*Upstreams)(nil)
