@@ -3,6 +3,7 @@ package harness
 import (
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,6 +66,9 @@ func Build(t testing.TB) Binaries {
 }
 
 func build() (Binaries, error) {
+	if err := lookAtSources(); err != nil {
+		return Binaries{}, err
+	}
 	dir, err := os.MkdirTemp("", "usher-bin-")
 	if err != nil {
 		return Binaries{}, err
@@ -84,6 +88,34 @@ func build() (Binaries, error) {
 	// The app is never built with -race: it is not what is tested, and it
 	// has to start fast.
 	return bin, goBuild(bin.App, "github.com/caddy-usher/usher/test/app", false)
+}
+
+// lookAtSources looks at every file that the programs are made of. Go takes the
+// result of an earlier run for as long as the files that the tests have looked
+// at are the same, and knows nothing of what they build.
+func lookAtSources() error {
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	for _, err := os.Stat(filepath.Join(root, "go.mod")); err != nil; _, err = os.Stat(filepath.Join(root, "go.mod")) {
+		if root == filepath.Dir(root) {
+			return fmt.Errorf("no go.mod above the test: %w", err)
+		}
+		root = filepath.Dir(root)
+	}
+	for _, part := range []string{"go.sum", "usher.go", "caddymodule", "backends", "scaler", "reserver", "test/app", "test/caddy"} {
+		err := filepath.WalkDir(filepath.Join(root, part), func(path string, _ fs.DirEntry, err error) error {
+			if err == nil {
+				_, err = os.Stat(path)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func goBuild(output, pkg string, race bool) error {
