@@ -25,6 +25,8 @@ func FuzzCaddyfile(f *testing.F) {
 	for _, block := range []string{
 		"backend process ./a -x {usher.port} {\n dir /\n env A {env.HOME}\n user nobody\n stop_signal INT\n listen fd\n output discard\n}",
 		"backend kubernetes deployment/web {\n namespace a\n port http\n kubeconfig ./none\n context c\n}",
+		"backend docker compose shop/web {\n host tcp://a:2375\n port 80\n idle pause\n pause_timeout 1h\n copies on\n}",
+		"backend docker image a/b:1 serve -x {\n env A b\n volume /a:/b\n memory 64m\n cpus 0.5\n user 1:1\n label c d\n pull always\n registry_auth u p\n}",
 		"backend marathon /prod/web {\n url http://a:1 http://b\n port_name http\n basic_auth u p\n}",
 		"backend process sh\n header_up Host {http.request.header.X}\n lb_retries 2\n lb_retry_match {\n method GET\n}\n handle_response {\n respond 204\n}",
 	} {
@@ -101,13 +103,37 @@ func caddyfiles(f *testing.F) (all []string) {
 	if err != nil || len(files) == 0 {
 		f.Fatal("no golden files", err)
 	}
-	for _, file := range append(files, "Caddyfile.example") {
+	own, err := filepath.Glob("testdata/adapt/*.caddytest")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, file := range append(append(files, own...), "Caddyfile.example") {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			f.Fatal(err)
 		}
 		text, _, _ := strings.Cut(string(b), "----------\n")
 		all = append(all, strings.ReplaceAll(text, "backend test ", "backend process "))
+	}
+	return append(all, refusedCaddyfiles(f)...)
+}
+
+// refusedCaddyfiles are those of the scripts in caddymodule/testdata/refused.
+func refusedCaddyfiles(f *testing.F) (all []string) {
+	scripts, err := filepath.Glob("caddymodule/testdata/refused/*.txt")
+	if err != nil || len(scripts) == 0 {
+		f.Fatal("no scripts", err)
+	}
+	for _, file := range scripts {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for part := range strings.SplitSeq("\n"+string(b), "\n=== ") {
+			_, text, _ := strings.Cut(part, "\n")
+			text, _, _ = strings.Cut(text, "----------\n")
+			all = append(all, strings.ReplaceAll(text, "backend test ", "backend process "))
+		}
 	}
 	return all
 }

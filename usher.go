@@ -3,8 +3,12 @@
 package usher
 
 import (
+	_ "github.com/caddy-usher/usher/backends/docker"
 	_ "github.com/caddy-usher/usher/backends/kubernetes"
 	_ "github.com/caddy-usher/usher/backends/marathon"
 	_ "github.com/caddy-usher/usher/backends/process"
 	_ "github.com/caddy-usher/usher/caddymodule"
+	_ "github.com/caddy-usher/usher/caddymodule/admin"
+	_ "github.com/caddy-usher/usher/caddymodule/command"
+	_ "github.com/caddy-usher/usher/caddymodule/liveview"
 )

@@ -4,23 +4,22 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-usher/usher/caddymodule/admin"
+	"github.com/caddy-usher/usher/caddymodule/answer"
 )
 
 // adminServer answers as Caddy's admin endpoint does.
 func adminServer(t *testing.T) *httptest.Server {
 	t.Helper()
 	mux := http.NewServeMux()
-	for _, route := range (Admin{}).Routes() {
+	for _, route := range (admin.Admin{}).Routes() {
 		mux.HandleFunc(route.Pattern, func(w http.ResponseWriter, r *http.Request) {
 			err := route.Handler.ServeHTTP(w, r)
 			if err == nil {
@@ -58,7 +57,7 @@ func keys(o map[string]any) string {
 	for _, name := range []string{
 		"name", "backend", "state", "target", "min", "max", "instances", "slots", "waiting", "oldest_wait_ms", "cold_starts", "last_cold_start_ms",
 		"last_error", "instance_list", "config", "id", "address", "revision", "in_use", "since", "time", "from", "to", "reason", "inputs",
-		"cold_start",
+		"cold_start", "why",
 	} {
 		if _, ok := o[name]; ok {
 			names = append(names, name)
@@ -95,7 +94,7 @@ func TestAdminShowsAServiceAsTheContractSays(t *testing.T) {
 
 	r := call(t, srv, "GET", "/usher/services/"+f.name, "")
 	o := object(t, r)
-	if keys(o) != summary+" instance_list config" {
+	if keys(o) != summary+" instance_list config why" {
 		t.Errorf("%s", keys(o))
 	}
 	if strings.Contains(r.body, "hush") || !strings.Contains(r.body, `"secret":"***"`) || r.header.Get("Content-Type") != "application/json" {
@@ -134,13 +133,13 @@ func TestAdminRefusesWhatItDoesNotKnow(t *testing.T) {
 		{"GET", "/usher/", "", 404},
 		{"GET", "/usher/nothing", "", 404},
 		{"GET", "/usher/services/", "", 404},
-		{"GET", "/usher/services/nobody", "", 404},
-		{"POST", "/usher/services/nobody/wake", "", 404},
+		{"GET", "/usher/services/missing", "", 404},
+		{"POST", "/usher/services/missing/wake", "", 404},
 		{"GET", web + "/", "", 404},
 		{"GET", web + "/nothing", "", 404},
 		{"POST", web + "/dance", "", 404},
 		{"POST", web + "/wake/up", "", 404},
-		{"DELETE", web + "/instances/nobody", "", 404},
+		{"DELETE", web + "/instances/missing", "", 404},
 		{"DELETE", web + "/instances/", "", 404},
 		{"DELETE", web + "/instances", "", 404},
 		{"POST", "/usher/services", "", 405},
@@ -157,7 +156,7 @@ func TestAdminRefusesWhatItDoesNotKnow(t *testing.T) {
 		{"POST", web + "/suspend", `{"reason":1}`, 400},
 		{"POST", web + "/suspend", `{"why":"x"}`, 400},
 		{"POST", web + "/suspend", `{"reason":"x"} {}`, 400},
-		{"POST", web + "/suspend", `{"reason":"` + strings.Repeat("x", adminBodyMax) + `"}`, 400},
+		{"POST", web + "/suspend", `{"reason":"` + strings.Repeat("x", answer.MaxBody) + `"}`, 400},
 		{"HEAD", "/usher/services", "", 200},
 		{"HEAD", "/usher/events", "", 200},
 		{"POST", web + "/sleep", " ", 200},
@@ -174,7 +173,7 @@ func TestAdminRefusesWhatItDoesNotKnow(t *testing.T) {
 			t.Errorf("%s %s: Allow %q", x.method, x.path, r.header.Get("Allow"))
 		}
 	}
-	if st := serving(t, f.name).loop.Status(); st.State != "asleep" {
+	if st := serving(t, f.name).Loop.Status(); st.State != "asleep" {
 		t.Errorf("something was done: %+v", st)
 	}
 }
@@ -200,21 +199,19 @@ func TestAdminOperatesAService(t *testing.T) {
 	post("wake", "")
 	f.ready(1)
 	post("restart", "")
-	f.until("a second revision", func() bool { return len(f.revs) == 2 && f.revs[1].want == 1 })
+	f.until("a second revision", func() bool { return len(f.revs) == 2 && f.revs[1].Want == 1 })
 	if r := c.get("/"); r.status != 200 {
 		t.Errorf("%+v", r)
 	}
-	eventually(t, "the end of the first revision", func() bool { return len(serving(t, f.name).loop.Instances()) == 1 })
-	id := serving(t, f.name).loop.Instances()[0].ID
+	eventually(t, "the end of the first revision", func() bool { return len(serving(t, f.name).Loop.Instances()) == 1 })
+	id := serving(t, f.name).Loop.Instances()[0].ID
 	if r := call(t, srv, "DELETE", web+"/instances/"+id, ""); r.status != 200 {
 		t.Errorf("%+v", r)
 	}
 	f.until("the end of the instance", func() bool {
 		for _, r := range f.revs {
-			for _, i := range r.running {
-				if i.ID == id {
-					return false
-				}
+			if r.Instance(id) != nil {
+				return false
 			}
 		}
 		return true
@@ -304,95 +301,5 @@ func TestEventsTellEveryChange(t *testing.T) {
 		if !found {
 			t.Errorf("no %q in %q", w, got)
 		}
-	}
-}
-
-func TestEventStreamEndsWithTheAdminServer(t *testing.T) {
-	t.Parallel()
-	srv := adminServer(t)
-	next := stream(t, srv)
-	done := make(chan error, 1)
-	go func() { done <- srv.Config.Shutdown(t.Context()) }()
-	for {
-		name, _ := next()
-		if name == "bye" {
-			break
-		}
-		if name == "end" {
-			t.Fatal("it ends without a bye")
-		}
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	adminEnds.Lock()
-	defer adminEnds.Unlock()
-	if adminEnds.of[srv.Config] != nil {
-		t.Error("the server is still registered")
-	}
-}
-
-// idleWriter is for one goroutine, as what Caddy puts around the response of a
-// server with a write_idle_timeout, and sets its own deadline before a write.
-type idleWriter struct {
-	caddyhttp.ResponseWriterWrapper
-	t    *testing.T
-	busy atomic.Bool
-}
-
-func (w *idleWriter) SetWriteDeadline(deadline time.Time) error {
-	if w.busy.Load() {
-		w.t.Error("a deadline is set while another goroutine writes")
-	}
-	return http.NewResponseController(w.ResponseWriter).SetWriteDeadline(deadline)
-}
-
-func (w *idleWriter) Write(p []byte) (int, error) {
-	w.busy.Store(true)
-	defer w.busy.Store(false)
-	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(eventPatience))
-	return w.ResponseWriter.Write(p)
-}
-
-func TestEventStreamThatNobodyReadsEndsWithTheAdminServer(t *testing.T) {
-	t.Parallel()
-	h := newHub()
-	t.Cleanup(func() { _ = h.closeAll() })
-	flooded := make(chan bool)
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = streamEvents(&idleWriter{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, t: t}, r, h, nil, "")
-		close(flooded)
-	}))
-	srv.Start()
-	t.Cleanup(srv.Close)
-	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
-	if _, err := conn.Write([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\n")); err != nil {
-		t.Fatal(err)
-	}
-	subscribed := func() int {
-		h.events.mu.Lock()
-		defer h.events.mu.Unlock()
-		return len(h.events.subscribers)
-	}
-	eventually(t, "the subscriber", func() bool { return subscribed() == 1 })
-	// More than the buffers of both ends hold: the bus cuts it off, and its
-	// goroutine hangs in a write.
-	big := strings.Repeat("x", 64<<10)
-	eventually(t, "the subscriber is cut off", func() bool {
-		h.events.publish("state", big)
-		return subscribed() == 0
-	})
-	began := time.Now()
-	if err := srv.Config.Shutdown(t.Context()); err != nil {
-		t.Error(err)
-	}
-	<-flooded
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("it took %v", took)
 	}
 }

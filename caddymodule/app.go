@@ -8,8 +8,11 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/scaler/control"
 )
 
 func init() {
@@ -22,14 +25,19 @@ func init() {
 type App struct {
 	// The services, by name. A handler can define a service as well, in
 	// `define`; equal definitions may stand any number of times.
-	Services map[string]*Service `json:"services,omitempty"`
+	Services map[string]*hub.ServiceConfig `json:"services,omitempty"`
 
 	// The local ports for processes, as `<from>-<to>`, both included. They
 	// should lie outside the range from which the system takes the ports of
-	// outgoing connections. Default: `21000-25999`.
+	// outgoing connections. A port that an instance had rests for three minutes;
+	// if all free ports rest, the one that has rested longest is taken. So give
+	// several times as many ports as there are instances. Default: `21000-25999`.
 	Ports string `json:"ports,omitempty"`
 
-	// How many starts may be in progress over all services. Default: 8.
+	// How many starts of processes may be in progress over all services, and
+	// as many on each remote platform. A process gives its place back when it is
+	// ready or has failed, when no request waits for it any more, and after 5s
+	// in any case. Default: 8.
 	StartLimit int `json:"start_limit,omitempty"`
 
 	// How many requests may wait over all services. Default: 10000.
@@ -44,16 +52,30 @@ type App struct {
 
 	backends   backendDefaults
 	ctx        caddy.Context
-	hub        *hub
-	generation *generation
+	hub        *hub.Hub
+	generation *hub.Generation
+	draft      draft
+}
+
+// draft is what is of use only while a configuration is provisioned.
+type draft struct {
+	used    map[string]string       // where each service was named first
+	options map[string]*hub.Options // by the JSON that gives them
+	// addresses are those that only one service can have, and which it is.
+	addresses map[string]string
+	servers   map[*caddyhttp.Server]*serverPlace
+	// ordered are the handlers that order the queue of their service.
+	ordered []*Handler
+}
+
+func newDraft() draft {
+	return draft{
+		used: make(map[string]string), options: make(map[string]*hub.Options), addresses: make(map[string]string),
+		servers: make(map[*caddyhttp.Server]*serverPlace),
+	}
 }
 
 const (
-	defaultPortFrom        = 21000
-	defaultPortTo          = 25999
-	defaultStartLimit      = 8
-	defaultMaxWaitingInAll = 10000
-
 	onExitStop = "stop"
 	onExitKeep = "keep"
 )
@@ -75,20 +97,22 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+	if err := hub.RegisterMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	if a.hub, err = loadHub(); err != nil {
+	if a.hub, err = hub.Load(); err != nil {
 		return err
 	}
 	events, err := ctx.App("events")
 	if err != nil {
 		return fmt.Errorf("the events app: %w", err)
 	}
-	a.generation = &generation{
-		settings: settings, logger: ctx.Logger(), ctx: ctx, events: events.(*caddyevents.App), storage: ctx.Storage(),
-		services: make(map[string]*service), definitions: make(map[string]*definition), draft: newDraft(),
+	a.generation = &hub.Generation{
+		Settings: settings, Logger: ctx.Logger(), Ctx: ctx, Events: events.(*caddyevents.App), Storage: ctx.Storage(),
+		Services: make(map[string]*hub.Service), Definitions: make(map[string]*hub.Definition), Lacking: make(map[hub.PageFile]struct{}),
+		Occasion: a.hub.Occasion(),
 	}
+	a.draft = newDraft()
 	for name, s := range a.Services {
 		if err := a.define(ctx, name, s, "apps.usher.services."+name); err != nil {
 			return err
@@ -99,34 +123,43 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-func (a *App) settings() (globalSettings, error) {
-	g := globalSettings{
-		startLimit: defaultStartLimit, maxWaiting: defaultMaxWaitingInAll,
-		local: scaler.LocalOptions{PortFrom: defaultPortFrom, PortTo: defaultPortTo},
+// Hub returns what outlives the configuration.
+func (a *App) Hub() *hub.Hub { return a.hub }
+
+func (a *App) settings() (hub.Globals, error) {
+	g := hub.Globals{
+		StartLimit: hub.DefaultStartLimit, MaxWaiting: hub.DefaultMaxWaitingInAll,
+		Local: scaler.LocalOptions{PortFrom: hub.DefaultPortFrom, PortTo: hub.DefaultPortTo},
 	}
 	if a.Ports != "" {
 		from, to, err := parsePorts(a.Ports)
 		if err != nil {
 			return g, err
 		}
-		g.local.PortFrom, g.local.PortTo = from, to
+		g.Local.PortFrom, g.Local.PortTo = from, to
 	}
 	if a.StartLimit < 0 {
 		return g, fmt.Errorf("start_limit must be at least 1, not %d", a.StartLimit)
 	}
+	if a.StartLimit > hub.MaxStartLimit {
+		return g, fmt.Errorf("start_limit is %d, but can be at most %d", a.StartLimit, hub.MaxStartLimit)
+	}
 	if a.StartLimit > 0 {
-		g.startLimit = a.StartLimit
+		g.StartLimit = a.StartLimit
 	}
 	if a.MaxWaiting != nil {
 		if *a.MaxWaiting < 0 {
 			return g, fmt.Errorf("max_waiting cannot be negative, but is %d", *a.MaxWaiting)
 		}
-		g.maxWaiting = *a.MaxWaiting
+		if err := hub.CheckCount("max_waiting", *a.MaxWaiting, 0, scaler.MaxWaiting); err != nil {
+			return g, err
+		}
+		g.MaxWaiting = *a.MaxWaiting
 	}
 	switch a.OnExit {
 	case "", onExitStop:
 	case onExitKeep:
-		g.local.Keep = true
+		g.Local.Keep = true
 	default:
 		return g, fmt.Errorf("on_exit '%s' is unknown: use stop or keep", a.OnExit)
 	}
@@ -146,8 +179,8 @@ func parsePorts(s string) (from, to int, err error) {
 
 // define adds the definition of a service to the configuration. Several may
 // say the same; place says where this one stands.
-func (a *App) define(ctx caddy.Context, name string, s *Service, place string) error {
-	if err := checkName(name); err != nil {
+func (a *App) define(ctx caddy.Context, name string, s *hub.ServiceConfig, place string) error {
+	if err := hub.CheckName(name); err != nil {
 		return fmt.Errorf("%s: %w", place, err)
 	}
 	if s == nil {
@@ -160,58 +193,102 @@ func (a *App) define(ctx caddy.Context, name string, s *Service, place string) e
 			return fmt.Errorf("service %s (%s): %w", name, place, err)
 		}
 	}
-	d, err := newDefinition(ctx, filled, place, a.generation.draft.options)
+	d, err := hub.NewDefinition(ctx, filled, place, a.draft.options)
 	if err != nil {
 		return fmt.Errorf("service %s (%s): %w", name, place, err)
 	}
-	if other, ok := a.generation.definitions[name]; ok {
-		diff, err := d.differs(other)
+	if other, ok := a.generation.Definitions[name]; ok {
+		diff, err := d.Differs(other)
 		if err != nil {
 			return fmt.Errorf("service %s: %w", name, err)
 		}
 		if diff != "" {
-			return fmt.Errorf("service %s is defined twice, and not in the same way: %s and %s differ in %s", name, other.place, place, diff)
+			return fmt.Errorf("service %s is defined twice, and not in the same way: %s and %s differ in %s", name, other.Place, place, diff)
 		}
 		return nil
 	}
-	a.generation.definitions[name] = d
+	if err := a.checkFixedAddress(name, d); err != nil {
+		return fmt.Errorf("service %s (%s): %w", name, place, err)
+	}
+	if err := a.checkMissing(name, d); err != nil {
+		return err
+	}
+	a.generation.Definitions[name] = d
 	a.use(name, place)
+	for _, n := range d.Service.Needs {
+		a.use(n.Service, "a need of service "+name)
+	}
+	return nil
+}
+
+// checkFixedAddress refuses what could never work: more than one instance, or
+// more than one service, for an address that only one can have.
+func (a *App) checkFixedAddress(name string, d *hub.Definition) error {
+	backend, ok := d.Backend.(scaler.FixedAddresser)
+	if !ok {
+		return nil
+	}
+	address := backend.FixedAddress()
+	if address == "" {
+		return nil
+	}
+	if most := d.Service.Instances.Max; most > 1 {
+		return fmt.Errorf("instances allows %d, but all of them would listen on %s, where only one can: allow 1, or leave out the address, if the program can listen on the port that Usher gives it", most, address)
+	}
+	if d.Service.Overlap == hub.OverlapNames[control.OverlapOn] {
+		return fmt.Errorf("overlap is on, but a new instance cannot listen on %s before the old one has ended: leave out overlap, or the address", address)
+	}
+	if other, ok := a.draft.addresses[address]; ok {
+		return fmt.Errorf("it listens on %s, as service %s does, and only one of them can: give one of the programs another port", address, other)
+	}
+	a.draft.addresses[address] = name
 	return nil
 }
 
 // use returns the service of that name. It may not run yet, nor be defined.
-func (a *App) use(name, place string) *service {
-	if s, ok := a.generation.services[name]; ok {
+func (a *App) use(name, place string) *hub.Service {
+	if s, ok := a.generation.Services[name]; ok {
 		return s
 	}
-	s := a.hub.acquire(name)
-	a.generation.services[name] = s
-	a.generation.draft.used[name] = place
+	s := a.hub.Acquire(name)
+	a.generation.Services[name] = s
+	a.draft.used[name] = place
 	return s
 }
 
 // Start puts the configuration in force.
 func (a *App) Start() error {
 	var undefined []string
-	for name := range a.generation.services {
-		if _, ok := a.generation.definitions[name]; !ok {
+	for name := range a.generation.Services {
+		if _, ok := a.generation.Definitions[name]; !ok {
 			undefined = append(undefined, name)
 		}
 	}
 	if len(undefined) > 0 {
 		slices.Sort(undefined)
-		return fmt.Errorf("nobody defines service %s, which %s uses: give it a backend there, or define it in the global options",
-			undefined[0], a.generation.draft.used[undefined[0]])
+		return fmt.Errorf("service %s is not defined, but %s uses it: give it a backend there, or define it in the global options",
+			undefined[0], a.draft.used[undefined[0]])
 	}
-	a.generation.draft = newDraft()
-	return a.hub.activate(a.generation)
+	if err := a.checkFastCGI(); err != nil {
+		return err
+	}
+	if err := hub.CheckNeeds(a.generation.Definitions); err != nil {
+		return err
+	}
+	for _, h := range a.draft.ordered {
+		if err := h.checkQueue(a.generation.Definitions[h.Service]); err != nil {
+			return fmt.Errorf("service %s (%s): %w", h.Service, h.place.name, err)
+		}
+	}
+	a.draft = newDraft()
+	return a.hub.Activate(a.generation)
 }
 
-// Stop answers those who wait if Caddy exits for good. On a reload it does
+// Stop answers waiting requests if Caddy exits for good. On a reload it does
 // nothing: the services live on in the hub.
 func (a *App) Stop() error {
 	if caddy.Exiting() {
-		a.hub.exit()
+		a.hub.Exit()
 	}
 	return nil
 }
@@ -222,10 +299,10 @@ func (a *App) Cleanup() error {
 		return nil
 	}
 	if a.generation != nil {
-		a.hub.deactivate(a.generation)
+		a.hub.Deactivate(a.generation)
 	}
 	a.hub = nil
-	return unloadHub()
+	return hub.Unload()
 }
 
 var (

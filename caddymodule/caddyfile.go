@@ -11,6 +11,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/caddymodule/option"
 )
 
 func init() {
@@ -60,9 +63,11 @@ var owned = map[string]string{
 //		# of the service
 //		backend <type> <args...> { ... }
 //		instances <min> [<max>]
+//		overlap on|off
 //		concurrency <n>|unlimited
 //		idle_timeout <duration>|off
 //		start_timeout <duration>
+//		start_attempts <n>
 //		drain_timeout <duration>
 //		stop_timeout <duration>
 //		max_waiting <n>
@@ -70,16 +75,22 @@ var owned = map[string]string{
 //		ready tcp|http [<path>]|platform { ... }
 //		scale <policy> { ... }
 //		error_detail short|full
+//		affinity cookie [<name>] { max_age, same_site, path, domain }
+//		affinity key <placeholder> { spill }
+//		session_timeout <duration>
 //
 //		# of this place
 //		wait_timeout <duration>
 //		wake <matcher>
 //		server_timing
 //		waiting_page [<file>] { after, refresh, title, matcher }
+//		priority high|low [<matcher>]
+//		fair_by <placeholder> { max_waiting }
+//		php { index, try_files, <options of transport fastcgi> }
 //		<options of reverse_proxy>
 //	}
 //
-// It makes two handlers, usher and reverse_proxy, in one route.
+// It makes one handler; with php, routes come before that.
 func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
 	if !h.Next() {
 		return nil, h.ArgErr()
@@ -96,7 +107,7 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	}
 	p := &directiveParser{helper: h, handler: &Handler{Service: d.Val()}, seen: make(map[string]bool)}
 	name := d.Token()
-	if err := checkName(p.handler.Service); err != nil {
+	if err := hub.CheckName(p.handler.Service); err != nil {
 		return nil, d.WrapErr(err)
 	}
 	if d.NextArg() {
@@ -114,48 +125,48 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	if err != nil {
 		return nil, fmt.Errorf("service %s: %w", p.handler.Service, err)
 	}
-
-	route := caddyhttp.Route{HandlersRaw: []json.RawMessage{
-		caddyconfig.JSONModuleObject(p.handler, "handler", "usher", nil),
-		caddyconfig.JSONModuleObject(proxy, "handler", "reverse_proxy", nil),
-	}}
-	if matcher != nil {
-		route.MatcherSetsRaw = []caddy.ModuleMap{matcher}
+	if err := p.checkFastCGI(atToken(name), proxy); err != nil {
+		return nil, err
 	}
-	return []httpcaddyfile.ConfigValue{{Class: "route", Value: route}}, nil
+	if p.handler.ProxyRaw, err = p.proxyOptions(proxy); err != nil {
+		return nil, fmt.Errorf("service %s: %w", p.handler.Service, err)
+	}
+	return p.expand(matcher)
 }
 
 // directiveParser collects what a block says.
 type directiveParser struct {
 	helper  httpcaddyfile.Helper
 	handler *Handler
-	service Service
+	service hub.ServiceConfig
 	seen    map[string]bool
 	first   *caddyfile.Token // the first option of the service
 	proxy   []caddyfile.Token
+	php     *php // nil unless asked for
+
+	transport bool // one is configured
 }
 
 // option reads one option, whose name is the current token.
 func (p *directiveParser) option(d *caddyfile.Dispenser) error {
-	option := d.Val()
-	if _, ok := serviceOptions[option]; ok {
+	name := d.Val()
+	if _, ok := serviceOptions[name]; ok {
 		if p.first == nil {
 			t := d.Token()
 			p.first = &t
 		}
-		return p.service.parseOption(d, p.seen)
+		return readOption(&p.service, d, p.seen)
 	}
-	if instead, ok := owned[option]; ok {
-		return d.Errf("%s belongs to usher: %s", option, instead)
+	if instead, ok := owned[name]; ok {
+		return d.Errf("%s belongs to usher: %s", name, instead)
 	}
-	switch option {
-	case "wait_timeout", "wake", "server_timing", "waiting_page", optionStreamCloseDelay:
-		if p.seen[option] {
-			return d.Errf("%s is given twice", option)
+	switch name {
+	case "wait_timeout", "wake", "server_timing", "waiting_page", "fair_by", "php", optionStreamCloseDelay:
+		if err := option.Once(d, p.seen, ""); err != nil {
+			return err
 		}
-		p.seen[option] = true
 	}
-	switch option {
+	switch name {
 	case "wait_timeout":
 		v, err := positive(d)
 		p.handler.WaitTimeout = v
@@ -170,7 +181,14 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 		return nil
 	case "waiting_page":
 		return p.waitingPage(d)
+	case "priority":
+		return p.priority(d)
+	case "fair_by":
+		return p.fairBy(d)
+	case "php":
+		return p.parsePHP(d)
 	}
+	p.transport = p.transport || name == "transport"
 	p.proxy = append(p.proxy, d.NextSegment()...)
 	return nil
 }
@@ -212,13 +230,11 @@ func (p *directiveParser) waitingPage(d *caddyfile.Dispenser) error {
 	}
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
-		if seen[option] {
-			return d.Errf("waiting_page: %s is given twice", option)
+		if err := option.Once(d, seen, "waiting_page: "); err != nil {
+			return err
 		}
-		seen[option] = true
 		var err error
-		switch option {
+		switch name := d.Val(); name {
 		case "after":
 			err = optional(&page.After, d)
 		case "refresh":
@@ -230,7 +246,7 @@ func (p *directiveParser) waitingPage(d *caddyfile.Dispenser) error {
 		case "matcher":
 			page.MatchRaw, err = p.matcher(d)
 		default:
-			err = d.Errf("waiting_page has no option '%s': use after, refresh, title or matcher", option)
+			err = d.Errf("waiting_page has no option '%s': use after, refresh, title or matcher", name)
 		}
 		if err != nil {
 			return err
@@ -251,6 +267,9 @@ func (p *directiveParser) definition(name caddyfile.Token) error {
 		return nil
 	}
 	p.handler.Define = &p.service
+	if err := checkQueue(p.service.WithDefaults(), p.handler); err != nil {
+		return d.Errf("service %s: %v", p.handler.Service, err)
+	}
 	return defineOnce(p.helper.State, d, p.handler.Service, p.service, p.helper.Option("usher"))
 }
 
@@ -266,39 +285,52 @@ const stateKey = "usher.definitions"
 
 // placedDefinition is a definition and where it stands.
 type placedDefinition struct {
-	fields map[string]string
-	place  string
+	service hub.ServiceConfig // with its defaults
+	place   string
 }
 
 // defineOnce refuses a second definition that is not equal to the first.
-func defineOnce(state map[string]any, d *caddyfile.Dispenser, name string, s Service, global any) error {
-	s = s.withDefaults()
-	if err := s.validate(); err != nil {
+func defineOnce(state map[string]any, d *caddyfile.Dispenser, name string, s hub.ServiceConfig, global any) error {
+	s = s.WithDefaults()
+	if err := s.Validate(); err != nil {
 		return d.Errf("service %s: %v", name, err)
 	}
-	fields, err := canonicalFields(s)
+	defs, err := definitionsOf(state, d, global)
 	if err != nil {
-		return d.WrapErr(err)
+		return err
 	}
-	defs, _ := state[stateKey].(map[string]placedDefinition)
-	if defs == nil {
-		defs = make(map[string]placedDefinition)
-		state[stateKey] = defs
-		if app, ok := global.(httpcaddyfile.App); ok {
-			if err := globalDefinitions(app, defs); err != nil {
-				return d.WrapErr(err)
-			}
-		}
-	}
-	here := placedDefinition{fields: fields, place: fmt.Sprintf("%s:%d", d.File(), d.Line())}
+	here := placedDefinition{service: s, place: placeOfToken(d)}
 	if other, ok := defs[name]; ok {
-		if diff := differences(fields, other.fields); diff != "" {
+		// The forms to compare are made only here: most services are defined once.
+		diff, err := s.Differs(other.service)
+		if err != nil {
+			return d.WrapErr(err)
+		}
+		if diff != "" {
 			return d.Errf("service %s is defined twice, and not in the same way: %s and %s differ in %s", name, other.place, here.place, diff)
 		}
 		return nil
 	}
 	defs[name] = here
-	return nil
+	places, _ := state[fastCGIKey].(map[string]string)
+	return refuseHTTPCheck(d, name, here, places[name])
+}
+
+func placeOfToken(d *caddyfile.Dispenser) string { return fmt.Sprintf("%s:%d", d.File(), d.Line()) }
+
+// definitionsOf returns the definitions that were read so far, by name.
+func definitionsOf(state map[string]any, d *caddyfile.Dispenser, global any) (map[string]placedDefinition, error) {
+	if defs, ok := state[stateKey].(map[string]placedDefinition); ok {
+		return defs, nil
+	}
+	defs := make(map[string]placedDefinition)
+	state[stateKey] = defs
+	if app, ok := global.(httpcaddyfile.App); ok {
+		if err := globalDefinitions(app, defs); err != nil {
+			return nil, d.WrapErr(err)
+		}
+	}
+	return defs, nil
 }
 
 func globalDefinitions(app httpcaddyfile.App, defs map[string]placedDefinition) error {
@@ -307,17 +339,30 @@ func globalDefinitions(app httpcaddyfile.App, defs map[string]placedDefinition) 
 		return err
 	}
 	for name, s := range a.Services {
-		fields, err := canonicalFields(s.withDefaults())
-		if err != nil {
-			return err
-		}
-		defs[name] = placedDefinition{fields: fields, place: "the global options"}
+		defs[name] = placedDefinition{service: s.WithDefaults(), place: "the global options"}
 	}
 	return nil
 }
 
+// proxyOptions returns the options of proxy, which is nil without.
+func (p *directiveParser) proxyOptions(proxy *reverseproxy.Handler) (json.RawMessage, error) {
+	if proxy == nil {
+		return noProxyOptions, nil
+	}
+	raw, err := json.Marshal(proxy)
+	if err == nil && p.seen[optionStreamCloseDelay] && proxy.StreamCloseDelay == 0 {
+		// Left out it would be Usher's default.
+		raw, err = hub.WithKey(raw, optionStreamCloseDelay, 0)
+	}
+	return raw, err
+}
+
 // proxyHandler makes the reverse_proxy from the options that are not Usher's.
+// It is nil if there are none.
 func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy.Handler, error) {
+	if len(p.proxy) == 0 && p.php == nil {
+		return nil, nil
+	}
 	tokens := []caddyfile.Token{directive}
 	tokens[0].Text = "reverse_proxy"
 	if len(p.proxy) > 0 {
@@ -329,7 +374,7 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 		end.File, end.Line = last.File, last.Line+last.NumLineBreaks()+1
 		tokens = append(append(append(tokens, open), p.proxy...), end)
 	}
-	rp := &reverseproxy.Handler{DynamicUpstreamsRaw: json.RawMessage(`{"source":"usher"}`)}
+	rp := new(reverseproxy.Handler)
 	d := caddyfile.NewDispenser(tokens)
 	if err := rp.UnmarshalCaddyfile(d); err != nil {
 		return nil, err
@@ -337,8 +382,11 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 	if err := rp.FinalizeUnmarshalCaddyfile(p.helper.WithDispenser(d)); err != nil {
 		return nil, err
 	}
-	if !p.seen[optionStreamCloseDelay] {
-		rp.StreamCloseDelay = streamCloseDelay
+	if p.php != nil {
+		if p.transport {
+			return nil, atToken(directive).Errf("php has a transport of its own: put the options of 'transport fastcgi' into its block")
+		}
+		rp.TransportRaw = caddyconfig.JSONModuleObject(p.php.transport, "protocol", "fastcgi", nil)
 	}
 	if lb := rp.LoadBalancing; lb != nil && lb.Retries < 0 {
 		return nil, atToken(directive).Errf("lb_retries cannot be negative, but is %d", lb.Retries)

@@ -7,6 +7,10 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+
+	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/caddymodule/option"
+	"github.com/caddy-usher/usher/scaler"
 )
 
 func init() {
@@ -45,11 +49,11 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 }
 
 func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
-	option := d.Val()
-	if map[string]bool{"ports": a.Ports != "", "start_limit": a.StartLimit != 0, "max_waiting": a.MaxWaiting != nil, "on_exit": a.OnExit != ""}[option] {
-		return d.Errf("%s is given twice", option)
+	name := d.Val()
+	if map[string]bool{"ports": a.Ports != "", "start_limit": a.StartLimit != 0, "max_waiting": a.MaxWaiting != nil, "on_exit": a.OnExit != ""}[name] {
+		return d.Errf("%s is given twice", name)
 	}
-	switch option {
+	switch name {
 	case "service":
 		return a.parseService(d)
 	case "ports":
@@ -60,10 +64,10 @@ func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
 			return d.WrapErr(err)
 		}
 	case "start_limit":
-		a.StartLimit, err = countArg(d, 1)
+		a.StartLimit, err = option.CountArg(d, 1, hub.MaxStartLimit)
 	case "max_waiting":
 		var n int
-		n, err = countArg(d, 0)
+		n, err = option.CountArg(d, 0, scaler.MaxWaiting)
 		a.MaxWaiting = &n
 	case "on_exit":
 		if !d.AllArgs(&a.OnExit) {
@@ -76,7 +80,7 @@ func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
 		if ok, err := a.parseDefaults(d); ok {
 			return err
 		}
-		return d.Errf("unknown option '%s' of usher: use service, ports, start_limit, max_waiting or on_exit", option)
+		return d.Errf("unknown option '%s' of usher: use service, ports, start_limit, max_waiting or on_exit", name)
 	}
 	return err
 }
@@ -86,25 +90,25 @@ func (a *App) parseService(d *caddyfile.Dispenser) error {
 	if !d.AllArgs(&name) {
 		return d.ArgErr()
 	}
-	if err := checkName(name); err != nil {
+	if err := hub.CheckName(name); err != nil {
 		return d.WrapErr(err)
 	}
 	place := d.Token()
-	var s Service
+	var s hub.ServiceConfig
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if _, ok := serviceOptions[d.Val()]; !ok {
 			return d.Errf("service %s: unknown option '%s'; options of a place, such as wait_timeout and those of reverse_proxy, belong to the directive", name, d.Val())
 		}
-		if err := s.parseOption(d, seen); err != nil {
+		if err := readOption(&s, d, seen); err != nil {
 			return fmt.Errorf("service %s: %w", name, err)
 		}
 	}
-	if err := s.withDefaults().validate(); err != nil {
+	if err := s.WithDefaults().Validate(); err != nil {
 		return atToken(place).Errf("service %s: %v", name, err)
 	}
 	if before := a.Services[name]; before != nil {
-		diff, err := before.differs(s)
+		diff, err := before.Differs(s)
 		if err != nil {
 			return atToken(place).WrapErr(err)
 		}
@@ -113,7 +117,7 @@ func (a *App) parseService(d *caddyfile.Dispenser) error {
 		}
 	}
 	if a.Services == nil {
-		a.Services = make(map[string]*Service)
+		a.Services = make(map[string]*hub.ServiceConfig)
 	}
 	a.Services[name] = &s
 	return nil

@@ -1,14 +1,18 @@
 package caddymodule
 
 import (
+	"encoding/json"
+	"math"
 	"net/http"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/caddymodule/option"
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/scaler/control"
 )
 
 // duration reads the one argument of an option as a duration.
@@ -26,8 +30,8 @@ func parseDuration(d *caddyfile.Dispenser, option, s string) (caddy.Duration, er
 	if err != nil {
 		return 0, d.Errf("%s: '%s' is not a duration, such as 500ms, 30s or 5m", option, s)
 	}
-	if v < 0 {
-		return 0, d.Errf("%s cannot be negative, but is %s", option, s)
+	if err := hub.CheckDuration(option, caddy.Duration(v)); err != nil {
+		return 0, d.WrapErr(err)
 	}
 	return caddy.Duration(v), nil
 }
@@ -42,42 +46,36 @@ func positive(d *caddyfile.Dispenser) (caddy.Duration, error) {
 	return v, err
 }
 
-// count reads the current token as a number that is at least least.
-func count(d *caddyfile.Dispenser, option string, least int) (int, error) {
-	n, err := strconv.Atoi(d.Val())
-	if err != nil || n < least {
-		return 0, d.Errf("%s: '%s' is not a number of at least %d", option, d.Val(), least)
-	}
-	return n, nil
-}
-
-// countArg reads the one argument of an option as a number.
-func countArg(d *caddyfile.Dispenser, least int) (int, error) {
-	option := d.Val()
-	if !d.NextArg() {
-		return 0, d.ArgErr()
-	}
-	n, err := count(d, option, least)
-	if err == nil && d.NextArg() {
-		err = d.ArgErr()
-	}
-	return n, err
-}
-
 // serviceOptions are the names of the options of a service.
-var serviceOptions = map[string]func(*Service, *caddyfile.Dispenser) error{
-	"backend":       (*Service).parseBackend,
-	"instances":     (*Service).parseInstances,
-	"concurrency":   (*Service).parseConcurrency,
-	"idle_timeout":  (*Service).parseIdleTimeout,
-	"start_timeout": func(s *Service, d *caddyfile.Dispenser) (err error) { s.StartTimeout, err = positive(d); return err },
-	"drain_timeout": func(s *Service, d *caddyfile.Dispenser) error { return optional(&s.DrainTimeout, d) },
-	"stop_timeout":  func(s *Service, d *caddyfile.Dispenser) error { return optional(&s.StopTimeout, d) },
-	"max_waiting":   (*Service).parseMaxWaiting,
-	"balance":       (*Service).parseBalance,
-	"ready":         (*Service).parseReady,
-	"scale":         (*Service).parseScale,
-	"error_detail":  (*Service).parseErrorDetail,
+var serviceOptions = map[string]func(*hub.ServiceConfig, *caddyfile.Dispenser) error{
+	"backend":      readBackend,
+	"instances":    readInstances,
+	"concurrency":  readConcurrency,
+	"idle_timeout": readIdleTimeout,
+	"start_timeout": func(s *hub.ServiceConfig, d *caddyfile.Dispenser) (err error) {
+		s.StartTimeout, err = positive(d)
+		return err
+	},
+	"start_attempts": readStartAttempts,
+	"drain_timeout":  func(s *hub.ServiceConfig, d *caddyfile.Dispenser) error { return optional(&s.DrainTimeout, d) },
+	"stop_timeout":   func(s *hub.ServiceConfig, d *caddyfile.Dispenser) error { return optional(&s.StopTimeout, d) },
+	"max_waiting":    readMaxWaiting,
+	"overlap":        readOverlap,
+	"needs":          readNeeds,
+	"group":          readGroup,
+	"max_requests":   readMaxRequests,
+	"max_age":        readMaxAge,
+	"busy":           readBusy,
+	"balance":        readBalance,
+	"ready":          readReady,
+	"scale":          readScale,
+	"at":             readAt,
+	"error_detail":   readErrorDetail,
+	"affinity":       readAffinity,
+	"session_timeout": func(s *hub.ServiceConfig, d *caddyfile.Dispenser) (err error) {
+		s.SessionTimeout, err = positive(d)
+		return err
+	},
 }
 
 func optional(p **caddy.Duration, d *caddyfile.Dispenser) error {
@@ -86,17 +84,18 @@ func optional(p **caddy.Duration, d *caddyfile.Dispenser) error {
 	return err
 }
 
-// parseOption reads one option of a service, whose name is the current token.
-func (s *Service) parseOption(d *caddyfile.Dispenser, seen map[string]bool) error {
-	option := d.Val()
-	if seen[option] {
-		return d.Errf("%s is given twice", option)
+// readOption reads one option of a service, whose name is the current token.
+func readOption(s *hub.ServiceConfig, d *caddyfile.Dispenser, seen map[string]bool) error {
+	name := d.Val()
+	if several := name == "affinity" || name == "needs" || name == "at"; !several || !seen[name] {
+		if err := option.Once(d, seen, ""); err != nil {
+			return err
+		}
 	}
-	seen[option] = true
-	return serviceOptions[option](s, d)
+	return serviceOptions[name](s, d)
 }
 
-func (s *Service) parseBackend(d *caddyfile.Dispenser) error {
+func readBackend(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 	if !d.NextArg() {
 		return d.Errf("backend needs a type, such as process")
 	}
@@ -110,11 +109,21 @@ func (s *Service) parseBackend(d *caddyfile.Dispenser) error {
 	if _, ok := unm.(scaler.Backend); !ok {
 		return d.Errf("module %s is a %T, which is not a backend", id, unm)
 	}
-	s.BackendRaw = caddyconfig.JSONModuleObject(unm, "type", name, nil)
-	return nil
+	s.BackendRaw, err = moduleObject(unm, "type", name)
+	return err
 }
 
-func (s *Service) parseScale(d *caddyfile.Dispenser) error {
+// moduleObject encodes a module with its name in the given key. It decodes
+// nothing for that, as caddyconfig.JSONModuleObject does.
+func moduleObject(module any, key, name string) (json.RawMessage, error) {
+	raw, err := json.Marshal(module)
+	if err != nil {
+		return nil, err
+	}
+	return hub.WithKey(raw, key, name)
+}
+
+func readScale(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 	if !d.NextArg() {
 		return d.Errf("scale needs a policy, such as queue")
 	}
@@ -127,21 +136,21 @@ func (s *Service) parseScale(d *caddyfile.Dispenser) error {
 	if _, ok := unm.(scaler.Policy); !ok {
 		return d.Errf("module %s is a %T, which is not a policy", id, unm)
 	}
-	s.ScaleRaw = caddyconfig.JSONModuleObject(unm, "policy", name, nil)
-	return nil
+	s.ScaleRaw, err = moduleObject(unm, "policy", name)
+	return err
 }
 
-func (s *Service) parseInstances(d *caddyfile.Dispenser) error {
+func readInstances(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 	if !d.NextArg() {
 		return d.ArgErr()
 	}
-	least, err := count(d, "instances", 0)
+	least, err := option.Count(d, "instances", 0, scaler.MaxInstances)
 	if err != nil {
 		return err
 	}
-	b := InstanceBounds{Min: least, Max: max(least, 1)}
+	b := hub.InstanceBounds{Min: least, Max: max(least, 1)}
 	if d.NextArg() {
-		if b.Max, err = count(d, "instances", 1); err != nil {
+		if b.Max, err = option.Count(d, "instances", 1, scaler.MaxInstances); err != nil {
 			return err
 		}
 	}
@@ -151,16 +160,24 @@ func (s *Service) parseInstances(d *caddyfile.Dispenser) error {
 	if b.Min > b.Max {
 		return d.Errf("instances: the minimum %d is greater than the maximum %d", b.Min, b.Max)
 	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if d.Val() != "awake" || b.Awake > 0 {
+			return d.Errf("instances: '%s' is unknown here, or given twice: use awake and a number, once", d.Val())
+		}
+		if b.Awake, err = option.CountArg(d, 1, b.Max); err != nil {
+			return err
+		}
+	}
 	s.Instances = &b
 	return nil
 }
 
-func (s *Service) parseConcurrency(d *caddyfile.Dispenser) error {
+func readConcurrency(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 	var v string
 	if !d.AllArgs(&v) {
 		return d.ArgErr()
 	}
-	c, err := parseConcurrency(v)
+	c, err := hub.ParseConcurrency(v)
 	if err != nil {
 		return d.WrapErr(err)
 	}
@@ -168,14 +185,14 @@ func (s *Service) parseConcurrency(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-func (s *Service) parseIdleTimeout(d *caddyfile.Dispenser) error {
+func readIdleTimeout(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 	option := d.Val()
 	var arg string
 	if !d.AllArgs(&arg) {
 		return d.ArgErr()
 	}
 	if arg == "off" {
-		off := IdleOff
+		off := hub.IdleOff
 		s.IdleTimeout = &off
 		return nil
 	}
@@ -186,42 +203,62 @@ func (s *Service) parseIdleTimeout(d *caddyfile.Dispenser) error {
 	if v == 0 {
 		return d.Errf("idle_timeout must be longer than 0; 'off' keeps the service awake for ever")
 	}
-	t := IdleTimeout(v)
+	t := hub.IdleTimeout(v)
 	s.IdleTimeout = &t
 	return nil
 }
 
-func (s *Service) parseMaxWaiting(d *caddyfile.Dispenser) error {
-	n, err := countArg(d, 0)
+func readMaxWaiting(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
+	n, err := option.CountArg(d, 0, scaler.MaxWaiting)
 	s.MaxWaiting = &n
 	return err
 }
 
-func (s *Service) parseBalance(d *caddyfile.Dispenser) error {
+func readStartAttempts(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
+	n, err := option.CountArg(d, 1, math.MaxInt)
+	if err == nil {
+		if err = hub.CheckStartAttempts(n); err != nil {
+			err = d.WrapErr(err)
+		}
+	}
+	s.StartAttempts = &n
+	return err
+}
+
+func readOverlap(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
+	on, err := option.OnOff(d)
+	s.Overlap = hub.OverlapNames[control.OverlapOff]
+	if on {
+		s.Overlap = hub.OverlapNames[control.OverlapOn]
+	}
+	return err
+}
+
+func readBalance(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 	if !d.AllArgs(&s.Balance) {
 		return d.ArgErr()
 	}
-	if _, ok := byName(balanceNames, s.Balance); !ok {
+	if _, ok := hub.ByName(hub.BalanceNames, s.Balance); !ok {
 		return d.Errf("balance '%s' is unknown: use least_loaded, oldest or random", s.Balance)
 	}
 	return nil
 }
 
-func (s *Service) parseErrorDetail(d *caddyfile.Dispenser) error {
+func readErrorDetail(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 	if !d.AllArgs(&s.ErrorDetail) {
 		return d.ArgErr()
 	}
-	if s.ErrorDetail != detailShort && s.ErrorDetail != detailFull {
+	if s.ErrorDetail != hub.DetailShort && s.ErrorDetail != hub.DetailFull {
 		return d.Errf("error_detail '%s' is unknown: use short or full", s.ErrorDetail)
 	}
 	return nil
 }
 
-func (s *Service) parseReady(d *caddyfile.Dispenser) error {
+func readReady(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 	if !d.NextArg() {
 		return d.ArgErr()
 	}
-	r := &Readiness{Check: d.Val()}
+	r := &hub.Readiness{Check: d.Val()}
 	if d.NextArg() {
 		r.Path = d.Val()
 	}
@@ -230,22 +267,23 @@ func (s *Service) parseReady(d *caddyfile.Dispenser) error {
 	}
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if option := d.Val(); option != "header" && seen[option] {
-			return d.Errf("ready: %s is given twice", option)
+		if d.Val() != "header" {
+			if err := option.Once(d, seen, "ready: "); err != nil {
+				return err
+			}
 		}
-		seen[d.Val()] = true
-		if err := r.parseOption(d); err != nil {
+		if err := readReadiness(r, d); err != nil {
 			return err
 		}
 	}
-	if err := r.validate(); err != nil {
+	if err := r.Validate(); err != nil {
 		return d.WrapErr(err)
 	}
 	s.Ready = r
 	return nil
 }
 
-func (r *Readiness) parseOption(d *caddyfile.Dispenser) (err error) {
+func readReadiness(r *hub.Readiness, d *caddyfile.Dispenser) (err error) {
 	switch option := d.Val(); option {
 	case "interval":
 		r.Interval, err = positive(d)

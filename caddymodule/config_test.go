@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-usher/usher/caddymodule/hub"
 )
 
 // jsonApps is a configuration whose app and handler are given.
@@ -96,7 +98,7 @@ func TestAppsAndHandlersInJSONAreChecked(t *testing.T) {
 func TestEqualDefinitionsInJSONMayStandAnyNumberOfTimes(t *testing.T) {
 	t.Parallel()
 	plain := `{"backend":{"type":"test","fleet":"a"}}`
-	spelled := `{"backend":{"fleet":"a","type":"test"},"instances":{"max":1},"concurrency":100,"idle_timeout":"5m","start_timeout":"2m",
+	spelled := `{"backend":{"fleet":"a","type":"test"},"instances":{"max":1},"concurrency":100,"idle_timeout":"5m","start_timeout":"2m","start_attempts":3,
 		"drain_timeout":"30s","stop_timeout":"10s","max_waiting":1000,"balance":"least_loaded","ready":{"check":"tcp","timeout":"1s"},
 		"scale":{"policy":"queue","utilization":1,"down_window":"1m"},"error_detail":"short"}`
 	cfg := jsonApps(`{"services":{"web":`+plain+`}}`, `{"handler":"usher","service":"web","define":`+spelled+`}`)
@@ -108,11 +110,11 @@ func TestEqualDefinitionsInJSONMayStandAnyNumberOfTimes(t *testing.T) {
 func TestServiceThatNobodyDefinesFailsTheStartOnly(t *testing.T) {
 	t.Parallel()
 	c := provision(t, site("usher ghost-of-this-test"))
-	if err := c.app.Start(); err == nil || !strings.Contains(err.Error(), "nobody defines service ghost-of-this-test, which a handler of the HTTP server srv0 uses") {
+	if err := c.app.Start(); err == nil || !strings.Contains(err.Error(), "service ghost-of-this-test is not defined, but a handler of the HTTP server srv0 uses it") {
 		t.Errorf("%v", err)
 	}
 	c.end()
-	if h := latestHub.Load(); h != nil && h.service("ghost-of-this-test") != nil {
+	if h := hub.Latest.Load(); h != nil && h.Service("ghost-of-this-test") != nil {
 		t.Error("it is there all the same")
 	}
 }
@@ -121,26 +123,26 @@ func TestSecretsAreNotShown(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
 	defer cancel()
-	var s Service
+	var s hub.ServiceConfig
 	if err := json.Unmarshal([]byte(`{"backend":{"type":"test","fleet":"a","secret":"hush"},
 		"ready":{"check":"http","headers":{"Authorization":["Bearer hush"],"X-Two":["hush","hush"]}}}`), &s); err != nil {
 		t.Fatal(err)
 	}
-	d, err := newDefinition(ctx, s, "here", make(map[string]*options))
+	d, err := hub.NewDefinition(ctx, s, "here", make(map[string]*hub.Options))
 	if err != nil {
 		t.Fatal(err)
 	}
-	shown, err := d.shown()
+	shown, err := d.Shown()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := string(shown); strings.Contains(got, "hush") || !strings.Contains(got, `"type":"test"`) || !strings.Contains(got, `"Authorization":["***"]`) {
 		t.Error(got)
 	}
-	if d.service.Ready.Headers.Get("Authorization") != "Bearer hush" {
+	if d.Service.Ready.Headers.Get("Authorization") != "Bearer hush" {
 		t.Error("the check lost its header")
 	}
-	fields, err := d.fields()
+	fields, err := d.Fields()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +168,7 @@ func TestRevisionIsWhatTheBackendSays(t *testing.T) {
 func TestOptionsOfTheServiceRoundTripThroughJSON(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{`{"concurrency":"unlimited","idle_timeout":"off"}`, `{"concurrency":5,"idle_timeout":"1m0s"}`} {
-		var s Service
+		var s hub.ServiceConfig
 		if err := json.Unmarshal([]byte(text), &s); err != nil {
 			t.Fatal(err)
 		}

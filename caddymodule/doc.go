@@ -13,6 +13,6 @@
 // description did not change, and forgets no counter; and that a
 // configuration that fails to start leaves the one before it in force.
 //
-// It never decides who gets a slot (package reserver) or how many instances
+// It never decides which request gets a slot (package reserver) or how many instances
 // there are (package scaler), and it knows no platform.
 package caddymodule

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/scaler/backendtest"
+	"github.com/caddy-usher/usher/scaler/control"
 )
 
 func init() {
@@ -52,6 +55,9 @@ func (b *testBackend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+// TellsOutput implements scaler.OutputTeller.
+func (b *testBackend) TellsOutput() bool { return b.Flavour != "silent" }
+
 func (b *testBackend) Fingerprint() string { return b.Fleet + "/" + b.Flavour + "/" + b.Secret }
 
 func (b *testBackend) Redacted() any {
@@ -81,37 +87,36 @@ func (*notABackend) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil 
 
 var fleets sync.Map
 
-// fleet is what runs behind a testBackend: real servers on loopback, started
-// when they are ordered or, if manual, when the test says so.
+// fleet is what runs behind a testBackend: the fake backend of all tests, with
+// real servers on loopback. They are started when they are ordered or, if
+// manual, when the test says so.
 type fleet struct {
 	t    *testing.T
 	name string
+	fake backendtest.Fake
 
-	mu       sync.Mutex
-	manual   bool
-	openErr  error
-	fail     *scaler.Failure
-	vouch    func(id string) error // if set, the platform is one that vouches
-	handler  func(id string) http.Handler
+	// Set before it is opened, or within set.
+	manual  bool
+	openErr error
+	fail    *scaler.Failure
+	vouch   func(id string) error                // if set, the platform is one that vouches
+	peer    func(id string, conn net.Conn) error // if set, the platform looks at connections; nil stands for a pin
+	handler func(id string) http.Handler
+	served  func(path string) // called by the handler serves
+
+	// The fake's lock guards these.
 	revs     []*fleetRevision
-	made     int
 	flavours []string // of the revisions, in the order in which they were opened
 	closed   int      // revisions
 	changed  chan struct{}
+
+	unpinned atomic.Int64
 }
 
 // fleetRevision is the scaler.Scaler.
 type fleetRevision struct {
-	fleet   *fleet
-	env     scaler.Env
-	want    int
-	running []*fleetInstance
-	trouble *scaler.Failure
-}
-
-type fleetInstance struct {
-	scaler.Instance
-	stop func()
+	*backendtest.Workload
+	fleet *fleet
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -134,15 +139,26 @@ func newFleetNamed(t *testing.T, name string) *fleet {
 	}
 	t.Cleanup(func() {
 		fleets.Delete(f.name)
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		for _, r := range f.revs {
-			for _, i := range r.running {
-				go i.stop()
+		f.set(func() {
+			for _, r := range f.revs {
+				for _, id := range r.IDs() {
+					r.Remove(id)
+				}
 			}
-		}
+		})
 	})
 	return f
+}
+
+// serves is a handler that tells which requests come.
+func (f *fleet) serves(string) http.Handler {
+	return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		var served func(string)
+		f.set(func() { served = f.served })
+		if served != nil {
+			served(r.URL.Path)
+		}
+	})
 }
 
 // secondFleet is one more in the same test.
@@ -167,30 +183,52 @@ func serviceFor(t *testing.T) string {
 }
 
 func (f *fleet) open(env scaler.Env, flavour string) (scaler.Scaler, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.openErr != nil {
-		return nil, f.openErr
+	f.set(func() {})
+	opened, err := f.fake.Open(env)
+	if err != nil {
+		return nil, err
 	}
-	r := &fleetRevision{fleet: f, env: env}
-	f.revs = append(f.revs, r)
-	f.flavours = append(f.flavours, flavour)
-	f.signal()
-	r.report()
-	if f.vouch != nil {
-		return vouchingRevision{r}, nil
+	r := &fleetRevision{Workload: opened.(*backendtest.Workload), fleet: f}
+	f.set(func() {
+		f.revs = append(f.revs, r)
+		f.flavours = append(f.flavours, flavour)
+		f.signal()
+	})
+	switch {
+	case f.vouch != nil:
+		return verifyingRevision{r}, nil
+	case f.peer != nil:
+		return lookingRevision{r}, nil
 	}
 	return r, nil
 }
 
-// vouchingRevision is a scaler.Voucher and Confirmer, too.
-type vouchingRevision struct{ *fleetRevision }
+// verifyingRevision is a scaler.Verifier and Confirmer, too.
+type verifyingRevision struct{ *fleetRevision }
 
-func (r vouchingRevision) Confirm(_ context.Context, id string) error { return r.fleet.vouch(id) }
+func (r verifyingRevision) Confirm(_ context.Context, id string) error { return r.fleet.vouch(id) }
 
-func (r vouchingRevision) Vouch(_ context.Context, id string) error { return r.fleet.vouch(id) }
+func (r verifyingRevision) Verify(_ context.Context, id string) error { return r.fleet.vouch(id) }
 
-// signal tells who waits that something has changed. The lock is held.
+// lookingRevision is a scaler.PeerChecker, too.
+type lookingRevision struct{ *fleetRevision }
+
+func (r lookingRevision) CheckPeer(id string, conn net.Conn) error { return r.fleet.peer(id, conn) }
+
+func (r lookingRevision) Pin(id string) (address string, release func(), err error) {
+	if err := r.fleet.peer(id, nil); err != nil {
+		return "", nil, err
+	}
+	address, err = "", control.ErrGone
+	r.fleet.set(func() {
+		if i := r.Instance(id); i != nil {
+			address, release, err = i.Address, func() { r.fleet.unpinned.Add(1) }, nil
+		}
+	})
+	return address, release, err
+}
+
+// signal wakes the waiting goroutines after a change. The lock is held.
 func (f *fleet) signal() {
 	close(f.changed)
 	f.changed = make(chan struct{})
@@ -201,9 +239,9 @@ func (f *fleet) until(what string, cond func() bool) {
 	f.t.Helper()
 	deadline := time.After(patience)
 	for {
-		f.mu.Lock()
-		ok, changed := cond(), f.changed
-		f.mu.Unlock()
+		var ok bool
+		var changed chan struct{}
+		f.set(func() { ok, changed = cond(), f.changed })
 		if ok {
 			return
 		}
@@ -219,132 +257,74 @@ func (f *fleet) until(what string, cond func() bool) {
 func (f *fleet) ordered(n int) {
 	f.t.Helper()
 	f.until(fmt.Sprintf("the order of %d", n), func() bool {
-		return len(f.revs) > 0 && f.revs[len(f.revs)-1].want == n
+		return len(f.revs) > 0 && f.newest().Want == n
 	})
 }
 
+// newest is the revision that was opened last.
+func (f *fleet) newest() *fleetRevision { return f.revs[len(f.revs)-1] }
+
+// set changes something with the lock held, and brings it to the fake.
 func (f *fleet) set(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
+	f.fake.Set(func() {
+		change()
+		k := &f.fake
+		k.Traits = scaler.Traits{Owned: true, HoldsPlace: true, OrdersBlind: true, SameMachine: true}
+		k.Place, k.Manual, k.OpenErr, k.Fail = f.serve, f.manual, f.openErr, nil
+		if f.fail != nil {
+			k.Fail = f.fail
+		}
+	})
+}
+
+// serve starts the server of an instance.
+func (f *fleet) serve(id string) (network, address string, stop func()) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: f.handler(id), ReadHeaderTimeout: patience}}
+	srv.Start()
+	return "tcp", l.Addr().String(), func() { srv.CloseClientConnections(); srv.Close() }
 }
 
 // up starts what is ordered of the newest revision, and waits for the order:
 // that a request waits only implies that it comes.
 func (f *fleet) up() {
 	f.t.Helper()
-	f.until("an order", func() bool {
-		r := f.revs[len(f.revs)-1]
-		return r.want > len(r.running)
-	})
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	r := f.revs[len(f.revs)-1]
-	r.fill()
-	r.report()
+	f.until("an order", func() bool { return f.newest().Want > len(f.newest().IDs()) })
+	f.fake.Fill()
 }
 
 // at adds an instance of the newest revision with its own address.
-func (f *fleet) at(network, address string, stop func()) string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	r := f.revs[len(f.revs)-1]
-	id := r.add(network, address, stop)
-	r.report()
+func (f *fleet) at(network, address string, stop func()) (id string) {
+	f.fake.Do(func() { id = f.newest().StartAt(network, address, stop) })
 	return id
 }
 
 // die ends an instance unasked.
 func (f *fleet) die(id string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, r := range f.revs {
-		for k, i := range r.running {
-			if i.ID == id {
-				ended := i.Instance
-				ended.Phase, ended.Failure = scaler.PhaseEnded, &scaler.Failure{Reason: scaler.ReasonExit, Short: "exit status 1", Detail: "secret output line"}
-				r.running = append(r.running[:k:k], r.running[k+1:]...)
-				go i.stop()
-				r.report(ended)
-				return
-			}
+	f.set(func() {
+		for _, r := range f.revs {
+			r.End(id, &scaler.Failure{Reason: scaler.ReasonExit, Short: "exit status 1", Detail: "secret output line"})
 		}
-	}
-}
-
-func (r *fleetRevision) add(network, address string, stop func()) string {
-	r.fleet.made++
-	id := fmt.Sprintf("%s-i%d", r.env.Revision, r.fleet.made)
-	r.running = append(r.running, &fleetInstance{
-		Instance: scaler.Instance{ID: id, Network: network, Address: address, Phase: scaler.PhaseReady, Since: time.Now()},
-		stop:     stop,
 	})
-	return id
 }
 
-// fill starts what is missing. The lock is held.
-func (r *fleetRevision) fill() {
-	for len(r.running) < r.want {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			panic(err)
-		}
-		var srv *httptest.Server
-		id := r.add("tcp", l.Addr().String(), func() { srv.CloseClientConnections(); srv.Close() })
-		srv = &httptest.Server{Listener: l, Config: &http.Server{Handler: r.fleet.handler(id), ReadHeaderTimeout: patience}}
-		srv.Start()
-	}
+// Scale implements scaler.Scaler.
+func (r *fleetRevision) Scale(ctx context.Context, o scaler.Order) error {
+	defer r.fleet.set(r.fleet.signal)
+	return r.Workload.Scale(ctx, o)
 }
 
-func (r *fleetRevision) report(ended ...scaler.Instance) {
-	rep := scaler.Report{Instances: ended, Desired: len(r.running), Trouble: r.trouble}
-	if r.fleet.manual {
-		rep.Desired = max(rep.Desired, r.want)
-	}
-	for _, i := range r.running {
-		rep.Instances = append(rep.Instances, i.Instance)
-	}
-	r.env.Report(rep)
-}
-
-func (r *fleetRevision) Traits() scaler.Traits { return scaler.Traits{Local: true} }
-
-func (r *fleetRevision) Scale(_ context.Context, o scaler.Order) error {
-	f := r.fleet
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	defer f.signal()
-	if f.fail != nil {
-		return f.fail
-	}
-	for _, id := range o.Stop {
-		for k, i := range r.running {
-			if i.ID == id {
-				r.running = append(r.running[:k:k], r.running[k+1:]...)
-				go i.stop()
-				break
-			}
-		}
-	}
-	r.want = o.Instances
-	if !f.manual {
-		r.fill()
-	}
-	r.report()
-	return nil
-}
-
-func (r *fleetRevision) Close(context.Context, time.Duration) error {
-	f := r.fleet
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, i := range r.running {
-		go i.stop()
-	}
-	r.running = nil
-	f.closed++
-	f.signal()
-	return nil
+// Close implements scaler.Scaler.
+func (r *fleetRevision) Close(ctx context.Context, d time.Duration) error {
+	err := r.Workload.Close(ctx, d)
+	r.fleet.set(func() {
+		r.fleet.closed++
+		r.fleet.signal()
+	})
+	return err
 }
 
 func (f *fleet) definition(options ...string) string {

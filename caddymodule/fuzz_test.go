@@ -16,6 +16,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-usher/usher/caddymodule/admin"
+	"github.com/caddy-usher/usher/caddymodule/answer"
+	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -33,7 +36,7 @@ func FuzzAdmin(f *testing.F) {
 		{"POST", one + "/suspend", `{"reason":"repairs \u001b[31m\r\n\r\ndata: x"}`},
 		{"POST", one + "/resume", "null"},
 		{"POST", one + "/restart", " "},
-		{"DELETE", one + "/instances/r1-i1", ""},
+		{"DELETE", one + "/instances/r1-1", ""},
 		{"DELETE", one + "/instances/../../x", ""},
 		{"POST", "/usher/services/../../etc/wake", `{"command":"sh"}`},
 		{"PUT", one, `{"backend":{"type":"process","command":["sh"]}}`},
@@ -52,11 +55,11 @@ func FuzzAdmin(f *testing.F) {
 			Method: method, URL: &url.URL{Path: path}, Header: make(http.Header), Body: io.NopCloser(strings.NewReader(body)),
 		}).WithContext(t.Context())
 		if strings.HasSuffix(path, "/events") {
-			// It would go on for as long as somebody listens.
+			// The stream would go on for as long as the client reads.
 			r.Method = http.MethodPost
 		}
 		w := httptest.NewRecorder()
-		err := Admin{}.serve(w, r)
+		err := admin.Admin{}.Routes()[0].Handler.ServeHTTP(w, r)
 		switch api, ok := errors.AsType[caddy.APIError](err); {
 		case ok && (api.HTTPStatus < 400 || api.HTTPStatus > 499 || strings.Contains(api.Error(), "%!")):
 			t.Errorf("status %d: %v", api.HTTPStatus, api)
@@ -68,18 +71,18 @@ func FuzzAdmin(f *testing.F) {
 		if strings.Contains(w.Body.String(), "hush") {
 			t.Errorf("a secret is shown: %s", w.Body)
 		}
-		for _, s := range latestHub.Load().all() {
-			if s.name != fl.name && !strings.HasPrefix(s.name, "s") {
-				t.Errorf("there is a service %s now", s.name)
+		for _, s := range hub.Latest.Load().All() {
+			if s.Name != fl.name && !strings.HasPrefix(s.Name, "s") {
+				t.Errorf("there is a service %s now", s.Name)
 			}
 		}
-		fl.mu.Lock()
-		defer fl.mu.Unlock()
-		for _, rev := range fl.revs {
-			if rev.want > 1 {
-				t.Errorf("%d instances were ordered", rev.want)
+		fl.set(func() {
+			for _, rev := range fl.revs {
+				if rev.Want > 1 {
+					t.Errorf("%d instances were ordered", rev.Want)
+				}
 			}
-		}
+		})
 		_ = c
 	})
 }
@@ -93,16 +96,15 @@ func FuzzReason(f *testing.F) {
 		f.Add(seed, seed, false)
 	}
 	f.Fuzz(func(t *testing.T, short, detail string, suspend bool) {
-		if len(short)+len(detail) > adminBodyMax/2 {
+		if len(short)+len(detail) > answer.MaxBody/2 {
 			return
 		}
 		fl, c := fuzzedService(t, "", "", "error_detail full")
 		s := serving(t, fl.name)
-		events, end := s.hub.events.subscribe()
-		defer end()
+		finish := watching(t)
 		full := scaler.Readable(short)
 		if suspend {
-			if err := s.hub.suspend(t.Context(), s, short); err != nil {
+			if err := s.Hub.Suspend(t.Context(), s, short); err != nil {
 				t.Fatal(err)
 			}
 		} else {
@@ -111,7 +113,7 @@ func FuzzReason(f *testing.F) {
 			fl.set(func() { fl.fail = failure })
 		}
 		checkForms(t, c, full)
-		checkStream(t, events)
+		finish(t, fl.name)
 		checkLog(t)
 	})
 }
@@ -131,7 +133,6 @@ func fuzzedService(t *testing.T, flavour, secret string, options ...string) (*fl
 	t.Cleanup(func() {
 		logBuffers.Delete(name)
 		logNames.Delete(t)
-		stores.Delete(t.Name())
 	})
 	backend := "backend test " + strings.TrimSpace(fl.name+" "+flavour+" "+secret)
 	return fl, start(t, site("usher "+fl.name+" {\n"+backend+"\n"+strings.Join(options, "\n")+"\n}\n"))
@@ -179,41 +180,45 @@ func headers(t *testing.T, r reply) {
 	}
 }
 
-// checkStream writes what events there are as the event stream does, and
-// reads them as a client does.
-func checkStream(t *testing.T, events <-chan event) {
-	t.Helper()
-	var written strings.Builder
-	n := 0
-	for len(events) > 0 {
-		w := httptest.NewRecorder()
-		out := newEventWriter(w)
-		if err := out.event(<-events); err != nil {
-			t.Fatal(err)
+// watching opens the event stream. The function that it returns reads it, as a
+// client does, until the service serves no more.
+func watching(t *testing.T) func(t *testing.T, service string) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := (admin.Admin{}).Routes()[0].Handler.ServeHTTP(w, r); err != nil {
+			t.Error(err)
 		}
-		written.WriteString(w.Body.String())
-		n++
+	}))
+	t.Cleanup(srv.Close)
+	resp, err := srv.Client().Get(srv.URL + "/usher/events")
+	if err != nil {
+		t.Fatal(err)
 	}
-	read := 0
-	lines := bufio.NewScanner(strings.NewReader(written.String()))
-	lines.Buffer(nil, 1<<20)
-	// A client takes a lone CR for the end of a line, too.
-	if strings.Contains(written.String(), "\r") {
-		t.Errorf("the stream is %q", written.String())
-	}
-	for lines.Scan() {
-		data, is := strings.CutPrefix(lines.Text(), "data: ")
-		switch {
-		case is && !json.Valid([]byte(data)):
-			t.Errorf("an event is %q", data)
-		case is:
-			read++
-		case lines.Text() != "" && !strings.HasPrefix(lines.Text(), "event: "):
-			t.Errorf("the stream has a line %q", lines.Text())
+	t.Cleanup(func() { _ = resp.Body.Close() })
+	return func(t *testing.T, service string) {
+		t.Helper()
+		lines := bufio.NewScanner(resp.Body)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			// A client takes a lone CR for the end of a line, too.
+			if strings.Contains(lines.Text(), "\r") {
+				t.Errorf("the stream has a line %q", lines.Text())
+			}
+			data, is := strings.CutPrefix(lines.Text(), "data: ")
+			if !is {
+				if lines.Text() != "" && !strings.HasPrefix(lines.Text(), "event: ") {
+					t.Errorf("the stream has a line %q", lines.Text())
+				}
+				continue
+			}
+			var e struct{ Service, To any }
+			if err := json.Unmarshal([]byte(data), &e); err != nil {
+				t.Errorf("an event is %q", data)
+			}
+			if e.Service == service && (e.To == "suspended" || e.To == "failing") {
+				return
+			}
 		}
-	}
-	if read != n {
-		t.Errorf("%d events were sent, %d read", n, read)
+		t.Errorf("the stream ends: %v", lines.Err())
 	}
 }
 

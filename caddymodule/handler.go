@@ -1,35 +1,40 @@
 package caddymodule
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/caddymodule/hub"
 )
 
 func init() {
-	caddy.RegisterModule(Handler{})
+	caddy.RegisterModule(new(Handler))
 }
 
 // Handler reserves a slot on an instance of a service for each request,
-// before the next handlers run, and gives it back when they have returned. A
+// before it is handed on, and gives it back when it has been answered. A
 // request for which no slot is free waits in the service's line; if it is the
 // first, it wakes the service.
 //
-// It is followed by `reverse_proxy` with the dynamic upstreams `usher`, which
-// sends the request to the instance on which it has its slot. The Caddyfile
-// directive makes the two.
+// The handler's own `proxy` then sends the request to the instance on which it
+// has its slot. Without it, a `reverse_proxy` with the dynamic upstreams `usher`
+// has to follow in the same route.
 type Handler struct {
 	// The name of the service. It is defined here, in `define`, or by the
 	// app `usher`, or by another handler.
 	Service string `json:"service,omitempty"`
 
 	// The definition of the service.
-	Define *Service `json:"define,omitempty"`
+	Define *hub.ServiceConfig `json:"define,omitempty"`
 
 	// How long one request may wait. Default: 60s.
 	WaitTimeout caddy.Duration `json:"wait_timeout,omitempty"`
@@ -43,22 +48,52 @@ type Handler struct {
 	// waited, and whether it waited for a start. Default: false.
 	ServerTiming bool `json:"server_timing,omitempty"`
 
-	// untraced is 1 if the proxy behind has a transport that does not tell of
-	// its connections, as that of FastCGI. It is set while requests run. It
-	// stands where there is room for it: there are thousands of handlers.
-	untraced uint32
+	// The `reverse_proxy` that sends requests to the instances: its options, by
+	// their JSON names, or `{}`. `upstreams`, `dynamic_upstreams`,
+	// `health_checks` and `circuit_breaker` are not among them, and
+	// `stream_close_delay` is 24h unless it is given. Default: none.
+	ProxyRaw json.RawMessage `json:"proxy,omitempty"`
+
+	// Proxy is the provisioned form of ProxyRaw; nil without.
+	Proxy *reverseproxy.Handler `json:"-"`
+
+	// noted is what was found out while requests ran. It stands where there is
+	// room for it: there are thousands of handlers.
+	noted uint32
 
 	// The page that people see in their browser while their request waits.
 	// Default: none; the browser waits for the answer.
 	WaitingPage *WaitingPage `json:"waiting_page,omitempty"`
 
+	// trouble is what was logged last of what keeps requests from being sent.
+	trouble atomic.Pointer[hub.Trouble]
+
+	// Which requests have their turns before or after others while they wait.
+	// The first rule that matches holds. A request that has waited for a quarter
+	// of `wait_timeout` rises by one class, so that those of a lower class are
+	// served, too. Default: all requests are of one class.
+	Priority []PriorityRule `json:"priority,omitempty"`
+
+	// What the requests that wait are parted by, so that no part of them has
+	// all turns. Default: nothing; the order of arrival decides.
+	FairBy *FairBy `json:"fair_by,omitempty"`
+
 	wake    caddyhttp.MatcherSets
-	service *service
+	service *hub.Service
 	place   *serverPlace
 }
 
+// What Handler.noted can have.
+const (
+	// notedUntraced: the proxy behind has a transport that does not tell of
+	// its connections, as that of FastCGI.
+	notedUntraced = 1 << iota
+	// notedUnused: a request did not use its slot, which was logged.
+	notedUnused
+)
+
 // CaddyModule returns the Caddy module information.
-func (Handler) CaddyModule() caddy.ModuleInfo {
+func (*Handler) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "http.handlers.usher",
 		New: func() caddy.Module { return new(Handler) },
@@ -67,7 +102,7 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the handler. It touches nothing that runs.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	if err := checkName(h.Service); err != nil {
+	if err := hub.CheckName(h.Service); err != nil {
 		return err
 	}
 	appAny, err := ctx.App("usher")
@@ -87,10 +122,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.service = app.use(h.Service, h.place.name)
 
 	if h.WaitTimeout == 0 {
-		h.WaitTimeout = caddy.Duration(defaultWaitTimeout)
+		h.WaitTimeout = caddy.Duration(hub.DefaultWaitTimeout)
 	}
 	if h.WaitTimeout < 0 {
 		return fmt.Errorf("service %s: wait_timeout must be positive, not %v", h.Service, time.Duration(h.WaitTimeout))
+	}
+	if err := hub.CheckDuration("wait_timeout", h.WaitTimeout); err != nil {
+		return fmt.Errorf("service %s: %w", h.Service, err)
 	}
 	if h.WakeRaw != nil {
 		sets, err := ctx.LoadModule(h, "WakeRaw")
@@ -101,9 +139,20 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("service %s: wake: %w", h.Service, err)
 		}
 	}
+	if err := h.provisionOrder(ctx, app); err != nil {
+		return fmt.Errorf("service %s: %w", h.Service, err)
+	}
 	if h.WaitingPage != nil {
 		if err := h.WaitingPage.provision(ctx, time.Duration(h.WaitTimeout)); err != nil {
 			return fmt.Errorf("service %s: waiting_page: %w", h.Service, err)
+		}
+		if err := app.loadPage(h.Service, h.place.name, h.WaitingPage); err != nil {
+			return fmt.Errorf("service %s: waiting_page: %w", h.Service, err)
+		}
+	}
+	if h.ProxyRaw != nil {
+		if err := h.loadProxy(ctx); err != nil {
+			return fmt.Errorf("service %s: proxy: %w", h.Service, err)
 		}
 	}
 	if server != nil {
@@ -125,36 +174,38 @@ func (h *Handler) checkWriteTimeout(ctx caddy.Context, server *caddyhttp.Server)
 type serverPlace struct {
 	name       string            // for messages
 	server     *caddyhttp.Server // nil for handlers that stand elsewhere
-	generation *generation
+	generation *hub.Generation
 	errors     errorRoutes
-	ended      chan struct{} // closed when the server shuts down
+	readAhead  *readAhead
+	proxy      *reverseproxy.Handler // of the handlers whose proxies have no options; nil if none has
+	ended      chan struct{}         // closed when the server shuts down
 }
 
 // placeOf returns what the handlers of server share; it is nil for handlers
 // that stand elsewhere. It is called while the configuration is provisioned.
 func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
-	place := a.generation.draft.servers[server]
+	place := a.draft.servers[server]
 	if place != nil {
 		return place
 	}
-	place = &serverPlace{name: "a handler of the HTTP app", server: server, generation: a.generation, ended: make(chan struct{})}
-	a.generation.draft.servers[server] = place
+	place = &serverPlace{name: "a handler of the HTTP app", server: server, generation: a.generation, readAhead: readAheadOf(a.hub), ended: make(chan struct{})}
+	a.draft.servers[server] = place
 	if server == nil {
 		return place
 	}
 	if name := server.Name(); name != "" {
 		place.name = "a handler of the HTTP server " + name
 	}
-	// On exit, who waits is answered as soon as the server shuts down, which
-	// is after shutdown_delay; the server would wait for them.
-	hub := a.hub
+	// On exit, answer waiting requests as soon as the server shuts down, after
+	// shutdown_delay. Otherwise the server would wait for them.
+	h := a.hub
 	end := sync.OnceFunc(func() { close(place.ended) })
 	server.RegisterOnShutdown(func() {
 		// The server would wait for the streams of open pages, which come
 		// again.
 		end()
 		if caddy.Exiting() {
-			hub.exit()
+			h.Exit()
 		}
 	})
 	return place
@@ -166,10 +217,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err != nil {
 		return err
 	}
+	turn, err := h.turnOf(r, quiet)
+	if err != nil {
+		return err
+	}
 	waitsInBrowser := false
 	if h.WaitingPage != nil {
 		if listens(r) {
-			return h.stream(w, r, quiet)
+			return h.stream(w, r, quiet, turn)
 		}
 		if waitsInBrowser, err = h.WaitingPage.wants(r); err != nil {
 			return err
@@ -177,6 +232,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	q := newRequest(h, w, r, quiet)
 	defer q.end()
+	q.turn = turn
 	if waitsInBrowser {
 		key := keyOf(r)
 		q.page, q.key = h.WaitingPage, &key
@@ -185,7 +241,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err := q.reserve(); err != nil {
 		return q.refuse(err)
 	}
-	err = next.ServeHTTP(&q.writer, q.forwarded())
+	if h.Proxy != nil {
+		err = h.Proxy.ServeHTTP(&q.writer, q.forwarded(), next)
+	} else {
+		err = next.ServeHTTP(&q.writer, q.forwarded())
+	}
 	return q.finish(err)
 }
 

@@ -4,13 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,8 +20,11 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
-	"github.com/caddyserver/certmagic"
 	"go.uber.org/goleak"
+
+	_ "github.com/caddy-usher/usher/caddymodule/admin"
+	"github.com/caddy-usher/usher/caddymodule/hub"
+	_ "github.com/caddy-usher/usher/caddymodule/liveview"
 )
 
 // patience is how long a test waits for what should come at once.
@@ -33,13 +35,14 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
+	storageRoot = filepath.Join(dir, "storage")
 	_ = os.Setenv("XDG_DATA_HOME", dir)
 	_ = os.Setenv("XDG_CONFIG_HOME", dir)
 	code := m.Run()
 	_ = os.RemoveAll(dir)
 	if code == 0 {
 		http.DefaultClient.CloseIdleConnections()
-		if err := goleak.Find(caddysOwn()); err != nil {
+		if err := goleak.Find(caddysOwn()...); err != nil {
 			_, _ = os.Stderr.WriteString(err.Error())
 			code = 1
 		}
@@ -47,97 +50,22 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// caddysOwn is the goroutine of Caddy that lives as long as the process: the
-// sweeper of the hosts of dynamic upstreams.
-func caddysOwn() goleak.Option {
-	return goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy.(*Upstream).fillDynamicHost.func1.1")
-}
-
-// memory is a storage in memory that can be made to fail.
-type memory struct {
-	certmagic.Storage
-
-	mu    sync.Mutex
-	files map[string][]byte
-	fail  error
-}
-
-func (m *memory) Store(_ context.Context, key string, value []byte) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.fail != nil {
-		return m.fail
+// caddysOwn are the goroutines of Caddy that outlive what began them: the sweeper
+// of the hosts of dynamic upstreams lives as long as the process, and what keeps
+// a lock of the storage fresh notices some seconds later that it was given back.
+func caddysOwn() []goleak.Option {
+	return []goleak.Option{
+		goleak.IgnoreAnyFunction("github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy.(*Upstream).fillDynamicHost.func1.1"),
+		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"),
 	}
-	m.files[key] = value
-	return nil
 }
 
-func (m *memory) Load(_ context.Context, key string) ([]byte, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.fail != nil {
-		return nil, m.fail
-	}
-	if b, ok := m.files[key]; ok {
-		return b, nil
-	}
-	return nil, fs.ErrNotExist
-}
+// storageRoot has the storages of all tests. It stays until the end of the last
+// one: the configuration in force may be that of a test that is just over.
+var storageRoot string
 
-func (m *memory) Delete(_ context.Context, key string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.fail != nil {
-		return m.fail
-	}
-	if _, ok := m.files[key]; !ok {
-		return fs.ErrNotExist
-	}
-	delete(m.files, key)
-	return nil
-}
-
-func (m *memory) List(_ context.Context, prefix string, _ bool) ([]string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.fail != nil {
-		return nil, m.fail
-	}
-	var keys []string
-	for k := range m.files {
-		if strings.HasPrefix(k, prefix+"/") {
-			keys = append(keys, k)
-		}
-	}
-	if keys == nil {
-		return nil, fs.ErrNotExist
-	}
-	return keys, nil
-}
-
-func (m *memory) setFail(err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.fail = err
-}
-
-var errDisk = errors.New("the disk is full")
-
-// stores are the storages of the tests, by name.
-var stores sync.Map
-
-type testStorage struct {
-	Name string `json:"name,omitempty"`
-}
-
-func (testStorage) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: "caddy.storage.test", New: func() caddy.Module { return new(testStorage) }}
-}
-
-func (s *testStorage) CertMagicStorage() (certmagic.Storage, error) {
-	v, _ := stores.LoadOrStore(s.Name, &memory{files: make(map[string][]byte)})
-	return v.(*memory), nil
-}
+// storageOf returns the directory that all configurations of a test share.
+func storageOf(t *testing.T) string { return filepath.Join(storageRoot, filepath.FromSlash(t.Name())) }
 
 // logBuffer collects what a configuration logs.
 type logBuffer struct {
@@ -202,7 +130,6 @@ func logsOf(name string) *logBuffer {
 }
 
 func init() {
-	caddy.RegisterModule(testStorage{})
 	caddy.RegisterModule(testLog{})
 }
 
@@ -249,7 +176,7 @@ func tryProvision(t *testing.T, text string) (*config, error) {
 			WriterRaw:  mustJSON(map[string]string{"output": "test", "name": logName(t)}),
 			EncoderRaw: json.RawMessage(`{"format":"json"}`), Level: "DEBUG",
 		}}}},
-		StorageRaw: mustJSON(map[string]string{"module": "test", "name": t.Name()}),
+		StorageRaw: mustJSON(map[string]string{"module": "file_system", "root": storageOf(t)}),
 	}
 	base, err := caddy.ProvisionContext(cfg)
 	if err != nil {
@@ -402,13 +329,13 @@ func (c *config) beginWith(ctx context.Context, method, path, body string, heade
 func (c *config) get(path string, header ...string) reply { return c.do("GET", path, "", header...) }
 
 // service returns the running service of that name.
-func serving(t *testing.T, name string) *service {
+func serving(t *testing.T, name string) *hub.Service {
 	t.Helper()
-	h := latestHub.Load()
+	h := hub.Latest.Load()
 	if h == nil {
 		t.Fatal("no hub")
 	}
-	s := h.service(name)
+	s := h.Service(name)
 	if s == nil {
 		t.Fatalf("no service %s", name)
 	}
@@ -426,13 +353,13 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// waiting waits until so many requests are in the line.
+// waiting waits until so many requests are in the queue.
 func (f *fleet) waiting(n int) {
 	f.t.Helper()
-	eventually(f.t, "the line", func() bool {
-		h := latestHub.Load()
-		s := h.service(f.name)
-		return s != nil && s.reserver.Stats().Waiting == n
+	eventually(f.t, "the queue", func() bool {
+		h := hub.Latest.Load()
+		s := h.Service(f.name)
+		return s != nil && s.Reserver.Stats().Waiting == n
 	})
 }
 
@@ -440,7 +367,7 @@ func (f *fleet) waiting(n int) {
 func (f *fleet) ready(n int) {
 	f.t.Helper()
 	eventually(f.t, "readiness", func() bool {
-		s := latestHub.Load().service(f.name)
-		return s != nil && s.reserver.Stats().Open == n
+		s := hub.Latest.Load().Service(f.name)
+		return s != nil && s.Reserver.Stats().Open == n
 	})
 }

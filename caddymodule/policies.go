@@ -8,7 +8,9 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/scaler/policies"
 )
 
 func init() {
@@ -19,14 +21,18 @@ func init() {
 // and waiting need. It goes up at once, and down to the highest need of the
 // last while; one instance stays until the idle timeout.
 type QueuePolicy struct {
-	// The part of the slots that shall be in use, above 0 and at most 1. A
-	// lower value keeps room for bursts. Default: 1.
+	// The part of the slots that shall be in use, from 0.01 to 1. A lower
+	// value keeps room for bursts. Default: 1.
 	Utilization float64 `json:"utilization,omitempty"`
 
 	// For how long a need is remembered. Default: 1m.
 	DownWindow caddy.Duration `json:"down_window,omitempty"`
 
-	scaler.Queue `json:"-"`
+	// How long requests may wait for a slot. No instance is started for
+	// requests that are served sooner than that. Default: not at all.
+	TargetWait caddy.Duration `json:"target_wait,omitempty"`
+
+	policies.Queue `json:"-"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -40,7 +46,7 @@ func (QueuePolicy) CaddyModule() caddy.ModuleInfo {
 // Provision sets up the policy.
 func (p *QueuePolicy) Provision(caddy.Context) error {
 	p.dropDefaults()
-	p.Queue = scaler.Queue{Utilization: p.Utilization, DownWindow: time.Duration(p.DownWindow)}
+	p.Queue = policies.Queue{Utilization: p.Utilization, DownWindow: time.Duration(p.DownWindow), TargetWait: time.Duration(p.TargetWait)}
 	return nil
 }
 
@@ -57,11 +63,20 @@ func (p *QueuePolicy) dropDefaults() {
 
 // Validate checks the values.
 func (p *QueuePolicy) Validate() error {
-	if p.Utilization < 0 || p.Utilization > 1 {
-		return fmt.Errorf("utilization must be above 0 and at most 1, not %v", p.Utilization)
+	if p.Utilization != 0 {
+		if err := checkUtilization(p.Utilization); err != nil {
+			return err
+		}
 	}
-	if p.DownWindow < 0 {
-		return fmt.Errorf("down_window cannot be negative")
+	if err := hub.CheckDuration("target_wait", p.TargetWait); err != nil {
+		return err
+	}
+	return hub.CheckDuration("down_window", p.DownWindow)
+}
+
+func checkUtilization(u float64) error {
+	if !(u >= scaler.MinUtilization && u <= 1) {
+		return fmt.Errorf("utilization must be between %v and 1, not %v", scaler.MinUtilization, u)
 	}
 	return nil
 }
@@ -69,8 +84,9 @@ func (p *QueuePolicy) Validate() error {
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
 //	scale queue {
-//		utilization <0..1>
+//		utilization <0.01..1>
 //		down_window <duration>
+//		target_wait <duration>
 //	}
 func (p *QueuePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
@@ -91,8 +107,11 @@ func (p *QueuePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.ArgErr()
 			}
 			u, err := strconv.ParseFloat(s, 64)
-			if err != nil || !(u > 0 && u <= 1) {
-				return d.Errf("utilization must be a number above 0 and at most 1, not '%s'", s)
+			if err != nil {
+				return d.Errf("utilization must be a number between %v and 1, not '%s'", scaler.MinUtilization, s)
+			}
+			if err := checkUtilization(u); err != nil {
+				return d.WrapErr(err)
 			}
 			p.Utilization = u
 		case "down_window":
@@ -104,8 +123,14 @@ func (p *QueuePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.Errf("down_window must be positive")
 			}
 			p.DownWindow = w
+		case "target_wait":
+			w, err := positive(d)
+			if err != nil {
+				return err
+			}
+			p.TargetWait = w
 		default:
-			return d.Errf("unknown option '%s' of the policy queue: use utilization or down_window", option)
+			return d.Errf("unknown option '%s' of the policy queue: use utilization, down_window or target_wait", option)
 		}
 	}
 	p.dropDefaults()

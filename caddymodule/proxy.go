@@ -37,37 +37,37 @@ var unseen = caddyhttp.MatcherSets{{MatchRetry{}}}
 // no instance can have seen may go to another one, and one that was seen as
 // often as its `retries`, by its `retry_match`, say; and its transport tells of
 // the connections that it makes. That is done here, and not where the handler
-// is written down, because it holds for whoever writes it, and because Caddy
-// keeps what is written down in memory several times.
+// is configured, because it also holds for handlers written in JSON, and because
+// Caddy keeps several copies of a configuration in memory.
 func (u *Upstreams) Provision(ctx caddy.Context) error {
+	u.logger = ctx.Logger()
 	lineage := ctx.Modules()
 	if len(lineage) < 2 {
 		return nil
+	}
+	if u.Nested {
+		if err := nested(lineage[:len(lineage)-2]); err != nil {
+			return err
+		}
 	}
 	rp, ok := lineage[len(lineage)-2].(*reverseproxy.Handler)
 	if !ok {
 		return nil
 	}
-	app, err := ctx.App("usher")
-	if err != nil {
-		return err
-	}
 	if rp.Transport == nil {
-		// It is the one that the proxy would make itself, but for this.
-		t := &reverseproxy.HTTPTransport{KeepAlive: &reverseproxy.KeepAlive{MaxIdleConnsPerHost: idleConnections}}
-		if err := t.Provision(ctx); err != nil {
-			return fmt.Errorf("provisioning the default transport: %w", err)
-		}
-		rp.Transport, u.transport = t, t.Transport
+		u.transport = new(defaultTransport)
+		rp.Transport = u.transport
 	}
-	if !tellOfDials(rp.Transport) {
-		app.(*App).generation.silentDials = true
+	s := newSender(rp.Transport)
+	if s.silent {
+		u.unseen = s.RoundTripper
 	}
+	rp.Transport = s
 	return setRetries(rp)
 }
 
-// Cleanup closes the connections that nobody uses any more, and those in use as
-// soon as nobody does: else each reload would leave some behind for minutes.
+// Cleanup closes the idle connections, and those in use as soon as they become
+// idle. Otherwise each reload would leave some behind for minutes.
 func (u *Upstreams) Cleanup() error {
 	if u.transport != nil {
 		u.transport.CloseIdleConnections()
@@ -118,21 +118,39 @@ func tellOfDials(transport http.RoundTripper) bool {
 	if !ok || t.Transport == nil || slices.Contains(t.Versions, "3") {
 		return false
 	}
-	t.Transport.DialContext = telling(t.Transport.DialContext)
+	// Some of Caddy's own dials write before they return: the header of the
+	// PROXY protocol, or a TLS handshake.
+	t.Transport.DialContext = telling(t.Transport.DialContext, t.ProxyProtocol != "")
 	if t.Transport.DialTLSContext != nil {
-		t.Transport.DialTLSContext = telling(t.Transport.DialTLSContext)
+		t.Transport.DialTLSContext = telling(t.Transport.DialTLSContext, true)
 	}
 	return true
 }
 
 type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)
 
-func telling(dial dialFunc) dialFunc {
+func telling(dial dialFunc, writes bool) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if q := requestOf(ctx); q != nil {
-			ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{ConnectDone: q.connectDone})
+		q := requestOf(ctx)
+		if q == nil {
+			return dial(ctx, network, addr)
 		}
-		return dial(ctx, network, addr)
+		if writes {
+			if err := q.checkBeforeDial(ctx, addr); err != nil {
+				q.attemptOf(ctx).dial.Store(&dialResult{err})
+				return nil, reverseproxy.NewDialError(err)
+			}
+		}
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{ConnectDone: q.connectDone(q.attemptOf(ctx))})
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		if err := q.checkPeer(ctx, addr, conn); err != nil {
+			_ = conn.Close()
+			return nil, reverseproxy.NewDialError(err)
+		}
+		return conn, nil
 	}
 }
 

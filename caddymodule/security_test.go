@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/caddy-usher/usher/caddymodule/hub"
 )
 
 // The upstreams come from the reservation and from nothing else: without the
@@ -16,7 +18,7 @@ func TestUpstreamsWithoutAReservationAreNone(t *testing.T) {
 		"http":{"servers":{"s":{"listen":[":80"],"automatic_https":{"disable":true},
 		"routes":[{"handle":[{"handler":"reverse_proxy","dynamic_upstreams":{"source":"usher"}}]}]}}}}}`, f.name, f.name))
 	f.ready(1)
-	address := serving(t, f.name).loop.Instances()[0].Address
+	address := serving(t, f.name).Loop.Instances()[0].Address
 	for _, header := range []string{"Usher-Service", "Usher-Instance", "X-Usher-Service", "X-Forwarded-Host", "Upstream"} {
 		for _, value := range []string{f.name, address, "{http.usher.address}"} {
 			r := c.get("/"+value, header, value)
@@ -35,7 +37,7 @@ func TestNamesOfServicesMeanNothingAnywhere(t *testing.T) {
 		"", ".", "..", "../x", "a/b", `a\b`, "a b", "a\n", "a\r\nX: y", "a\x00", "a\x1b", `a"`, "a'", "a<b>", "a{b}", "a%2fb", "A", "é", "a\u202e", "-a", "_a",
 		strings.Repeat("a", 64),
 	} {
-		if checkName(name) == nil {
+		if hub.CheckName(name) == nil {
 			t.Errorf("%q is accepted as the name of a service", name)
 		}
 		if _, err := tryProvision(t, string(mustJSON(map[string]any{"apps": map[string]any{"usher": map[string]any{

@@ -3,13 +3,14 @@ package caddymodule
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/caddymodule/answer"
+	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/scaler/control"
 )
 
 // withStatus is a site with a live view and a service.
@@ -34,18 +35,24 @@ func TestStatusIsAPageThatNeedsNobodyElse(t *testing.T) {
 	if strings.Contains(policy, "unsafe") || strings.Contains(r.body, "://") || strings.Contains(r.body, "style=") {
 		t.Errorf("%s\n%s", policy, r.body)
 	}
-	for name, a := range statusAssets {
-		if !strings.Contains(r.body, "?asset="+name+"&amp;v="+a.version) {
-			t.Errorf("the page does not name %s", name)
+	for _, name := range []string{"view.css", "view.js", "icon.svg"} {
+		body, err := os.ReadFile("liveview/page/" + name)
+		if err != nil {
+			t.Fatal(err)
 		}
-		for version, cached := range map[string]bool{a.version: true, "old": false} {
+		_, rest, ok := strings.Cut(r.body, "?asset="+name+"&amp;v=")
+		current, _, _ := strings.Cut(rest, `"`)
+		if !ok || current == "" {
+			t.Fatalf("the page does not name %s", name)
+		}
+		for version, cached := range map[string]bool{current: true, "old": false} {
 			got := c.get("/status?asset=" + name + "&v=" + version)
-			if got.status != 200 || got.body != string(a.body) || strings.Contains(got.header.Get("Cache-Control"), "immutable") != cached {
+			if got.status != 200 || got.body != string(body) || strings.Contains(got.header.Get("Cache-Control"), "immutable") != cached {
 				t.Errorf("%s %s: %d %v", name, version, got.status, got.header)
 			}
 		}
-		if strings.Contains(strings.ReplaceAll(string(a.body), "http://www.w3.org/2000/svg", ""), "://") {
-			t.Errorf("%s names somebody else", name)
+		if strings.Contains(strings.ReplaceAll(string(body), "http://www.w3.org/2000/svg", ""), "://") {
+			t.Errorf("%s names another host", name)
 		}
 	}
 	if r := c.get("/status?asset=../status.go"); r.status != 404 {
@@ -66,7 +73,7 @@ func TestStatusIsReadAsJSON(t *testing.T) {
 			Services []map[string]any
 			News     []map[string]any
 		}
-		if err := json.Unmarshal([]byte(r.body), &all); err != nil || r.header.Get("Content-Type") != typeJSON {
+		if err := json.Unmarshal([]byte(r.body), &all); err != nil || r.header.Get("Content-Type") != answer.TypeJSON {
 			t.Fatalf("%v: %+v", err, r)
 		}
 		found := false
@@ -84,7 +91,7 @@ func TestStatusIsReadAsJSON(t *testing.T) {
 	if len(o["cold_start_list"].([]any)) != 1 || len(o["failures"].([]any)) != 0 || o["config"] != nil {
 		t.Errorf("%v", o)
 	}
-	if r := c.get("/status?format=json&service=nobody"); r.status != 404 || object(t, r)["error"] == "" {
+	if r := c.get("/status?format=json&service=missing"); r.status != 404 || object(t, r)["error"] == "" {
 		t.Errorf("%+v", r)
 	}
 }
@@ -93,11 +100,11 @@ func TestStatusChangesNothingUnlessControlIsOn(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
 	c := start(t, f.withStatus(""))
-	r := c.do("POST", "/status?do=wake&service="+f.name, "{}", "Content-Type", typeJSON)
+	r := c.do("POST", "/status?do=wake&service="+f.name, "{}", "Content-Type", answer.TypeJSON)
 	if r.status != 403 || !strings.Contains(object(t, r)["error"].(string), "control on") {
 		t.Errorf("%+v", r)
 	}
-	if st := serving(t, f.name).loop.Status(); st.State != scaler.Asleep {
+	if st := serving(t, f.name).Loop.Status(); st.State != control.Asleep {
 		t.Errorf("%+v", st)
 	}
 }
@@ -115,39 +122,39 @@ func TestStatusOperatesForItsOwnPageOnly(t *testing.T) {
 	}{
 		{415, nil},
 		{415, []string{"Content-Type", "text/plain"}},
-		{403, []string{"Content-Type", typeJSON, "Origin", "http://elsewhere.example"}},
-		{403, []string{"Content-Type", typeJSON, "Sec-Fetch-Site", "cross-site"}},
-		{403, []string{"Content-Type", typeJSON, "Sec-Fetch-Site", "same-site"}},
-		{403, []string{"Content-Type", typeJSON, "Origin", "null"}},
+		{403, []string{"Content-Type", answer.TypeJSON, "Origin", "http://elsewhere.example"}},
+		{403, []string{"Content-Type", answer.TypeJSON, "Sec-Fetch-Site", "cross-site"}},
+		{403, []string{"Content-Type", answer.TypeJSON, "Sec-Fetch-Site", "same-site"}},
+		{403, []string{"Content-Type", answer.TypeJSON, "Origin", "null"}},
 	} {
 		if r := post("suspend", "{}", x.header...); r.status != x.status || object(t, r)["error"] == "" {
 			t.Errorf("%v: %+v", x.header, r)
 		}
 	}
-	if st := serving(t, f.name).loop.Status(); st.State != scaler.Asleep {
+	if st := serving(t, f.name).Loop.Status(); st.State != control.Asleep {
 		t.Fatalf("something was done: %+v", st)
 	}
 
-	own := []string{"Content-Type", typeJSON, "Sec-Fetch-Site", "same-origin", "Origin", c.front.URL}
+	own := []string{"Content-Type", answer.TypeJSON, "Sec-Fetch-Site", "same-origin", "Origin", c.front.URL}
 	for _, x := range []struct {
 		what, body string
 		status     int
-		state      scaler.State
+		state      control.State
 	}{
-		{"wake", "{}", 200, scaler.Awake},
-		{"dance", "{}", 400, scaler.Awake},
-		{"restart", "{}", 400, scaler.Awake},
-		{"suspend", `{"reason":"moving"}`, 200, scaler.Suspended},
-		{"wake", "{}", 409, scaler.Suspended},
-		{"resume", "{}", 200, scaler.Asleep},
-		{"sleep", `{"now":1}`, 400, scaler.Asleep},
+		{"wake", "{}", 200, control.Awake},
+		{"dance", "{}", 400, control.Awake},
+		{"restart", "{}", 400, control.Awake},
+		{"suspend", `{"reason":"moving"}`, 200, control.Suspended},
+		{"wake", "{}", 409, control.Suspended},
+		{"resume", "{}", 200, control.Asleep},
+		{"sleep", `{"now":1}`, 400, control.Asleep},
 	} {
 		if r := post(x.what, x.body, own...); r.status != x.status {
 			t.Errorf("%s: %+v", x.what, r)
 		}
-		eventually(t, x.what, func() bool { return serving(t, f.name).loop.Status().State == x.state })
+		eventually(t, x.what, func() bool { return serving(t, f.name).Loop.Status().State == x.state })
 	}
-	if r := c.do("POST", "/status?service=nobody&do=wake", "{}", own...); r.status != 404 {
+	if r := c.do("POST", "/status?service=missing&do=wake", "{}", own...); r.status != 404 {
 		t.Errorf("%+v", r)
 	}
 	if n := len(logsOf(logName(t)).entries("asked for in the live view")); n < 4 {
@@ -187,7 +194,7 @@ func frameOf(t *testing.T, name, data string) (state string, inUse int, targets 
 		Services []struct {
 			Name    string
 			State   string
-			Slots   slotCounts
+			Slots   hub.SlotCounts
 			Targets [][3]int
 		}
 	}
@@ -261,60 +268,5 @@ func TestStatusStreamsAreBounded(t *testing.T) {
 	}
 	if r := c.get("/status"); r.status != 200 {
 		t.Errorf("the page is refused, too: %+v", r)
-	}
-}
-
-func TestAServiceThatNobodyAsksForHasNoHistory(t *testing.T) {
-	t.Parallel()
-	f := newFleet(t)
-	c := start(t, f.withStatus(""))
-	next, _ := eventsOf(t, c, "/status?stream")
-	next()
-	c.get("/status?format=json")
-	if serving(t, f.name).chronicle.Load() != nil {
-		t.Error("it is kept for a service to which nothing has happened")
-	}
-	c.get("/")
-	if serving(t, f.name).chronicle.Load() == nil {
-		t.Error("nothing is kept of what happened")
-	}
-}
-
-func TestTheHistoryOfABusyServiceIsBounded(t *testing.T) {
-	t.Parallel()
-	c := new(chronicle)
-	begin := time.Date(2026, time.March, 4, 12, 0, 0, 0, time.UTC)
-	for k := range 40000 {
-		at := begin.Add(time.Duration(k) * time.Second)
-		c.target(at, k%7)
-		c.coldStarted(at, time.Second)
-		c.failed(at, &scaler.Failure{Short: strings.Repeat("ä", messageMax)})
-	}
-	v, entries := c.copy(), c.count()
-	most := int(targetsFor/targetStep) + 2
-	if len(v.Targets) > most || cap(c.targets) > 4*most || len(v.ColdStarts) != startsKept || len(v.Failures) != startsKept || entries != 3*40000 {
-		t.Errorf("%d targets of %d, %d cold starts, %d failures", len(v.Targets), cap(c.targets), len(v.ColdStarts), len(v.Failures))
-	}
-	if n := len(v.Failures[0].Message); n > messageMax+10 {
-		t.Errorf("a message has %d bytes", n)
-	}
-	first, last := v.Targets[0], v.Targets[len(v.Targets)-1]
-	if last.high != 6 || last.last != 39999%7 || last.at-first.at < uint32(targetsFor/time.Second) {
-		t.Errorf("%+v to %+v", first, last)
-	}
-}
-
-func TestNewsAreTheLatest(t *testing.T) {
-	t.Parallel()
-	var n news
-	for k := range 3 * newsKept {
-		n.add(newsItem{Service: fmt.Sprint(k)})
-	}
-	all := n.after(0)
-	if len(all) != newsKept || all[newsKept-1].Service != fmt.Sprint(3*newsKept-1) || all[0].Number != 2*newsKept+1 {
-		t.Errorf("%d, from %+v", len(all), all[0])
-	}
-	if rest := n.after(3*newsKept - 2); len(rest) != 2 {
-		t.Errorf("%d are new", len(rest))
 	}
 }

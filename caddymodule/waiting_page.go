@@ -18,6 +18,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/munnerz/goautoneg"
 	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/caddymodule/answer"
+	"github.com/caddy-usher/usher/caddymodule/hub"
 )
 
 // WaitingPage is what people see while a service starts: a browser whose
@@ -28,7 +31,10 @@ import (
 // Scripts, API clients, POSTs and upgrades on the same URL are held as ever.
 type WaitingPage struct {
 	// A file with a template of your own, in the language of Go's
-	// html/template; PageData are its fields. Default: a built-in page.
+	// html/template; PageData are its fields. It is read when the
+	// configuration is loaded. A file that cannot be used fails the load. The
+	// first load of a Caddy shows the built-in page instead and logs a
+	// warning. Default: a built-in page.
 	File string `json:"file,omitempty"`
 
 	// How long a request is held before it gets the page. With 0 it gets
@@ -54,9 +60,10 @@ type WaitingPage struct {
 const (
 	defaultPageAfter   = 300 * time.Millisecond
 	defaultPageRefresh = 2 * time.Second
+	maxRefresh         = time.Hour
 
 	// visitorGrace is how much longer than the refresh a visitor may take to
-	// come back before its place in the line is given up.
+	// come back before its place in the queue is given up.
 	visitorGrace = 5 * time.Second
 
 	// claimPatience is how long a slot stays free for a visitor whose page was
@@ -77,20 +84,23 @@ var (
 	waitingPageScript string
 )
 
-// provision checks everything, the template included.
+// provision checks everything but the template: see App.loadPage.
 func (p *WaitingPage) provision(ctx caddy.Context, waitTimeout time.Duration) error {
-	p.After = defaulted(p.After, caddy.Duration(defaultPageAfter))
+	p.After = hub.Defaulted(p.After, caddy.Duration(defaultPageAfter))
 	if p.Refresh == 0 {
 		p.Refresh = caddy.Duration(defaultPageRefresh)
 	}
-	if *p.After < 0 {
-		return fmt.Errorf("after cannot be negative, but is %v", time.Duration(*p.After))
+	if err := hub.CheckDuration("after", *p.After); err != nil {
+		return err
 	}
 	if after := time.Duration(*p.After); after >= waitTimeout {
-		return fmt.Errorf("after is %v, but no request is held longer than wait_timeout, %v: nobody would see the page", after, waitTimeout)
+		return fmt.Errorf("after is %v, but no request is held longer than wait_timeout, %v: no client would get the page", after, waitTimeout)
 	}
 	if p.Refresh < 0 {
 		return fmt.Errorf("refresh must be positive, not %v", time.Duration(p.Refresh))
+	}
+	if p.Refresh > caddy.Duration(maxRefresh) {
+		return fmt.Errorf("refresh is %v, but can be at most %v: a place in the queue is kept for so long", time.Duration(p.Refresh), maxRefresh)
 	}
 	if p.MatchRaw != nil {
 		sets, err := ctx.LoadModule(p, "MatchRaw")
@@ -101,21 +111,27 @@ func (p *WaitingPage) provision(ctx caddy.Context, waitTimeout time.Duration) er
 			return fmt.Errorf("matcher: %w", err)
 		}
 	}
+	return nil
+}
+
+// load reads and checks the template in a file, or the built-in one if file is
+// empty.
+func (p *WaitingPage) load(file string) error {
 	name, text := "the built-in page", waitingPageHTML
-	if p.File != "" {
-		b, err := os.ReadFile(p.File)
+	if file != "" {
+		b, err := os.ReadFile(file)
 		if err != nil {
 			return fmt.Errorf("reading the template: %w", err)
 		}
-		name, text = p.File, string(b)
+		name, text = file, string(b)
 	}
 	t, err := template.New(name).Parse(text)
 	if err != nil {
 		return fmt.Errorf("the template does not parse: %w", err)
 	}
-	// What fails only when somebody waits would fail when nobody looks.
+	// Try every state now: a failure during a wait could pass unnoticed.
 	for _, d := range samplePages() {
-		if err := t.Execute(new(bytes.Buffer), d); err != nil {
+		if err := t.Execute(new(bytes.Buffer), d.safe()); err != nil {
 			return fmt.Errorf("the template cannot be filled in for a service that is %s: %w", d.State, err)
 		}
 	}
@@ -128,8 +144,7 @@ func (p *WaitingPage) refreshSeconds() int {
 	return int((time.Duration(p.Refresh) + time.Second - 1) / time.Second)
 }
 
-// linger is how long a place in the line is kept for a visitor who is not
-// heard of.
+// linger is how long a visitor keeps the place in the queue without contact.
 func (p *WaitingPage) linger() time.Duration {
 	return time.Duration(p.refreshSeconds())*time.Second + visitorGrace
 }
@@ -158,26 +173,26 @@ func navigates(r *http.Request) bool {
 		return false
 	case h.Get("Upgrade") != "":
 		return false
-	case strings.Contains(h.Get("Sec-Purpose")+h.Get("Purpose"), "prefetch"):
-		// It is opened in case somebody wants to see it later.
+	case strings.Contains(h.Get("Sec-Purpose"), "prefetch"), strings.Contains(h.Get("Purpose"), "prefetch"):
+		// The browser opens it ahead of time; the person may never look at it.
 		return false
 	}
 	if mode := h.Get("Sec-Fetch-Mode"); mode != "" {
 		return mode == "navigate" && slices.Contains(documents, h.Get("Sec-Fetch-Dest"))
 	}
 	// Browsers say nothing of it over plain HTTP, and old ones never do.
-	return h.Get("X-Requested-With") == "" && prefersHTML(strings.Join(h.Values("Accept"), ","))
+	return h.Get("X-Requested-With") == "" && prefersHTML(answer.Preferences(h, "Accept"))
 }
 
 // prefersHTML says whether an Accept header wants HTML before anything else,
 // as those of browsers do: they name it first, and nothing above it.
 func prefersHTML(accept string) bool {
-	if !strings.HasPrefix(strings.TrimSpace(accept), typeHTML) {
+	if !strings.HasPrefix(strings.TrimSpace(accept), answer.TypeHTML) {
 		return false
 	}
 	html, others := 0.0, 0.0
 	for _, a := range goautoneg.ParseAccept(accept) {
-		if a.Type+"/"+a.SubType == typeHTML {
+		if a.Type+"/"+a.SubType == answer.TypeHTML {
 			html = a.Q
 		} else {
 			others = max(others, a.Q)
@@ -194,7 +209,7 @@ type PageData struct {
 	// Service is the name of the service.
 	Service string
 
-	// State is `starting`, `line` (running, and everything is in use) or the
+	// State is `starting`, `queue` (running, and everything is in use) or the
 	// code of an error, as in the header Usher-Error: `start_failed`,
 	// `suspended`, `asleep`, `queue_full`, `platform_unavailable`,
 	// `wait_timeout`, `shutting_down`.
@@ -204,12 +219,16 @@ type PageData struct {
 	// what to expect of it; Detail may be empty.
 	Status, Detail string
 
-	// Reason is why the service cannot be had, in the words of who runs it;
-	// empty unless State is the code of an error.
+	// Reason is why the service cannot be had, in the words of the program or
+	// the platform. In the state `starting` it is empty as long as all is well;
+	// else it says why the starts before this one have failed, or why this one
+	// takes so long.
 	Reason string
 
-	// Place says where in the line the visitor is; empty if nobody is
-	// before them.
+	// Attempts is how many starts in a row have failed so far.
+	Attempts int
+
+	// Place is the visitor's place in the queue, in words; empty for the first.
 	Place string
 
 	// Usual is how many milliseconds a start usually takes; 0 if none was
@@ -224,8 +243,8 @@ type PageData struct {
 	Language string
 
 	// Hint says, in that language, that the page will turn into the one
-	// asked for by itself. ProgressLabel names the progress bar for those
-	// who cannot see it.
+	// asked for by itself. ProgressLabel names the progress bar for
+	// screen readers.
 	Hint, ProgressLabel string
 
 	// Refresh is after how many seconds the page is to be asked for again
@@ -249,16 +268,32 @@ type PageData struct {
 	Script template.HTML
 }
 
+// safePage is a page whose texts are written for HTML, so that they contain no
+// mark of a template language: see foreignHTML.
+type safePage struct {
+	PageData
+
+	Title, Status, Detail, Reason, Place, Hint, ProgressLabel template.HTML
+}
+
+func (d PageData) safe() safePage {
+	return safePage{
+		PageData: d, Title: answer.ForeignHTML(d.Title),
+		Status: answer.ForeignHTML(d.Status), Detail: answer.ForeignHTML(d.Detail), Reason: answer.ForeignHTML(d.Reason), Place: answer.ForeignHTML(d.Place),
+		Hint: answer.ForeignHTML(d.Hint), ProgressLabel: answer.ForeignHTML(d.ProgressLabel),
+	}
+}
+
 // samplePages are pages in every state.
 func samplePages() []PageData {
-	words := wordsFor("")
+	translation := translationFor("")
 	var all []PageData
-	for state := range words.status {
+	for state := range translation.status {
 		d := PageData{
-			Title: "Sample", Service: "sample", State: state, Reason: "exit status 1", Place: words.place(3),
+			Title: "Sample", Service: "sample", State: state, Reason: "exit status 1", Place: translation.place(3), Attempts: 2,
 			Usual: 3000, Elapsed: 1000, Refresh: 2, Again: "./sample", Nonce: "sample", Script: "<script></script>",
 		}
-		words.fill(&d, time.Minute)
+		translation.fill(&d, time.Minute)
 		all = append(all, d)
 	}
 	return all
@@ -268,6 +303,7 @@ func samplePages() []PageData {
 // no path from the root, which may not be the one that the browser knows, and
 // can lead to no other origin.
 func selfReference(uri string) string {
+	uri = answer.UrlReference(uri)
 	path, query, _ := strings.Cut(uri, "?")
 	if query != "" {
 		return "?" + query
@@ -276,8 +312,8 @@ func selfReference(uri string) string {
 }
 
 // contentPolicy lets the page have its own style and script and ask its own
-// origin, and nothing else. Who may frame the page is left to whom it stands
-// for: it shows nothing that is secret and has nothing to click on.
+// origin, and nothing else. It does not restrict framing: the page shows
+// nothing secret and has nothing to click on.
 const contentPolicy = "default-src 'none'; base-uri 'none'; form-action 'none'; connect-src 'self'; img-src data:; script-src 'nonce-%[1]s'; style-src 'nonce-%[1]s'"
 
 // answer writes the page.
@@ -290,13 +326,17 @@ func (p *WaitingPage) answer(w http.ResponseWriter, q *request, d PageData) {
 	}
 	d.Script = template.HTML(fmt.Sprintf("<script nonce=\"%s\" data-refresh=\"%d\">%s</script>", d.Nonce, d.Refresh, waitingPageScript)) //nolint:gosec // all of it is our own
 	var body bytes.Buffer
-	if err := p.template.Execute(&body, d); err != nil {
+	if err := p.template.Execute(&body, d.safe()); err != nil {
 		// It could be filled in with every sample.
-		q.service.log().Error("the template of the waiting page cannot be filled in: what people see is cut short", zap.Error(err))
+		q.service.Log().Error("the template of the waiting page cannot be filled in: what people see is cut short", zap.Error(err))
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Language", d.Language)
+	// Where the script does not run, because it is off, or because a policy
+	// forbids it that something in between has added, this turns the page into
+	// the one that was asked for. The script takes it back.
+	h.Set("Refresh", strconv.Itoa(d.Refresh)+";url="+d.Again)
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
 	h.Set("Content-Security-Policy", fmt.Sprintf(contentPolicy, d.Nonce))
 	h.Set("X-Content-Type-Options", "nosniff")

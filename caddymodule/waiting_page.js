@@ -7,6 +7,11 @@
 	const address = new URL(location.href);
 	address.username = address.password = address.hash = "";
 
+	const loaded = new Promise((resolve) => {
+		if (document.readyState === "complete") resolve();
+		else addEventListener("load", () => setTimeout(resolve), { once: true });
+	});
+
 	let gone = false, wrong = false;
 	let reading = new AbortController();
 
@@ -20,7 +25,12 @@
 		// the fragment; and to go from a URL to itself with a fragment only
 		// scrolls. So for a moment the page has another address.
 		const wanted = location.href;
-		history.replaceState(null, "", location.pathname + (location.search ? location.search + "&" : "?"));
+		// It is an absolute one: a path that begins with `//` alone would name
+		// another host.
+		const other = new URL(wanted);
+		other.hash = "";
+		other.search += other.search ? "&" : "?_";
+		history.replaceState(null, "", other);
 		location.replace(wanted);
 	}
 
@@ -69,7 +79,7 @@
 			headers: { "Usher-Waiting": "1" }, cache: "no-store", credentials: "same-origin", signal: reading.signal,
 		});
 		if (!(answer.headers.get("Content-Type") || "").startsWith("text/event-stream")) {
-			// Too many pages are open, or nobody here knows of this one.
+			// Too many pages are open, or this Caddy does not know this visitor.
 			heard(refresh);
 			return new Promise(() => {});
 		}
@@ -100,6 +110,11 @@
 	}
 
 	(async () => {
+		// The header of the page asks for a refresh, for browsers that may not
+		// run this. Stopping the page cancels it, and all else that is under
+		// way: so it comes when the page is complete, and before the listening.
+		await loaded;
+		window.stop();
 		for (let pause = 250; !gone; pause = Math.min(2 * pause, 5000)) {
 			const began = performance.now();
 			await wanted();

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -9,10 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/reserver"
 )
 
-// person is what a browser sends when somebody opens a page.
+// person is what a browser sends when a person opens a page.
 var person = []string{"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Accept", browserAccept}
 
 const browserAccept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
@@ -75,7 +77,7 @@ func TestTheWaitingPageIsA503ThatMayDoNothingButAskItsOwnOrigin(t *testing.T) {
 	if head := c.do("HEAD", "/x", "", person...); head.status != 503 || head.body != "" {
 		t.Errorf("%+v", head)
 	}
-	// Whoever is no person is held as ever.
+	// A request that is not a person's is held as before.
 	wait := c.begin("GET", "/x", "")
 	f.waiting(1)
 	f.up()
@@ -113,11 +115,11 @@ func TestWhoWaitsInTheBrowserIsDemandAndHasOnePlace(t *testing.T) {
 	}
 	f.ordered(1)
 	s := serving(t, f.name)
-	if st := s.reserver.Stats(); st.Waiting != 0 || st.Guests != 1 || st.Demand != 1 {
+	if st := s.Reserver.Stats(); st.Waiting != 0 || st.Visitors != 1 || st.Demand != 1 {
 		t.Fatalf("%+v", st)
 	}
 	c.get("/y", person...) // another page
-	if st := s.reserver.Stats(); st.Guests != 2 {
+	if st := s.Reserver.Stats(); st.Visitors != 2 {
 		t.Fatalf("%+v", st)
 	}
 	if got := counted(t, f.name, codeWaitingPage); got != "4" {
@@ -130,7 +132,7 @@ func TestWhoWaitsInTheBrowserIsDemandAndHasOnePlace(t *testing.T) {
 			t.Fatalf("%+v", r)
 		}
 	}
-	if st := s.reserver.Stats(); st.Guests != 0 || st.Demand != 0 || s.hub.visitors.places.Load() < 0 || len(s.visitors.of) != 0 {
+	if st := s.Reserver.Stats(); st.Visitors != 0 || st.Demand != 0 {
 		t.Fatalf("%+v", st)
 	}
 }
@@ -142,14 +144,14 @@ func TestOpenPagesAreBounded(t *testing.T) {
 	c := start(t, site(f.usher("max_waiting 1", "waiting_page {\nafter 5ms\n}")))
 	s := serving(t, f.name)
 	listening := c.begin("GET", "/1", "", headerWaiting, "1")
-	eventually(t, "the stream", func() bool { return s.reserver.Stats().Guests == 1 })
+	eventually(t, "the stream", func() bool { return s.Reserver.Stats().Visitors == 1 })
 	if r := c.get("/1", headerWaiting, "1"); r.status != 503 || r.header.Get("Retry-After") == "" {
 		t.Errorf("a stream too many: %+v", r)
 	}
 	if r := c.get("/2", person...); r.header.Get("Usher-Error") != "waiting_page" {
 		t.Errorf("%+v", r)
 	}
-	if n := s.reserver.Stats().Guests; n != 1 {
+	if n := s.Reserver.Stats().Visitors; n != 1 {
 		t.Errorf("%d places", n)
 	}
 	f.up()
@@ -166,7 +168,7 @@ func TestAPageThatDoesNotWakeShowsThatItIsAsleep(t *testing.T) {
 	if r := c.get("/out", person...); r.header.Get("Usher-Error") != "asleep" || !strings.Contains(r.body, "<h1>"+f.name) || !strings.Contains(r.body, "Asleep") {
 		t.Errorf("%+v", r)
 	}
-	if st := serving(t, f.name).reserver.Stats(); st.Demand != 0 || st.Guests != 0 {
+	if st := serving(t, f.name).Reserver.Stats(); st.Demand != 0 || st.Visitors != 0 {
 		t.Errorf("%+v", st)
 	}
 	c.get("/in", person...)
@@ -180,23 +182,23 @@ func TestAVisitorWhoIsNotHeardOfLosesItsPlace(t *testing.T) {
 	start(t, site(f.usher()))
 	s := serving(t, f.name)
 	var r reserver.Reservation
-	if ok, err := s.reserver.Reserve(&r, false); ok || err != nil {
+	if ok, err := s.Reserver.Reserve(&r, reserver.Ask{}); ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	key := visitorKey{1}
-	if err := s.visitors.keep(key, &r, time.Hour); err != errWaitingPage {
+	key := hub.VisitorKey{1}
+	if away, err := s.Visitors.Keep(key, &r, time.Hour); !away {
 		t.Fatal(err)
 	}
-	v := s.visitors.find(key)
-	if v == nil || s.reserver.Stats().Demand != 1 {
+	v := s.Visitors.Find(key)
+	if v == nil || s.Reserver.Stats().Demand != 1 {
 		t.Fatal("the place is not kept")
 	}
-	if n := s.summary().Visitors; n != 1 {
+	if n := s.Summary().Visitors; n != 1 {
 		t.Errorf("operators see %d visitors, want one", n)
 	}
-	s.visitors.leave(v, time.Millisecond)
-	eventually(t, "the end of the place", func() bool { return s.reserver.Stats().Demand == 0 })
-	if s.visitors.find(key) != nil {
+	s.Visitors.Leave(v, time.Millisecond)
+	eventually(t, "the end of the place", func() bool { return s.Reserver.Stats().Demand == 0 })
+	if s.Visitors.Find(key) != nil {
 		t.Error("it is found again")
 	}
 }
@@ -208,8 +210,8 @@ func TestWhoIsCalledAndDoesNotComeIsForgottenHoweverOftenItListens(t *testing.T)
 	c := start(t, site(f.usher("concurrency 1", "waiting_page")))
 	s := serving(t, f.name)
 	first := c.begin("GET", "/first", "", headerWaiting, "1")
-	eventually(t, "the first", func() bool { return s.reserver.Stats().Guests == 1 })
-	other, err := s.visitors.invite(visitorKey{2}, false)
+	eventually(t, "the first", func() bool { return s.Reserver.Stats().Visitors == 1 })
+	other, err := s.Visitors.Invite(hub.VisitorKey{2}, reserver.Ask{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,29 +219,18 @@ func TestWhoIsCalledAndDoesNotComeIsForgottenHoweverOftenItListens(t *testing.T)
 	if r := first(); !strings.Contains(r.body, "event: go") {
 		t.Fatalf("the first is told %q", r.body)
 	}
-	var called *visitor
-	s.visitors.mu.Lock()
-	for _, v := range s.visitors.of {
-		if v != other {
-			called = v
-		}
-	}
-	s.visitors.mu.Unlock()
-	if c.get("/first", headerWaiting, "1"); called == nil || time.Until(called.claim) > claimPatience {
-		t.Fatalf("the slot stays free for %+v", called)
-	}
-	// In less time, for the sake of the test.
-	if s.visitors.find(called.key) != called {
-		t.Fatal("the first is forgotten at once")
-	}
-	s.visitors.leave(called, 10*time.Millisecond)
+	began := time.Now()
 	eventually(t, "the call of the other", func() bool {
-		if again, err := s.visitors.invite(called.key, false); err == nil {
-			s.visitors.leave(again, time.Hour)
-		}
-		return other.called()
+		// Once it is forgotten it listens for its turn, behind the other.
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		c.beginWith(ctx, "GET", "/first", "", headerWaiting, "1")()
+		return other.Called()
 	})
-	s.visitors.end(other)
+	if took := time.Since(began); took > claimPatience+claimPatience/2 {
+		t.Errorf("the slot stays free for %v", took)
+	}
+	s.Visitors.End(other)
 }
 
 func TestAVisitorHasOneHeldRequest(t *testing.T) {
@@ -249,7 +240,7 @@ func TestAVisitorHasOneHeldRequest(t *testing.T) {
 	c := start(t, site(f.usher("waiting_page {\nafter 30s\n}")))
 	s := serving(t, f.name)
 	listening := c.begin("GET", "/x", "", headerWaiting, "1")
-	eventually(t, "the stream", func() bool { return s.reserver.Stats().Guests == 1 })
+	eventually(t, "the stream", func() bool { return s.Reserver.Stats().Visitors == 1 })
 	const many = 50
 	answers := make(chan reply, many)
 	for range many {
@@ -284,13 +275,15 @@ func TestTheHeaderOfThePageIsNothingWithoutOne(t *testing.T) {
 
 func TestAWaitingPageThatCannotBeShownFailsTheLoad(t *testing.T) {
 	t.Parallel()
+	// The first load of a Caddy puts up with a file that cannot be used.
+	start(t, site(newFleet(t).usher()))
 	dir := t.TempDir()
 	for name, x := range map[string]struct{ template, options, want string }{
 		"no such file":            {"", "", "reading the template"},
 		"one that does not parse": {"{{if}}", "", "the template does not parse"},
 		"one with a wrong field":  {"{{.Nothing}}", "", "Nothing"},
 		"one that fails for some": {`{{if eq .State "suspended"}}{{index .Reason 999}}{{end}}`, "", "for a service that is suspended"},
-		"one after the wait":      {"fine", "after 1m", "nobody would see the page"},
+		"one after the wait":      {"fine", "after 1m", "no client would get the page"},
 		"one with no such option": {"fine", "match x", "no option 'match'"},
 	} {
 		file := filepath.Join(dir, strings.ReplaceAll(name, " ", "-"))
@@ -308,7 +301,7 @@ func TestAWaitingPageThatCannotBeShownFailsTheLoad(t *testing.T) {
 
 func TestTheWordsSayDurationsAndPlacesInEveryLanguage(t *testing.T) {
 	t.Parallel()
-	for _, w := range allWords {
+	for _, w := range translations {
 		for state := range english.status {
 			d := PageData{State: state, Usual: 3000, Elapsed: 100}
 			w.fill(&d, 90*time.Second)
@@ -328,7 +321,7 @@ func TestTheWordsSayDurationsAndPlacesInEveryLanguage(t *testing.T) {
 	for accept, want := range map[string]string{
 		"": "en", "de-AT, en": "de", "tlh": "en", "fr;q=0.2, es": "es", "zh-TW": "zh", "\x00": "en",
 	} {
-		if got := wordsFor(accept).language; got != want {
+		if got := translationFor(accept).language; got != want {
 			t.Errorf("%q gets %s, want %s", accept, got, want)
 		}
 	}
@@ -336,7 +329,7 @@ func TestTheWordsSayDurationsAndPlacesInEveryLanguage(t *testing.T) {
 
 func TestVisitorsAreToldApart(t *testing.T) {
 	t.Parallel()
-	ask := func(uri, agent string) visitorKey {
+	ask := func(uri, agent string) hub.VisitorKey {
 		r := httptest.NewRequest(http.MethodGet, uri, nil)
 		r.Header.Set("User-Agent", agent)
 		return keyOf(r)

@@ -3,8 +3,10 @@ package caddymodule
 import (
 	"errors"
 	"net/http"
-	"strings"
 	"time"
+
+	"github.com/caddy-usher/usher/caddymodule/answer"
+	"github.com/caddy-usher/usher/caddymodule/hub"
 )
 
 // patience is how long q may be held now, and the reason for the end if it is
@@ -29,24 +31,24 @@ func (q *request) patience() (time.Duration, error) {
 // its turn yet, it waits for that as long as any other is held before it gets
 // the page. Only one request of a visitor is held so: the others get the page
 // at once.
-func (q *request) comeBack(v *visitor) (has bool, err error) {
+func (q *request) comeBack(v *hub.Visitor) (has bool, err error) {
 	start := time.Now()
-	if q.service.reserver.Stats().Open == 0 {
+	if q.service.Reserver.Stats().Open == 0 {
 		q.cold = true
 	}
 	if end := q.traceWait(); end != nil {
 		defer func() {
 			if err == nil && !has {
-				end(errWaitingPage) // it goes on in the line
+				end(errWaitingPage) // it goes on in the queue
 				return
 			}
 			end(err)
 		}()
 	}
-	visitors, linger := &q.service.visitors, q.page.linger()
+	visitors, linger := &q.service.Visitors, q.page.linger()
 	patience := time.Duration(*q.page.After)
-	if visitors.hold(v) {
-		defer visitors.unhold(v)
+	if visitors.Hold(v) {
+		defer visitors.Unhold(v)
 	} else {
 		patience = 0
 	}
@@ -69,30 +71,30 @@ func (q *request) comeBack(v *visitor) (has bool, err error) {
 	default:
 	}
 	if err != nil {
-		visitors.leave(v, linger)
+		visitors.Leave(v, linger)
 		return false, err
 	}
-	defer visitors.end(v)
+	defer visitors.End(v)
 	if v.Reason() != nil {
 		// It was sent away, and comes as anybody else.
-		return q.service.reserver.Reserve(&q.reservation, q.quiet)
+		return q.service.Reserver.Reserve(&q.reservation, q.asks())
 	}
 	q.pageLate = true
-	return v.Reserve(&q.reservation)
+	return v.Reserve(&q.reservation, q.asks())
 }
 
-// answerPage writes the waiting page: for one who goes on waiting in the
-// browser, or with the reason why that is of no use.
+// answerPage writes the waiting page, for a visitor that goes on waiting, or
+// with the reason why waiting is of no use.
 func (q *request) answerPage(w http.ResponseWriter, reason error) {
 	if errors.Is(reason, errWaitingPage) {
 		reason = nil
 	}
-	v := q.service.visitors.find(*q.key)
-	d := q.service.look(wordsFor(strings.Join(q.came.Header.Values("Accept-Language"), ",")), v, q, reason)
+	v := q.service.Visitors.Find(*q.key)
+	d := look(q.service, translationFor(answer.Preferences(q.came.Header, "Accept-Language")), v, q, reason)
 	if v != nil {
-		q.service.visitors.leave(v, q.page.linger())
+		q.service.Visitors.Leave(v, q.page.linger())
 	}
-	d.Title = q.service.name
+	d.Title = q.service.Name
 	if q.page.Title != "" {
 		d.Title = q.page.Title
 		if q.replacer != nil {

@@ -11,8 +11,11 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 
+	"github.com/caddy-usher/usher/caddymodule/answer"
+	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/reserver"
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/scaler/control"
 )
 
 // headerWaiting marks the request by which the waiting page listens. It goes
@@ -26,86 +29,93 @@ func listens(r *http.Request) bool {
 	return r.Method == http.MethodGet && r.Header.Get(headerWaiting) != ""
 }
 
-// lookAgain is how often an open page is told where in the line it is. It
+// lookAgain is how often an open page is told where in the queue it is. It
 // also keeps the connection from being taken for dead.
 const lookAgain = 2 * time.Second
 
-// retryPause is the least time between two tries for a place in the line.
+// retryPause is the least time between two tries for a place in the queue.
 const retryPause = 250 * time.Millisecond
 
 // stream answers the waiting page with events: `state` for what there is to
 // see, `go` when it is its turn, `bye` when the server ends. It takes no slot
 // and is no held request, but as long as it is there, so is the visitor's
-// place in the line.
-func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool) error {
+// place in the queue.
+func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool, turn *turn) error {
 	s := h.service
-	if !s.visitors.open() {
+	w = answer.Seal(w)
+	if !s.Visitors.Open() {
 		w.Header().Set("Retry-After", strconv.Itoa(h.WaitingPage.refreshSeconds()))
 		w.Header().Set("Cache-Control", "no-store")
-		w.Header().Set(headerError, codeQueueFull)
+		w.Header().Set(answer.HeaderError, codeQueueFull)
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return nil
 	}
-	defer s.visitors.closed()
+	defer s.Visitors.Closed()
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.Dict("usher", zap.String("service", s.name)))
+		extra.Set(zap.Dict("usher", zap.String("service", s.Name)))
 	}
 
-	out := newEventWriter(w)
-	w.Header().Set("Content-Type", "text/event-stream")
+	out := answer.NewEventWriter(w)
+	w.Header().Set("Content-Type", answer.TypeEvents)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no") // for a proxy in front that would collect it
 	// The page asks for the next thing over the same connection.
-	defer func() { _ = out.rc.SetWriteDeadline(time.Time{}) }()
+	defer func() { _ = out.Rc.SetWriteDeadline(time.Time{}) }()
 	done := make(chan struct{})
 	var watching sync.WaitGroup
-	watching.Go(func() { out.endWith(h.place.ended, done) })
+	watching.Go(func() { out.EndWith(h.place.ended, done) })
 	defer watching.Wait()
 	defer close(done)
 
-	l := &listener{handler: h, words: wordsFor(r.Header.Get("Accept-Language")), key: keyOf(r), quiet: quiet}
+	l := &listener{handler: h, translation: translationFor(answer.Preferences(r.Header, "Accept-Language")), key: keyOf(r), quiet: quiet, turn: turn}
 	defer l.leave(h.WaitingPage.linger())
 	return l.run(r, out)
 }
 
 // listener is one open page.
 type listener struct {
-	handler *Handler
-	words   *words
-	key     visitorKey
-	quiet   bool
+	handler     *Handler
+	translation *translation
+	key         hub.VisitorKey
+	quiet       bool
+	turn        *turn
 
-	visitor *visitor
+	visitor *hub.Visitor
 	refusal error     // why there is no visitor
 	again   time.Time // when to try again; zero when something changes
 }
 
 func (l *listener) leave(linger time.Duration) {
 	if l.visitor != nil {
-		l.handler.service.visitors.leave(l.visitor, linger)
+		l.handler.service.Visitors.Leave(l.visitor, linger)
 		l.visitor = nil
 	}
 }
 
-// enter takes a place in the line, if that is possible now.
+// request is what the page waits with.
+func (l *listener) request() *request {
+	return &request{handler: l.handler, service: l.handler.service, quiet: l.quiet, turn: l.turn}
+}
+
+// enter takes a place in the queue, if that is possible now.
 func (l *listener) enter() {
 	s := l.handler.service
-	l.visitor, l.refusal = s.visitors.invite(l.key, l.quiet)
+	l.visitor, l.refusal = s.Visitors.Invite(l.key, l.request().asks())
 	l.again = time.Time{}
-	if r, ok := errors.AsType[*scaler.Refusal](l.refusal); ok {
+	if r, ok := errors.AsType[*control.Refusal](l.refusal); ok {
 		l.again = r.Until
 	} else if errors.Is(l.refusal, reserver.ErrQueueFull) {
 		l.again = time.Now().Add(time.Duration(l.handler.WaitingPage.Refresh))
 	}
 }
 
-func (l *listener) run(r *http.Request, out *eventWriter) error {
+func (l *listener) run(r *http.Request, out *answer.EventWriter) error {
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
 	for {
-		changed := l.handler.service.changes.next()
+		changed := l.handler.service.Changes.Next()
 		if l.visitor == nil {
 			if l.enter(); !l.again.IsZero() {
 				// What ends at that time ends a moment later.
@@ -119,7 +129,7 @@ func (l *listener) run(r *http.Request, out *eventWriter) error {
 		select {
 		case <-turn:
 		default:
-			if out.event(l.state()) != nil {
+			if out.Event(l.state()) != nil {
 				return nil
 			}
 		}
@@ -128,23 +138,23 @@ func (l *listener) run(r *http.Request, out *eventWriter) error {
 			select {
 			case <-turn:
 				if l.visitor.Reason() == nil {
-					// Whoever reads it or not, the time to come runs.
+					// The time to claim the slot runs, even if the client does not read.
 					l.leave(claimPatience)
-					_ = out.event(event{"go", []byte("{}")})
+					_ = out.Event(answer.Event{Name: "go", Data: []byte("{}")})
 					return nil
 				}
-				l.handler.service.visitors.end(l.visitor)
+				l.handler.service.Visitors.End(l.visitor)
 				l.visitor, again = nil, true
 			case <-changed:
 				again = true
 			case <-retry.C:
 				again = true
 			case <-tick.C:
-				if out.event(l.state()) != nil {
+				if out.Event(l.state()) != nil {
 					return nil
 				}
 			case <-l.handler.place.ended:
-				_ = out.event(bye)
+				_ = out.Event(answer.Bye)
 				return nil
 			case <-r.Context().Done():
 				return nil
@@ -154,36 +164,49 @@ func (l *listener) run(r *http.Request, out *eventWriter) error {
 }
 
 // state is what there is to see now.
-func (l *listener) state() event {
+func (l *listener) state() answer.Event {
 	s := l.handler.service
-	d := s.look(l.words, l.visitor, &request{service: s, quiet: l.quiet}, l.refusal)
+	d := look(s, l.translation, l.visitor, l.request(), l.refusal)
 	b, err := json.Marshal(map[string]any{
 		"state": d.State, "status": d.Status, "detail": d.Detail, "reason": d.Reason, "place": d.Place,
-		"usual": d.Usual, "elapsed": d.Elapsed, "waiting": d.Waiting,
+		"usual": d.Usual, "elapsed": d.Elapsed, "waiting": d.Waiting, "attempts": d.Attempts,
 	})
 	if err != nil {
 		// Texts and numbers can always be encoded.
-		return event{"state", []byte("{}")}
+		return answer.Event{Name: "state", Data: []byte("{}")}
 	}
-	return event{"state", b}
+	return answer.Event{Name: "state", Data: b}
 }
 
-// look says what is happening to the service, for a visitor that may be nil,
-// or for the request of one who was refused.
-func (s *service) look(w *words, v *visitor, q *request, refusal error) PageData {
-	d := PageData{Service: s.name, State: stateLine}
+// look describes the state of the service for a visitor, which may be nil, or
+// for a rejected request.
+func look(s *hub.Service, w *translation, v *hub.Visitor, q *request, refusal error) PageData {
+	d := PageData{Service: s.Name, State: stateQueue}
 	if refusal != nil {
 		q.explain(refusal)
 		d.State, d.Reason = q.why.code, q.why.detail
-		if s.live.Load().detailFull {
+		if s.Live.Load().DetailFull {
 			d.Reason = q.why.fullDetail
 		}
+		if d.Attempts = s.Loop.Status().Start.Failed; d.State == codeStartFailed && d.Attempts > 1 && q.why.attempted {
+			d.Reason = w.attempts(d.Attempts, d.Reason)
+		}
 		w.fill(&d, time.Duration(q.why.retryAfter)*time.Second)
+		if q.why.title != "" {
+			// Nothing is full: no request waits.
+			if d.Status = w.busy; q.why.unready {
+				d.Status = w.status[stateStarting]
+			}
+		}
 		return d
 	}
-	if s.reserver.Stats().Open == 0 {
+	var retryIn time.Duration
+	if s.Reserver.Stats().Open == 0 {
 		d.State = stateStarting
-		since, usual := s.loop.ColdStart()
+		start := s.Loop.Status().Start
+		d.Attempts, d.Reason = start.Failed, startInWords(s, w, start)
+		retryIn = time.Until(start.Next)
+		since, usual := s.Loop.ColdStart()
 		d.Usual = usual.Milliseconds()
 		if !since.IsZero() {
 			d.Elapsed = time.Since(since).Milliseconds()
@@ -192,32 +215,24 @@ func (s *service) look(w *words, v *visitor, q *request, refusal error) PageData
 	if v != nil {
 		d.Place = w.place(v.Ahead())
 	}
-	w.fill(&d, 0)
+	w.fill(&d, retryIn)
 	return d
 }
 
-// signal tells everybody who listens that something has changed.
-type signal struct {
-	mu sync.Mutex
-	ch chan struct{}
-}
-
-// next returns a channel that is closed at the next change.
-func (s *signal) next() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ch == nil {
-		s.ch = make(chan struct{})
+// startInWords says what went wrong with the starts so far, or with the one in
+// progress; empty if all is well. Visitors are told as much as clients are.
+func startInWords(s *hub.Service, w *translation, start control.StartStatus) string {
+	told := func(f *scaler.Failure) string {
+		if s.Live.Load().DetailFull {
+			return f.Error()
+		}
+		return scaler.Readable(f.Short)
 	}
-	return s.ch
-}
-
-// tell never blocks, and costs nothing while nobody listens.
-func (s *signal) tell() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ch != nil {
-		close(s.ch)
-		s.ch = nil
+	switch {
+	case start.Failed > 0 && start.Failure != nil:
+		return w.attempts(start.Failed, told(start.Failure))
+	case start.Problem != nil:
+		return told(start.Problem)
 	}
+	return ""
 }

@@ -16,10 +16,10 @@ func TestNothingIsAllocatedWhenASlotIsFree(t *testing.T) {
 			var r Reservation
 			if got := testing.AllocsPerRun(1000, func() {
 				s.Watch(0)
-				if ok, err := s.Reserve(&r, false); !ok {
+				if ok, err := s.Reserve(&r, Ask{}); !ok {
 					t.Fatal(err)
 				}
-				if ok, err := r.Again(Neutral); !ok {
+				if ok, err := r.Requeue(Neutral); !ok {
 					t.Fatal(err)
 				}
 				r.Release(Answered)
@@ -38,7 +38,7 @@ func TestTheSecondWaitOfAReservationAllocatesNothing(t *testing.T) {
 		in.Release(Answered)
 		wantGranted(t, w, "the waiter")
 		in, w = w, in
-		if ok, err := s.Reserve(w, false); ok || err != nil {
+		if ok, err := s.Reserve(w, Ask{}); ok || err != nil {
 			t.Fatal(ok, err)
 		}
 	}); got > 1 { // the other one's channel, once in all runs
@@ -46,23 +46,23 @@ func TestTheSecondWaitOfAReservationAllocatesNothing(t *testing.T) {
 	}
 }
 
-// Leaving the line takes the same time from a long line as from a short one.
+// Leaving the queue takes the same time from a long queue as from a short one.
 // What is compared is the best of several tries, and the margin is wide: a
-// walk along the line would take a hundred times as long.
+// walk along the queue would take a hundred times as long.
 func TestG4_LeavingALongLineTakesNoLonger(t *testing.T) {
 	perCancel := func(n int) time.Duration {
 		s := New(Options{MaxWaiting: n}, nil, hooks{})
-		line := make([]Reservation, n)
+		queue := make([]Reservation, n)
 		best := time.Hour
 		for range 5 {
-			for k := range line {
-				if ok, err := s.Reserve(&line[k], false); ok || err != nil {
+			for k := range queue {
+				if ok, err := s.Reserve(&queue[k], Ask{}); ok || err != nil {
 					t.Fatal(ok, err)
 				}
 			}
 			began := time.Now()
-			for k := range line {
-				line[(k+n/2)%n].Cancel()
+			for k := range queue {
+				queue[(k+n/2)%n].Cancel()
 			}
 			best = min(best, time.Since(began)/time.Duration(n))
 		}

@@ -20,7 +20,7 @@ func BenchmarkReserveRelease(b *testing.B) {
 				var r Reservation
 				b.ReportAllocs()
 				for b.Loop() {
-					if ok, _ := s.Reserve(&r, false); !ok {
+					if ok, _ := s.Reserve(&r, Ask{}); !ok {
 						b.Fatal("no slot")
 					}
 					r.Release(Answered)
@@ -42,7 +42,7 @@ func BenchmarkReserveReleaseContended(b *testing.B) {
 			b.RunParallel(func(pb *testing.PB) {
 				var r Reservation
 				for pb.Next() {
-					if ok, _ := s.Reserve(&r, false); !ok {
+					if ok, _ := s.Reserve(&r, Ask{}); !ok {
 						b.Error("no slot")
 						return
 					}
@@ -53,37 +53,37 @@ func BenchmarkReserveReleaseContended(b *testing.B) {
 	}
 }
 
-// longLine returns a service with one instance, whose slots are taken, and a
-// line of n behind them.
-func longLine(b *testing.B, n, slots int) (s *Service, in, line []*Reservation) {
+// longQueue returns a service with one instance, whose slots are taken, and a
+// queue of n behind them.
+func longQueue(b *testing.B, n, slots int) (s *Service, in, queue []*Reservation) {
 	s = New(Options{MaxWaiting: n}, nil, hooks{})
 	s.Add("x", "", "", "", slots)
 	for range slots {
 		in = append(in, mustReserve(b, s))
 	}
 	for range n {
-		line = append(line, mustWait(b, s, false))
+		queue = append(queue, mustWait(b, s, false))
 	}
-	return s, in, line
+	return s, in, queue
 }
 
-// One request ends, the oldest of the line takes its slot, and the first one
-// goes to the end of the line.
+// One request ends, the oldest of the queue takes its slot, and the first one
+// goes to the end of the queue.
 func BenchmarkHandOver(b *testing.B) {
 	for _, n := range []int{1, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			s, in, line := longLine(b, n, 1)
+			s, in, queue := longQueue(b, n, 1)
 			r, k := in[0], 0
 			b.ReportAllocs()
 			for b.Loop() {
 				r.Release(Answered)
-				next := line[k]
+				next := queue[k]
 				if err := <-next.Granted(); err != nil {
 					b.Fatal(err)
 				}
-				line[k] = r
-				if ok, _ := s.Reserve(r, false); ok {
-					b.Fatal("overtook the line")
+				queue[k] = r
+				if ok, _ := s.Reserve(r, Ask{}); ok {
+					b.Fatal("overtook the queue")
 				}
 				r, k = next, (k+1)%n
 			}
@@ -91,36 +91,36 @@ func BenchmarkHandOver(b *testing.B) {
 	}
 }
 
-// One from anywhere in the line goes away and comes back.
+// One from anywhere in the queue goes away and comes back.
 func BenchmarkCancel(b *testing.B) {
 	for _, n := range []int{100, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			s, _, line := longLine(b, n, 1)
+			s, _, queue := longQueue(b, n, 1)
 			k := 0
 			b.ReportAllocs()
 			for b.Loop() {
 				k = (k + 7919) % n
-				if line[k].Cancel() {
+				if queue[k].Cancel() {
 					b.Fatal("granted")
 				}
-				if ok, _ := s.Reserve(line[k], false); ok {
-					b.Fatal("overtook the line")
+				if ok, _ := s.Reserve(queue[k], Ask{}); ok {
+					b.Fatal("overtook the queue")
 				}
 			}
 		})
 	}
 }
 
-// A line of 10 000 goes away as one, one after the other.
+// A queue of 10 000 goes away as one, one after the other.
 func BenchmarkCancelAllOf10000(b *testing.B) {
-	s, _, line := longLine(b, 10000, 1)
+	s, _, queue := longQueue(b, 10000, 1)
 	for b.Loop() {
-		for _, r := range line {
+		for _, r := range queue {
 			r.Cancel()
 		}
 		b.StopTimer()
-		for _, r := range line {
-			if ok, err := s.Reserve(r, false); ok || err != nil {
+		for _, r := range queue {
+			if ok, err := s.Reserve(r, Ask{}); ok || err != nil {
 				b.Fatal(ok, err)
 			}
 		}
@@ -170,7 +170,7 @@ func BenchmarkReserveReleaseBusy(b *testing.B) {
 			for b.Loop() {
 				r := in[k]
 				r.Release(Answered)
-				if ok, _ := s.Reserve(r, false); !ok {
+				if ok, _ := s.Reserve(r, Ask{}); !ok {
 					b.Fatal("no slot")
 				}
 				if k++; k == len(in) {

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// guest is one goroutine that makes requests.
-type guest struct {
+// caller is one goroutine that makes requests.
+type caller struct {
 	r           Reservation
 	rnd         *rand.Rand
 	interrupted atomic.Int64
@@ -22,51 +22,51 @@ type guest struct {
 }
 
 // stay makes one request, as impatient and as unlucky as chance has it.
-// inside counts, for each instance, who believes to be there.
-func (g *guest) stay(s *Service, inside *sync.Map) error {
-	ok, err := s.Reserve(&g.r, g.rnd.IntN(5) == 0)
+// inside counts, for each instance, the callers that are on it.
+func (c *caller) stay(s *Service, inside *sync.Map) error {
+	ok, err := s.Reserve(&c.r, Ask{Quiet: c.rnd.IntN(5) == 0})
 	for tries := 0; ; tries++ {
 		if !ok && err == nil {
-			ok, err = g.wait()
+			ok, err = c.wait()
 		}
 		if !ok {
 			return err
 		}
-		g.seated++
-		i := g.r.Instance()
+		c.seated++
+		i := c.r.Instance()
 		n, _ := inside.LoadOrStore(i, new(atomic.Int64))
 		if got := n.(*atomic.Int64).Add(1); got > slotsOf(i) {
 			return fmt.Errorf("%s has %d inside", i.ID, got)
 		}
-		if g.rnd.IntN(2) == 0 {
+		if c.rnd.IntN(2) == 0 {
 			runtime.Gosched()
 		}
 		n.(*atomic.Int64).Add(-1)
-		fate := []Fate{Answered, Answered, Answered, Answered, Neutral, Failed, Refused}[g.rnd.IntN(7)]
-		if g.rnd.IntN(4) > 0 || tries == 3 {
-			g.r.Release(fate)
-			g.r.Release(fate)
+		outcome := []Outcome{Answered, Answered, Answered, Answered, Neutral, Failed, Refused}[c.rnd.IntN(7)]
+		if c.rnd.IntN(4) > 0 || tries == 3 {
+			c.r.Release(outcome)
+			c.r.Release(outcome)
 			return nil
 		}
-		ok, err = g.r.Again(fate)
+		ok, err = c.r.Requeue(outcome)
 	}
 }
 
-// wait stays in the line, or for a moment only.
-func (g *guest) wait() (bool, error) {
-	g.waited++
-	if g.rnd.IntN(2) == 0 {
+// wait stays in the queue, or for a moment only.
+func (c *caller) wait() (bool, error) {
+	c.waited++
+	if c.rnd.IntN(2) == 0 {
 		select {
-		case err := <-g.r.Granted():
+		case err := <-c.r.Granted():
 			return err == nil, err
 		case <-time.After(10 * time.Second):
-			return false, errors.New("lost in the line")
+			return false, errors.New("lost in the queue")
 		}
 	}
 	runtime.Gosched()
-	granted := g.r.Cancel()
+	granted := c.r.Cancel()
 	if granted {
-		g.lateCancels++
+		c.lateCancels++
 	}
 	return granted, nil
 }
@@ -90,7 +90,7 @@ func TestG3_TheBooksAreEvenAfterAStorm(t *testing.T) {
 				ejected: func(i *Instance) { i.Pause(); i.Restore() },
 				drained: func(i *Instance) { i.Remove() },
 			})
-			var guests, keeper sync.WaitGroup
+			var callers, keeper sync.WaitGroup
 			var inside sync.Map
 			stop := make(chan struct{})
 			var all []*Instance
@@ -140,29 +140,29 @@ func TestG3_TheBooksAreEvenAfterAStorm(t *testing.T) {
 			})
 			var seated, waited, lateCancels atomic.Int64
 			for n := range 40 {
-				guests.Go(func() {
-					g := &guest{rnd: rand.New(rand.NewPCG(uint64(b), uint64(n+2)))}
-					g.r.Interrupt = func(error) { g.interrupted.Add(1) }
+				callers.Go(func() {
+					c := &caller{rnd: rand.New(rand.NewPCG(uint64(b), uint64(n+2)))}
+					c.r.Interrupter = InterruptFunc(func(*Instance, error) { c.interrupted.Add(1) })
 					for range 600 {
-						switch err := g.stay(s, &inside); err {
+						switch err := c.stay(s, &inside); err {
 						case nil, ErrQueueFull, ErrAsleep, errSuspended:
 						default:
 							t.Error(err)
 						}
 					}
-					seated.Add(int64(g.seated))
-					waited.Add(int64(g.waited))
-					lateCancels.Add(int64(g.lateCancels))
+					seated.Add(int64(c.seated))
+					waited.Add(int64(c.waited))
+					lateCancels.Add(int64(c.lateCancels))
 				})
 			}
-			guests.Wait()
+			callers.Wait()
 			close(stop)
 			keeper.Wait()
 			t.Logf("%d slots given, %d waits, %d cancelled when granted", seated.Load(), waited.Load(), lateCancels.Load())
 
 			st := s.Stats()
-			if st.Waiting != 0 || st.InUse != 0 || st.Demand != 0 || limit.Used() != 0 {
-				t.Errorf("the books are not even: %+v, %d in all lines", st, limit.Used())
+			if st.Waiting != 0 || st.InUse != 0 || st.Demand != 0 || int(limit.used.Load()) != 0 {
+				t.Errorf("the books are not even: %+v, %d in all queues", st, int(limit.used.Load()))
 			}
 			for _, i := range all {
 				if i.Stats().InUse != 0 || i.holders.first != nil {
@@ -171,7 +171,7 @@ func TestG3_TheBooksAreEvenAfterAStorm(t *testing.T) {
 				i.Remove()
 			}
 			if st := s.Stats(); st.Open != 0 || st.Slots != 0 || st.Unlimited || len(s.pool.items) != 0 {
-				t.Errorf("slots of nobody: %+v", st)
+				t.Errorf("slots without an instance: %+v", st)
 			}
 		})
 	}
@@ -185,10 +185,10 @@ func TestG3_AGrantAndACancelNeverBothLoseTheSlot(t *testing.T) {
 	in, w := new(Reservation), new(Reservation)
 	kept := 0
 	for n := range 3000 {
-		if ok, _ := s.Reserve(in, false); !ok {
+		if ok, _ := s.Reserve(in, Ask{}); !ok {
 			t.Fatalf("the slot was lost in round %d", n)
 		}
-		if ok, err := s.Reserve(w, false); ok || err != nil {
+		if ok, err := s.Reserve(w, Ask{}); ok || err != nil {
 			t.Fatal(ok, err)
 		}
 		race(n, func() { in.Release(Answered) }, func() {
@@ -211,7 +211,7 @@ func TestG3_ARefusalAndACancelBothEndTheWaitOnce(t *testing.T) {
 	w := new(Reservation)
 	for n := range 3000 {
 		s.Refuse(nil)
-		if ok, err := s.Reserve(w, false); ok || err != nil {
+		if ok, err := s.Reserve(w, Ask{}); ok || err != nil {
 			t.Fatal(ok, err)
 		}
 		race(n, func() { s.Refuse(errSuspended) }, func() {
@@ -219,8 +219,8 @@ func TestG3_ARefusalAndACancelBothEndTheWaitOnce(t *testing.T) {
 				t.Error("granted without an instance")
 			}
 		})
-		if st := s.Stats(); st.Waiting != 0 || st.Demand != 0 || limit.Used() != 0 || len(w.granted) != 0 {
-			t.Fatalf("round %d: %+v, %d", n, st, limit.Used())
+		if st := s.Stats(); st.Waiting != 0 || st.Demand != 0 || int(limit.used.Load()) != 0 || len(w.granted) != 0 {
+			t.Fatalf("round %d: %+v, %d", n, st, int(limit.used.Load()))
 		}
 	}
 }
@@ -250,7 +250,7 @@ func TestG11_TheLimitOverAllIsNeverExceededForAMoment(t *testing.T) {
 	taker := func() {
 		for range 50_000 {
 			took := limit.take(false)
-			if n := limit.Used(); n > 1 || took && n != 1 {
+			if n := int(limit.used.Load()); n > 1 || took && n != 1 {
 				t.Errorf("%d of 1 wait", n)
 				return
 			}
@@ -262,7 +262,7 @@ func TestG11_TheLimitOverAllIsNeverExceededForAMoment(t *testing.T) {
 	for n := range 20 {
 		race(n, taker, taker)
 	}
-	if limit.Used() != 0 {
-		t.Errorf("%d wait at the end", limit.Used())
+	if int(limit.used.Load()) != 0 {
+		t.Errorf("%d wait at the end", int(limit.used.Load()))
 	}
 }

@@ -30,11 +30,11 @@ func TestG5_NothingIsReleasedIntoAnInstanceThatRefusesConnections(t *testing.T) 
 func TestG5_ThreeFailuresInARowEject(t *testing.T) {
 	s := New(Options{}, nil, hooks{})
 	i := s.Add("x", "", "", "", Unlimited)
-	end := func(f Fate) bool {
+	end := func(f Outcome) bool {
 		mustReserve(t, s).Release(f)
 		return i.Stats().Ejected
 	}
-	for _, f := range []Fate{Failed, Failed, Answered, Failed, Neutral, Failed, Neutral} {
+	for _, f := range []Outcome{Failed, Failed, Answered, Failed, Neutral, Failed, Neutral} {
 		if end(f) {
 			t.Fatal("ejected without three in a row")
 		}
@@ -73,11 +73,11 @@ func TestG5_WhatWasSentBeforeAnEjectionDoesNotJudgeTheRestoredInstance(t *testin
 
 // ejections has an instance ejected as often as there are fates, restores it
 // after each pause, as a prober does, and returns the pauses.
-func ejections(t *testing.T, s *Service, i *Instance, fates ...Fate) (pauses []time.Duration) {
+func ejections(t *testing.T, s *Service, i *Instance, fates ...Outcome) (pauses []time.Duration) {
 	t.Helper()
 	for _, f := range fates {
 		began := time.Now()
-		for range map[Fate]int{Refused: 1, Failed: 3, Answered: 1}[f] {
+		for range map[Outcome]int{Refused: 1, Failed: 3, Answered: 1}[f] {
 			mustReserve(t, s).Release(f)
 		}
 		if f == Answered {
@@ -88,7 +88,7 @@ func ejections(t *testing.T, s *Service, i *Instance, fates ...Fate) (pauses []t
 		}
 		time.AfterFunc(i.Pause(), i.Restore)
 		w := new(Reservation)
-		if ok, err := s.Reserve(w, false); ok || err != nil {
+		if ok, err := s.Reserve(w, Ask{}); ok || err != nil {
 			t.Fatal(ok, err)
 		}
 		if err := <-w.Granted(); err != nil {
@@ -103,23 +103,23 @@ func ejections(t *testing.T, s *Service, i *Instance, fates ...Fate) (pauses []t
 func TestEjectionPausesGrowUntilARequestIsAnswered(t *testing.T) {
 	const ms = time.Millisecond
 	for name, c := range map[string]struct {
-		fates []Fate
+		fates []Outcome
 		want  []time.Duration
 	}{
 		"refused": {
-			slices.Repeat([]Fate{Refused}, 11),
+			slices.Repeat([]Outcome{Refused}, 11),
 			[]time.Duration{100 * ms, 200 * ms, 400 * ms, 800 * ms, 1600 * ms, 3200 * ms, 6400 * ms, 12800 * ms, 25600 * ms, 30000 * ms, 30000 * ms},
 		},
 		"failed": {
-			slices.Repeat([]Fate{Failed}, 7),
+			slices.Repeat([]Outcome{Failed}, 7),
 			[]time.Duration{1000 * ms, 2000 * ms, 4000 * ms, 8000 * ms, 16000 * ms, 30000 * ms, 30000 * ms},
 		},
 		"both": {
-			[]Fate{Refused, Refused, Failed},
+			[]Outcome{Refused, Refused, Failed},
 			[]time.Duration{100 * ms, 200 * ms, 4000 * ms},
 		},
 		"answered in between": {
-			[]Fate{Refused, Refused, Answered, Refused, Failed, Answered, Failed},
+			[]Outcome{Refused, Refused, Answered, Refused, Failed, Answered, Failed},
 			[]time.Duration{100 * ms, 200 * ms, 100 * ms, 2000 * ms, 1000 * ms},
 		},
 	} {
@@ -139,7 +139,7 @@ func TestEjectionPausesStayAtTheirMaximum(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Options{MaxWaiting: 1}, nil, hooks{})
 		i := s.Add("x", "", "", "", 1)
-		got := ejections(t, s, i, slices.Repeat([]Fate{Refused}, 200)...)
+		got := ejections(t, s, i, slices.Repeat([]Outcome{Refused}, 200)...)
 		if last := got[len(got)-1]; last != 30*time.Second {
 			t.Errorf("the 200th pause is %v", last)
 		}

@@ -17,45 +17,81 @@ type scope struct {
 	parties, places int
 	slots           []int // of an instance, when it is added and when it is changed
 	waits           []int // values of MaxWaiting
-	limits          []int // values of the limit over all lines
-	fates           []Fate
+	limits          []int // values of the limit over all queues
+	fates           []Outcome
 	balances        []Balance
 	quiet           bool     // some requests are quiet
 	unbound         bool     // the addresses of instances can be given to others
 	sides           int      // services under the one limit
+	maxRequests     int      // of an instance, with asks
+	asks            []Ask    // what requests ask for, if not all are plain
 	steps           []string // that are taken
 	depth           int
 }
 
 // The orders in which everything can happen are explored from several sides:
 // the fewer kinds of steps, the deeper. By default that is 5 to 10 steps deep,
-// and 39 000 states, which stand for some 120 million orders of steps;
+// and 73 000 states, which stand for some 130 million orders of steps;
 // the output with -v says how many they are of each. One step more takes three
 // times as long or less.
 var scopes = map[string]scope{
 	"requests and instances": {
-		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Fate{Answered}, balances: []Balance{LeastLoaded}, sides: 1,
+		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Outcome{Answered}, balances: []Balance{LeastLoaded}, sides: 1,
 		steps: []string{"reserve", "cancel", "receive", "release", "add", "cordon", "uncordon", "remove", "set slots"}, depth: 10,
 	},
 	"failures": {
-		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Fate{Answered, Failed, Refused}, balances: []Balance{LeastLoaded}, sides: 1,
+		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Outcome{Answered, Failed, Refused}, balances: []Balance{LeastLoaded}, sides: 1,
 		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "restore", "cordon", "remove"}, depth: 7,
 	},
 	"doubts": {
-		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{0, 2}, fates: []Fate{Answered, Doubted}, balances: []Balance{LeastLoaded}, unbound: true, sides: 1,
+		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{0, 2}, fates: []Outcome{Answered, Suspected}, balances: []Balance{LeastLoaded}, unbound: true, sides: 1,
 		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "restore", "vouch", "eject, question", "remove"}, depth: 8,
 	},
 	"options and limits": {
-		parties: 3, places: 2, slots: []int{Unlimited, 1}, waits: []int{0, 1, 2}, limits: []int{1, 3}, fates: []Fate{Neutral},
+		parties: 3, places: 2, slots: []int{Unlimited, 1}, waits: []int{0, 1, 2}, limits: []int{1, 3}, fates: []Outcome{Neutral},
 		balances: []Balance{LeastLoaded, Oldest}, quiet: true, sides: 1,
 		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "remove", "options", "refuse", "limit"}, depth: 6,
 	},
 	"two services under one limit": {
-		parties: 2, places: 1, slots: []int{1}, waits: []int{2}, limits: []int{1, 2}, fates: []Fate{Answered}, balances: []Balance{LeastLoaded}, sides: 2,
+		parties: 2, places: 1, slots: []int{1}, waits: []int{2}, limits: []int{1, 2}, fates: []Outcome{Answered}, balances: []Balance{LeastLoaded}, sides: 2,
 		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "remove", "limit", "refuse"}, depth: 7,
 	},
+	"visitors": {
+		parties: 4, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Outcome{Answered}, balances: []Balance{LeastLoaded}, sides: 1,
+		steps: []string{"reserve", "receive", "release", "visit", "keep", "arrive", "leave", "add", "cordon", "remove"}, depth: 8,
+	},
+	"quiet visitors and refusals": {
+		parties: 3, places: 1, slots: []int{Unlimited, 1}, waits: []int{1}, limits: []int{1, 3}, fates: []Outcome{Answered, Refused}, balances: []Balance{LeastLoaded},
+		quiet: true, sides: 1,
+		steps: []string{"reserve", "cancel", "receive", "release", "again", "visit", "keep", "arrive", "leave", "add", "restore", "remove", "refuse"}, depth: 6,
+	},
+	"sessions": {
+		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Outcome{Answered}, balances: []Balance{LeastLoaded}, sides: 1,
+		asks:  []Ask{{}, {Affinity: ByInstance}, {Affinity: ByKey, Key: 1}},
+		steps: []string{"reserve", "cancel", "receive", "release", "add", "cordon", "uncordon", "retire", "remove"}, depth: 6,
+	},
+	"sessions and failures": {
+		parties: 3, places: 2, slots: []int{1}, waits: []int{2}, fates: []Outcome{Answered, Refused, Suspected}, balances: []Balance{LeastLoaded}, unbound: true, sides: 1,
+		asks:  []Ask{{}, {Affinity: ByKey, Key: 1}, {Affinity: ByHash, Key: 1}},
+		steps: []string{"reserve", "receive", "release", "again", "add", "restore", "vouch", "cordon", "remove"}, depth: 6,
+	},
+	"instances that are spent": {
+		parties: 3, places: 2, slots: []int{1, 2}, waits: []int{2}, fates: []Outcome{Answered, Refused}, balances: []Balance{LeastLoaded}, sides: 1,
+		maxRequests: 2, asks: []Ask{{}, {Affinity: ByKey, Key: 1}},
+		steps: []string{"reserve", "receive", "release", "again", "add", "cordon", "uncordon", "restore", "remove"}, depth: 6,
+	},
+	"priorities and shares": {
+		parties: 4, places: 1, slots: []int{1, 2}, waits: []int{3}, fates: []Outcome{Answered, Refused}, balances: []Balance{LeastLoaded}, sides: 1,
+		asks:  []Ask{{Share: 1}, {Share: 2, ShareLimit: 1}, {Share: 1, Class: Low}, {Class: High}},
+		steps: []string{"reserve", "cancel", "receive", "release", "again", "add", "restore", "remove"}, depth: 7,
+	},
+	"visitors with shares and sessions": {
+		parties: 3, places: 2, slots: []int{1}, waits: []int{2}, fates: []Outcome{Answered}, balances: []Balance{LeastLoaded}, sides: 1,
+		asks:  []Ask{{}, {Share: 1}, {Affinity: ByKey, Key: 1, Class: High}},
+		steps: []string{"reserve", "receive", "release", "visit", "keep", "arrive", "leave", "add", "cordon", "remove"}, depth: 6,
+	},
 	"everything": {
-		parties: 2, places: 2, slots: []int{1, 2}, waits: []int{0, 2}, limits: []int{1, 3}, fates: []Fate{Neutral, Answered, Failed, Refused},
+		parties: 2, places: 2, slots: []int{1, 2}, waits: []int{0, 2}, limits: []int{1, 3}, fates: []Outcome{Neutral, Answered, Failed, Refused},
 		balances: []Balance{LeastLoaded, Oldest}, quiet: true, sides: 1,
 		steps: []string{
 			"reserve", "cancel", "receive", "release", "again", "add", "cordon", "uncordon", "restore", "remove", "set slots",
@@ -173,15 +209,18 @@ func (e *explorer) way(at int) (all []move) {
 
 // replay takes a fresh service to a state.
 func (e *explorer) replay(at int) *machine {
-	// No instance, long lines, and nobody there.
+	// No instance, long queues, and no request.
 	e.script = []int{7}
 	for range 2 {
 		e.script = append(e.script, slices.Max(e.scope.waits), int(e.scope.balances[0]))
+		if len(e.scope.asks) > 0 {
+			e.script = append(e.script, e.scope.maxRequests)
+		}
 		for range e.scope.parties {
 			e.script = append(e.script, 0)
 		}
 	}
-	m := newMachine(e.pick, e.t.Fatalf, e.scope.parties)
+	m := newMachine(e.pick, e.t.Fatalf, e.scope.parties, e.scope.asks...)
 	for _, mv := range e.way(at) {
 		e.script = append(e.script[:0], mv.picks...)
 		m.do(steps[mv.step])
@@ -247,25 +286,31 @@ func (e *explorer) picks(sd *side, name string) (all [][]int) {
 	}
 	sc := e.scope
 	switch name {
-	case "reserve":
-		first := true // all who are outside are alike
+	case "reserve", "visit":
+		first := true // all outside parties are alike
 		among(states(outside), states(outside), func(k int) {
 			if first {
-				one(k, 1)
-				if sc.quiet {
-					one(k, 0)
+				for _, ask := range e.asks(sd) {
+					one(append([]int{k, 1}, ask...)...)
+					if sc.quiet {
+						one(append([]int{k, 0}, ask...)...)
+					}
 				}
 			}
 			first = false
 		})
 	case "cancel":
-		among(states(inLine, granted, rejected, inside), states(inLine, granted, rejected), func(k int) { one(k) })
+		among(states(inQueue, granted, rejected, inside), states(inQueue, granted, rejected), func(k int) { one(k) })
 	case "receive":
 		among(states(granted, rejected), states(granted, rejected), func(k int) { one(k) })
+	case "keep":
+		among(states(inQueue, granted, rejected), states(inQueue), func(k int) { one(k) })
+	case "arrive", "leave":
+		among(states(visiting, called, sentAway), states(visiting, called, sentAway), func(k int) { one(k) })
 	case "release", "again":
 		among(states(inside, outside), states(inside), func(k int) {
-			for _, fate := range sc.fates {
-				one(k, int(fate))
+			for _, outcome := range sc.fates {
+				one(k, int(outcome))
 			}
 		})
 	case "add":
@@ -276,15 +321,18 @@ func (e *explorer) picks(sd *side, name string) (all [][]int) {
 		}
 	case "cordon":
 		places(func(p *place) bool { return !p.cordoned })
+	case "retire":
+		places(func(p *place) bool { return !p.retired }, 0)
+		places(func(p *place) bool { return !p.retired }, 1)
 	case "uncordon":
 		places(func(p *place) bool { return p.cordoned })
 	case "restore":
 		places(func(p *place) bool { return p.ejected })
 	case "vouch":
-		places(func(p *place) bool { return p.doubted || p.questioned })
+		places(func(p *place) bool { return p.suspected || p.verifyRequested })
 	case "eject, question":
 		places(func(p *place) bool { return !p.ejected }, 0)
-		places(func(p *place) bool { return !p.questioned }, 1)
+		places(func(p *place) bool { return !p.verifyRequested }, 1)
 	case "remove":
 		places(func(*place) bool { return true }, 8)
 	case "set slots":
@@ -315,6 +363,23 @@ func (e *explorer) picks(sd *side, name string) (all [][]int) {
 	return all
 }
 
+// asks are the choices of what to ask for.
+func (e *explorer) asks(sd *side) (all [][]int) {
+	if len(e.scope.asks) == 0 {
+		return [][]int{nil}
+	}
+	for k, a := range e.scope.asks {
+		if a.Affinity != ByInstance {
+			all = append(all, []int{k})
+			continue
+		}
+		for i := range len(sd.model.instances) + len(sd.gone) + 1 {
+			all = append(all, []int{k, i})
+		}
+	}
+	return all
+}
+
 // key says all of a state that can make a difference later. Requests have no
 // names in it; instances are known by their age.
 func key(m *machine) string {
@@ -322,16 +387,20 @@ func key(m *machine) string {
 	k.add(m.max)
 	for _, sd := range m.sides {
 		s := sd.s
-		k.add(s.maxWaiting, int(s.pool.balance), truth(s.refusal != nil), truth(s.knocked), s.mark, s.peak)
-		for _, l := range []*list{&s.line.front, &s.line.back} {
-			k.add(-1)
-			for r := l.first; r != nil; r = r.next {
-				k.add(truth(r.quiet))
+		k.add(s.maxWaiting, int(s.pool.balance), truth(s.refusal != nil), truth(s.refusedDemand), s.mark, s.peak)
+		if q, ok := s.queue.(*turns); ok {
+			sd.addTurns(&k, q)
+		} else {
+			for _, l := range []*list{&plainOf(s).urgent, &plainOf(s).lists[requests]} {
+				k.add(-1)
+				for w := l.first; w != nil; w = w.next {
+					k.add(truth(w.Quiet))
+				}
 			}
 		}
 		for _, p := range sd.model.instances {
 			i := p.i
-			k.add(-2, i.slots, truth(i.cordoned), truth(i.ejected), truth(i.Unbound), truth(i.doubted), truth(i.questioned), i.strikes, i.ejections, int(i.pause/time.Millisecond), i.place)
+			k.add(-2, i.slots, truth(i.cordoned), truth(i.ejected), truth(i.AddressReusable), truth(i.suspected), truth(i.verifyRequested), i.strikes, i.ejections, int(i.pause/time.Millisecond), i.place, truth(i.retired), truth(i.spent), int(min(i.served, s.maxServed)))
 			k.add(insideOf(i)...)
 		}
 		var gone [][]int
@@ -345,9 +414,19 @@ func key(m *machine) string {
 			k.add(-3)
 			k.add(inside...)
 		}
-		asleep, suspended := 0, 0
+		// Visitors are in the order of their turns, with the requests between
+		// them.
+		for _, x := range sd.model.queue {
+			k.add(-5, truth(x.state == visiting), truth(x.quiet))
+		}
+		k.add(-6, int(s.called))
+		var asleep, suspended, away, quiet int
 		for _, x := range sd.parties {
 			switch {
+			case x.state == sentAway:
+				away += 1 + 10*truth(x.quiet)
+			case x.state == called:
+				quiet += truth(x.quiet)
 			case x.state != rejected:
 			case x.reason == errSuspended:
 				suspended++
@@ -355,9 +434,38 @@ func key(m *machine) string {
 				asleep++
 			}
 		}
-		k.add(-4, asleep, suspended)
+		k.add(-4, asleep, suspended, away, quiet)
 	}
 	return string(k)
+}
+
+// addTurns says what each waiter asks for, whose turn is next, and where the
+// sessions are.
+func (sd *side) addTurns(k *keyed, q *turns) {
+	place := func(i *Instance) int {
+		if i == nil {
+			return -1
+		}
+		return slices.IndexFunc(sd.model.instances, func(p *place) bool { return p.i == i }) + 1
+	}
+	k.add(-7)
+	for _, x := range sd.model.queue {
+		w := &x.r.waiter
+		if x.state == visiting {
+			w = &x.g.waiter
+		}
+		k.add(int(w.kind), truth(w.urgent), truth(w.Quiet), int(w.Class), int(w.Share), int(w.Affinity), int(w.Key), place(w.bound), place(w.Instance), truth(x.lost))
+	}
+	k.add(-8)
+	for _, share := range sd.model.ring {
+		k.add(int(share))
+	}
+	k.add(-9)
+	for key := range uint64(3) {
+		if x := sd.s.sessions.of[key]; x != nil {
+			k.add(int(key), place(x.instance))
+		}
+	}
 }
 
 // keyed is a row of numbers, as a key of a map.
@@ -369,17 +477,12 @@ func (k *keyed) add(numbers ...int) {
 	}
 }
 
-func truth(is bool) int {
-	if is {
-		return 1
-	}
-	return 0
-}
-
 // insideOf tells the requests inside an instance.
 func insideOf(i *Instance) (all []int) {
-	for r := i.holders.first; r != nil; r = r.next {
-		all = append(all, 4*truth(r.quiet)+2*len(r.granted)+truth(r.epoch == i.epoch))
+	for w := i.holders.first; w != nil; w = w.next {
+		r := w.reservation
+		session := 100*int(r.session) + 1000*int(r.Affinity) + 10_000*int(r.Key) + 100_000*int(r.Share) + 1_000_000*int(r.Class)
+		all = append(all, session+4*truth(r.Quiet)+2*len(r.granted)+truth(r.epoch == i.epoch))
 	}
 	slices.Sort(all)
 	return all

@@ -12,17 +12,17 @@ import (
 func mustReserve(t testing.TB, s *Service) *Reservation {
 	t.Helper()
 	r := new(Reservation)
-	if ok, err := s.Reserve(r, false); !ok {
+	if ok, err := s.Reserve(r, Ask{}); !ok {
 		t.Fatalf("no slot: %v", err)
 	}
 	return r
 }
 
-// mustWait takes a place in the line.
+// mustWait takes a place in the queue.
 func mustWait(t testing.TB, s *Service, quiet bool) *Reservation {
 	t.Helper()
 	r := new(Reservation)
-	if ok, err := s.Reserve(r, quiet); ok || err != nil {
+	if ok, err := s.Reserve(r, Ask{Quiet: quiet}); ok || err != nil {
 		t.Fatalf("does not wait: %v, %v", ok, err)
 	}
 	return r
@@ -101,20 +101,20 @@ func TestG2_EverySourceOfSlotsServesTheLineInItsOrder(t *testing.T) {
 			s := New(Options{MaxWaiting: 10}, nil, hooks{})
 			i := s.Add("x", "", "", "", 1)
 			r := mustReserve(t, s)
-			line := []*Reservation{mustWait(t, s, false), mustWait(t, s, true), mustWait(t, s, false)}
-			line[0].Cancel()
+			queue := []*Reservation{mustWait(t, s, false), mustWait(t, s, true), mustWait(t, s, false)}
+			queue[0].Cancel()
 			free(s, i, r)
 			if name == "uncordoned" || name == "restored" {
 				// The quiet one was sent away while nothing took requests.
-				if told, err := answer(line[1]); !told || err != ErrAsleep {
+				if told, err := answer(queue[1]); !told || err != ErrAsleep {
 					t.Fatalf("the quiet one was told %v, %v", told, err)
 				}
-				wantGranted(t, line[2], "the oldest")
+				wantGranted(t, queue[2], "the oldest")
 				return
 			}
-			wantGranted(t, line[1], "the oldest")
+			wantGranted(t, queue[1], "the oldest")
 			if name != "no limit" {
-				wantWaiting(t, line[2], "the younger")
+				wantWaiting(t, queue[2], "the younger")
 			}
 		})
 	}
@@ -124,13 +124,13 @@ func TestG2_ANewcomerNeverOvertakesAWaiter(t *testing.T) {
 	s := New(Options{MaxWaiting: 100}, nil, hooks{})
 	s.Add("x", "", "", "", 1)
 	in := mustReserve(t, s)
-	var line []*Reservation
+	var queue []*Reservation
 	for range 20 {
-		line = append(line, mustWait(t, s, false))
+		queue = append(queue, mustWait(t, s, false))
 	}
-	for k, next := range line {
+	for k, next := range queue {
 		in.Release(Answered)
-		line = append(line, mustWait(t, s, false)) // comes at the moment of the release
+		queue = append(queue, mustWait(t, s, false)) // comes at the moment of the release
 		wantGranted(t, next, fmt.Sprint("number ", k))
 		in = next
 	}
@@ -168,7 +168,7 @@ func TestG3_AGrantThatACancelMeetsIsKept(t *testing.T) {
 	mustReserve(t, s).Release(Neutral)
 	// Nothing of the old grant is left for the next wait.
 	in = mustReserve(t, s)
-	if ok, err := s.Reserve(w, false); ok || err != nil {
+	if ok, err := s.Reserve(w, Ask{}); ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	wantWaiting(t, w, "the waiter")
@@ -187,7 +187,7 @@ func TestG3_WhatWasInsideARemovedInstanceIsNotCountedTwice(t *testing.T) {
 	s.Add("y", "", "", "", 1)
 	c := mustReserve(t, s)
 	a.Release(Refused)
-	if ok, err := b.Again(Failed); ok || err != nil {
+	if ok, err := b.Requeue(Failed); ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	if st := s.Stats(); st.InUse != 1 || st.Demand != 2 || st.Open != 1 {
@@ -206,11 +206,11 @@ func TestG4_WhoGoesAwayLeavesTheLineAndIsNoReasonToStart(t *testing.T) {
 	if again || a.Cancel() || b.Cancel() {
 		t.Fatal("granted without an instance")
 	}
-	if st := s.Stats(); st.Waiting != 0 || st.Demand != 0 || !st.OldestWait.IsZero() || limit.Used() != 0 {
-		t.Fatalf("%+v, %d", st, limit.Used())
+	if st := s.Stats(); st.Waiting != 0 || st.Demand != 0 || !st.OldestWait.IsZero() || int(limit.used.Load()) != 0 {
+		t.Fatalf("%+v, %d", st, int(limit.used.Load()))
 	}
 	s.Add("x", "", "", "", 1)
-	mustReserve(t, s) // nobody who left has the slot
+	mustReserve(t, s) // no request that left has the slot
 }
 
 func TestG6_TheIdleThenTheLeastLoadedGoesFirst(t *testing.T) {
@@ -260,7 +260,7 @@ func TestG6_ARequestMakesTheDecisionToSleepVoid(t *testing.T) {
 		t.Fatal("put to sleep although a request came and went")
 	}
 	before = s.Stats().IdleSince
-	s.Touch()
+	s.ResetIdle()
 	if got := s.CordonLeastLoaded(1, among, before); got != nil {
 		t.Fatal("put to sleep although it was touched")
 	}
@@ -288,20 +288,20 @@ func TestG6_DrainedIsSaidWhenTheLastOneHasLeft(t *testing.T) {
 func TestG8_ARefusalTellsEveryWaiterAtOnce(t *testing.T) {
 	failing := errors.New("exit status 127")
 	s := New(Options{MaxWaiting: 1000}, nil, hooks{})
-	var line []*Reservation
+	var queue []*Reservation
 	for range 1000 {
-		line = append(line, mustWait(t, s, false))
+		queue = append(queue, mustWait(t, s, false))
 	}
 	s.Refuse(failing)
-	for _, r := range line {
+	for _, r := range queue {
 		if told, err := answer(r); !told || err != failing {
 			t.Fatalf("told %v, %v", told, err)
 		}
 	}
-	if ok, err := s.Reserve(line[0], false); ok || err != failing {
+	if ok, err := s.Reserve(queue[0], Ask{}); ok || err != failing {
 		t.Fatal("waits for a service that is failing")
 	}
-	if !s.Knocked() || s.Knocked() {
+	if !s.TakeRefusedDemand() || s.TakeRefusedDemand() {
 		t.Fatal("one came, and once")
 	}
 	if st := s.Stats(); st.Waiting != 0 || st.Demand != 0 {
@@ -314,17 +314,17 @@ func TestG8_ARefusalTellsEveryWaiterAtOnce(t *testing.T) {
 	mustWait(t, s, false)
 }
 
-func TestG9_ARetryStandsBeforeEveryoneInTheLine(t *testing.T) {
+func TestG9_ARetryStandsBeforeEveryoneInTheQueue(t *testing.T) {
 	s := New(Options{MaxWaiting: 2}, nil, hooks{})
 	x, y := s.Add("x", "", "", "", 1), s.Add("y", "", "", "", 1)
 	a, b := mustReserve(t, s), mustReserve(t, s)
 	if a.Instance() != x {
 		x, y = y, x
 	}
-	line := []*Reservation{mustWait(t, s, false), mustWait(t, s, false)}
-	// The line is at its limit; a retry does not count against it.
+	queue := []*Reservation{mustWait(t, s, false), mustWait(t, s, false)}
+	// The queue is at its limit; a retry does not count against it.
 	for k, r := range []*Reservation{a, b} {
-		if ok, err := r.Again(Refused); ok || err != nil {
+		if ok, err := r.Requeue(Refused); ok || err != nil {
 			t.Fatal(k, ok, err)
 		}
 	}
@@ -334,8 +334,8 @@ func TestG9_ARetryStandsBeforeEveryoneInTheLine(t *testing.T) {
 	x.Restore()
 	wantGranted(t, b, "the second retry")
 	a.Release(Answered)
-	wantGranted(t, line[0], "the oldest of the line")
-	wantWaiting(t, line[1], "the youngest of the line")
+	wantGranted(t, queue[0], "the oldest of the queue")
+	wantWaiting(t, queue[1], "the youngest of the queue")
 }
 
 func TestG9_ARetryIsNotOvertakenByWayOfItsOwnSlot(t *testing.T) {
@@ -343,17 +343,17 @@ func TestG9_ARetryIsNotOvertakenByWayOfItsOwnSlot(t *testing.T) {
 	s.Add("x", "", "", "", 1)
 	r := mustReserve(t, s)
 	w := mustWait(t, s, false)
-	if ok, err := r.Again(Neutral); !ok || err != nil {
-		t.Fatalf("the retry waits behind the line: %v, %v", ok, err)
+	if ok, err := r.Requeue(Neutral); !ok || err != nil {
+		t.Fatalf("the retry waits behind the queue: %v, %v", ok, err)
 	}
 	wantWaiting(t, w, "the waiter")
 	// But those that were tried again earlier keep their places.
 	other := s.Add("y", "", "", "", 1)
 	wantGranted(t, w, "the waiter")
-	if ok, err := w.Again(Refused); ok || err != nil || !other.Stats().Ejected {
+	if ok, err := w.Requeue(Refused); ok || err != nil || !other.Stats().Ejected {
 		t.Fatal(ok, err, other.Stats())
 	}
-	if ok, err := r.Again(Neutral); ok || err != nil {
+	if ok, err := r.Requeue(Neutral); ok || err != nil {
 		t.Fatalf("a later retry overtook an earlier one: %v, %v", ok, err)
 	}
 	wantGranted(t, w, "the earlier retry")
@@ -372,12 +372,12 @@ func TestG9_ARetryGoesToAnotherInstanceIfOneHasRoom(t *testing.T) {
 		}
 		for range 20 {
 			first := r.Instance()
-			if ok, err := r.Again(Neutral); !ok || err != nil || r.Instance() == first {
+			if ok, err := r.Requeue(Neutral); !ok || err != nil || r.Instance() == first {
 				t.Fatalf("balance %d: %v, %v, again on %s", b, ok, err, r.Instance().ID)
 			}
 		}
 		busy.Cordon()
-		if ok, err := r.Again(Neutral); !ok || err != nil {
+		if ok, err := r.Requeue(Neutral); !ok || err != nil {
 			t.Fatalf("balance %d: no slot although the only instance has one: %v", b, err)
 		}
 	}
@@ -385,34 +385,34 @@ func TestG9_ARetryGoesToAnotherInstanceIfOneHasRoom(t *testing.T) {
 
 func TestG9_ADoubtedInstanceIsGivenNothingUntilItIsVouchedFor(t *testing.T) {
 	asked := 0
-	s := New(Options{}, nil, hooks{questioned: func(*Instance) { asked++ }})
+	s := New(Options{}, nil, hooks{verifyRequested: func(*Instance) { asked++ }})
 	i := s.AddUnbound("x", "", "", "", 10)
 	inside, r := mustReserve(t, s), mustReserve(t, s)
-	before := i.Proven()
-	// It waits although nobody may: it was given a slot, and has used nothing.
-	if ok, err := r.Again(Doubted); ok || err != nil {
+	before := i.VerifiedAt()
+	// It waits although no other request may: it had a slot, and has not used it.
+	if ok, err := r.Requeue(Suspected); ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	s.SetOptions(Options{MaxWaiting: 2})
 	quiet := mustWait(t, s, true)
-	if st := s.Stats(); asked != 1 || st.Open != 1 || st.Slots != 10 || !i.Stats().Doubted {
+	if st := s.Stats(); asked != 1 || st.Open != 1 || st.Slots != 10 || !i.Stats().Suspected {
 		t.Fatalf("asked %d times, %+v", asked, st)
 	}
 	inside.Release(Answered)
 	wantWaiting(t, r, "the one that doubts")
-	i.Vouch()
+	i.Verify()
 	wantGranted(t, r, "the one that doubts")
 	wantGranted(t, quiet, "the next")
-	if !i.Proven().After(before) {
+	if !i.VerifiedAt().After(before) {
 		t.Error("it is not known that it was vouched for")
 	}
-	// Nothing is held against it: as many doubts as there may be eject nobody.
+	// Suspicions do not count as failures: however many there are, none ejects.
 	for range 5 {
-		mustReserve(t, s).Release(Doubted)
-		i.Vouch()
+		mustReserve(t, s).Release(Suspected)
+		i.Verify()
 	}
-	// But if nobody vouches for it, it is as if it had refused a connection.
-	mustReserve(t, s).Release(Doubted)
+	// Without a verification, it is as if the instance had refused a connection.
+	mustReserve(t, s).Release(Suspected)
 	i.Eject()
 	if st := s.Stats(); st.Open != 0 || i.Pause() != pauseRefused {
 		t.Fatalf("%+v, a pause of %v", st, i.Pause())
@@ -432,7 +432,7 @@ func TestG11_TheLineIsBounded(t *testing.T) {
 	mustWait(t, a, false)
 	refused := func(s *Service) {
 		t.Helper()
-		if ok, err := s.Reserve(new(Reservation), false); ok || err != ErrQueueFull {
+		if ok, err := s.Reserve(new(Reservation), Ask{}); ok || err != ErrQueueFull {
 			t.Fatal(ok, err)
 		}
 	}
@@ -475,10 +475,10 @@ func TestG13_TheFirstRequestRingsInItsOwnPathAndAReadyInstanceServesAtOnce(t *te
 func TestDemandThatMayNotWaitStillRings(t *testing.T) {
 	rang := 0
 	s := New(Options{MaxWaiting: 0}, nil, hooks{demand: func() { rang++ }})
-	if ok, err := s.Reserve(new(Reservation), true); ok || err != ErrAsleep || rang != 0 {
+	if ok, err := s.Reserve(new(Reservation), Ask{Quiet: true}); ok || err != ErrAsleep || rang != 0 {
 		t.Fatal("a quiet one: ", ok, err, rang)
 	}
-	if ok, err := s.Reserve(new(Reservation), false); ok || err != ErrQueueFull || rang != 1 {
+	if ok, err := s.Reserve(new(Reservation), Ask{}); ok || err != ErrQueueFull || rang != 1 {
 		t.Fatal(ok, err, rang)
 	}
 	if s.TakePeak() != 1 || s.TakePeak() != 0 || s.Stats().Demand != 0 {

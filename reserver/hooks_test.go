@@ -2,8 +2,8 @@ package reserver
 
 // hooks are those that a test is interested in.
 type hooks struct {
-	demand                       func()
-	ejected, questioned, drained func(*Instance)
+	demand                                   func()
+	ejected, verifyRequested, drained, spent func(*Instance)
 }
 
 func (h hooks) Demand() {
@@ -12,9 +12,13 @@ func (h hooks) Demand() {
 	}
 }
 
-func (h hooks) Ejected(i *Instance)    { call(h.ejected, i) }
-func (h hooks) Questioned(i *Instance) { call(h.questioned, i) }
-func (h hooks) Drained(i *Instance)    { call(h.drained, i) }
+func (h hooks) Ejected(i *Instance)         { call(h.ejected, i) }
+func (h hooks) VerifyRequested(i *Instance) { call(h.verifyRequested, i) }
+func (h hooks) Drained(i *Instance)         { call(h.drained, i) }
+
+func (hooks) Abandoned() {}
+
+func (h hooks) Spent(i *Instance) { call(h.spent, i) }
 
 func call(f func(*Instance), i *Instance) {
 	if f != nil {

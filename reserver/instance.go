@@ -29,17 +29,17 @@ type Instance struct {
 	// Revision names what it was made from.
 	ID, Revision, Network, Address string
 
-	// Unbound is true where the address can be given to something else before
+	// AddressReusable is true where the address can be given to something else before
 	// anybody knows that the instance has ended.
-	Unbound bool
+	AddressReusable bool
 
-	// Notes is for whoever sends requests to the instance, to keep with it
-	// what it likes.
+	// Notes belongs to the package that sends requests to the instance. It may
+	// keep anything here.
 	Notes atomic.Value
 
-	service *Service
-	seq     uint64
-	proven  atomic.Int64 // since the service was made; when it was added or vouched for
+	service    *Service
+	seq        uint64
+	verifiedAt atomic.Int64 // since the service was made; when it was added or vouched for
 
 	// Guarded by the service's lock.
 	slots    int // Unlimited, or the most reservations it may have
@@ -49,19 +49,33 @@ type Instance struct {
 	cordoned bool
 	ejected  bool
 	removed  bool
+	retired  bool // about to stop: not even its sessions get a slot
+	spent    bool // was given the last request of its life
+	served   uint64
+
+	openAt     int           // in Service.opened, while it is open
+	hash       uint64        // of ID, for rendezvous hashing
+	line       line          // the requests that wait for this instance alone
+	inSessions int           // requests of sessions inside
+	sessionAt  time.Duration // since the service was made; when a session last had a slot
 
 	// A doubted instance counts as one that takes requests, and is given
 	// none; a questioned one is to be vouched for, doubted or not.
-	doubted, questioned bool
+	suspected, verifyRequested bool
 
 	strikes   int
 	ejections int
+	cause     Outcome // of the latest ejection
 	pause     time.Duration
 	epoch     uint32 // counts restorations
 	holders   list
+
+	added  time.Duration // since the service was made
+	gone   chan struct{} // nil until it is asked for
+	reason error         // why it was removed
 }
 
-// Add puts a ready instance to use: its slots are given to the line at once.
+// Add puts a ready instance to use: its slots are given to the queue at once.
 func (s *Service) Add(id, revision, network, address string, slots int) *Instance {
 	return s.add(&Instance{ID: id, Revision: revision, Network: network, Address: address, slots: slots})
 }
@@ -69,14 +83,20 @@ func (s *Service) Add(id, revision, network, address string, slots int) *Instanc
 // AddUnbound is Add for an instance whose address can be given to something
 // else before anybody knows that it has ended.
 func (s *Service) AddUnbound(id, revision, network, address string, slots int) *Instance {
-	return s.add(&Instance{ID: id, Revision: revision, Network: network, Address: address, Unbound: true, slots: slots})
+	return s.add(&Instance{ID: id, Revision: revision, Network: network, Address: address, AddressReusable: true, slots: slots})
 }
 
 func (s *Service) add(i *Instance) *Instance {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	s.seq++
 	i.service, i.seq, i.place = s, s.seq, -1
+	i.added = time.Since(s.made)
+	i.hash = hashOf(i.ID)
+	if s.byHash == nil {
+		s.byHash = make(map[uint64]*Instance)
+	}
+	s.byHash[i.hash] = i
 	i.prove()
 	s.admit(i)
 	return i
@@ -84,10 +104,11 @@ func (s *Service) add(i *Instance) *Instance {
 
 // admit begins to give out the slots of i. The lock is held.
 func (s *Service) admit(i *Instance) {
-	s.open++
+	i.openAt = len(s.opened)
+	s.opened, s.hashes = append(s.opened, i), append(s.hashes, i.hash)
 	s.countSlots(i, 1)
 	s.pool.freed(i)
-	s.dispatch()
+	s.serve(i)
 }
 
 // shut stops giving out slots of i. The lock is held.
@@ -95,7 +116,11 @@ func (s *Service) shut(i *Instance) {
 	if !i.isOpen() {
 		return
 	}
-	s.open--
+	last := len(s.opened) - 1
+	s.opened[i.openAt], s.hashes[i.openAt] = s.opened[last], s.hashes[last]
+	s.opened[i.openAt].openAt = i.openAt
+	s.opened[last] = nil
+	s.opened, s.hashes = s.opened[:last], s.hashes[:last]
 	s.countSlots(i, -1)
 	s.pool.remove(i)
 	s.closed()
@@ -109,9 +134,9 @@ func (s *Service) countSlots(i *Instance, sign int) {
 	}
 }
 
-func (i *Instance) isOpen() bool { return !i.cordoned && !i.ejected && !i.removed }
+func (i *Instance) isOpen() bool { return !i.cordoned && !i.ejected && !i.removed && !i.spent }
 func (i *Instance) hasRoom() bool {
-	return !i.doubted && (i.slots == Unlimited || i.inUse < i.slots)
+	return !i.suspected && !i.spent && (i.slots == Unlimited || i.inUse < i.slots)
 }
 
 // lessLoaded compares the parts of the slots in use. An instance without a
@@ -130,9 +155,9 @@ func (i *Instance) weight() int {
 	return i.slots
 }
 
-// judge takes note of a request's fate and reports whether the instance is
+// judge takes note of a request's outcome and reports whether the instance is
 // to be ejected for it. The lock is held.
-func (i *Instance) judge(fate Fate) (eject bool) {
+func (i *Instance) judge(outcome Outcome) (eject bool) {
 	// What was inside when it was ejected tells nothing about it later:
 	// strikes counted now would eject it on its first failure once restored,
 	// and an answer now would start its pauses anew.
@@ -140,7 +165,7 @@ func (i *Instance) judge(fate Fate) (eject bool) {
 		return false
 	}
 	var pause time.Duration
-	switch fate {
+	switch outcome {
 	case Answered:
 		i.strikes, i.ejections = 0, 0
 		return false
@@ -155,7 +180,7 @@ func (i *Instance) judge(fate Fate) (eject bool) {
 	default:
 		return false
 	}
-	i.strikes = 0
+	i.strikes, i.cause = 0, outcome
 	i.pause = min(pause<<min(i.ejections, 16), pauseMax)
 	i.ejections++
 	return true
@@ -168,12 +193,20 @@ func (i *Instance) Pause() time.Duration {
 	return i.pause
 }
 
+// EjectedFor returns why the instance was ejected last: Refused; Failed for
+// three requests in a row; or Suspected, if Eject was called.
+func (i *Instance) EjectedFor() Outcome {
+	i.service.mu.Lock()
+	defer i.service.mu.Unlock()
+	return i.cause
+}
+
 // Restore ends an ejection: the instance has passed its readiness check
 // again. It does nothing to one that is not ejected.
 func (i *Instance) Restore() {
 	s := i.service
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if !i.ejected || i.removed {
 		return
 	}
@@ -185,16 +218,18 @@ func (i *Instance) Restore() {
 	}
 }
 
-// Cordon stops giving new reservations of the instance. Hooks.Drained is
-// called when the last one has ended, but not if there is none now.
+// Cordon stops giving new reservations of the instance, except to requests of
+// its own sessions. Hooks.Drained is called when the last one has ended, but not
+// if there is none now. It takes back Retire.
 func (i *Instance) Cordon() {
 	s := i.service
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	s.cordon(i)
 }
 
 func (s *Service) cordon(i *Instance) {
+	i.retired = false
 	if i.cordoned || i.removed {
 		return
 	}
@@ -207,19 +242,53 @@ func (s *Service) cordon(i *Instance) {
 func (i *Instance) Uncordon() {
 	s := i.service
 	s.mu.Lock()
+	defer s.unlock()
 	if !i.cordoned || i.removed {
-		s.mu.Unlock()
 		return
 	}
-	i.cordoned = false
-	due := s.addDemand(i.inUse - i.quiet)
+	i.cordoned, i.retired = false, false
+	s.addDemand(i.inUse - i.quiet)
 	if i.isOpen() {
 		s.admit(i)
 	}
-	s.mu.Unlock()
-	if due {
-		s.hooks.Demand()
+}
+
+// Retire ends the use of a cordoned instance that is to be stopped: its sessions
+// get no slot of it any more, and go on elsewhere. Unless force is true it does
+// so only if no request is inside, and reports whether it did.
+func (i *Instance) Retire(force bool) bool {
+	s := i.service
+	s.mu.Lock()
+	defer s.unlock()
+	if i.inUse > 0 && !force {
+		return false
 	}
+	d := s.unbind(i)
+	if !i.cordoned && !i.removed {
+		s.shut(i)
+		i.cordoned = true
+		d += i.quiet - i.inUse
+	}
+	i.retired = true
+	s.addDemand(d)
+	s.dispatch()
+	return true
+}
+
+// SessionUntil returns until when a session of the instance may go on, if no
+// further request of one comes; zero if none is known.
+func (i *Instance) SessionUntil() time.Time {
+	s := i.service
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.sinceMade()
+	switch {
+	case !i.hasSession(now):
+		return time.Time{}
+	case i.inSessions > 0:
+		return s.made.Add(now + s.sessions.timeout)
+	}
+	return s.made.Add(i.sessionAt + s.sessions.timeout)
 }
 
 // CordonLeastLoaded cordons n of the given instances and returns them: those
@@ -269,58 +338,73 @@ func rank(i, j *Instance) int {
 // Remove forgets the instance: it is gone. Its slots are free at once; the
 // requests that were inside end in their own time, or by Interrupt.
 func (i *Instance) Remove() {
+	i.service.mu.Lock()
+	defer i.service.unlock()
+	i.remove()
+}
+
+// remove is Remove, with the lock held.
+func (i *Instance) remove() {
 	s := i.service
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if i.removed {
 		return
 	}
 	s.shut(i)
-	s.inUse -= i.inUse
-	if !i.cordoned {
-		s.addDemand(i.quiet - i.inUse)
-	}
 	i.removed = true
+	if s.byHash[i.hash] == i {
+		delete(s.byHash, i.hash)
+	}
+	s.inUse -= i.inUse
+	d := s.unbind(i)
+	if !i.cordoned {
+		d += i.quiet - i.inUse
+	}
+	s.addDemand(d)
+	if i.gone != nil {
+		close(i.gone)
+	}
+	s.dispatch()
 }
 
-// Interrupt calls the Interrupt function of every reservation on the
+// Interrupt tells the Interrupter of every reservation on the
 // instance, removed or not, and returns how many there were.
 func (i *Instance) Interrupt(cause error) int {
 	s := i.service
 	s.mu.Lock()
-	var calls []func(error)
+	var told []Interrupter
 	n := 0
-	for r := i.holders.first; r != nil; r = r.next {
+	for w := i.holders.first; w != nil; w = w.next {
 		n++
-		if r.Interrupt != nil {
-			calls = append(calls, r.Interrupt)
+		if t := w.reservation.Interrupter; t != nil {
+			told = append(told, t)
 		}
 	}
 	s.mu.Unlock()
-	for _, c := range calls {
-		c(cause)
+	for _, r := range told {
+		r.Interrupt(i, cause)
 	}
 	return n
 }
 
-// SetSlots changes the number of slots while the instance runs. A lowered
-// number takes nobody out.
+// SetSlots changes the number of slots while the instance runs. Lowering it
+// interrupts no request.
 func (i *Instance) SetSlots(slots int) {
 	s := i.service
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if i.slots == slots {
 		return
 	}
 	if !i.isOpen() {
 		i.slots = slots
+		s.serve(i)
 		return
 	}
 	s.countSlots(i, -1)
 	i.slots = slots
 	s.countSlots(i, 1)
 	s.pool.moved(i)
-	s.dispatch()
+	s.serve(i)
 }
 
 // InstanceStats are the counters of an instance at one moment.
@@ -328,9 +412,14 @@ type InstanceStats struct {
 	Slots, InUse      int // Slots may be Unlimited
 	Cordoned, Ejected bool
 
-	// Questioned is true while somebody should vouch for the instance, and
-	// Doubted while it is given nothing before.
-	Questioned, Doubted bool
+	// Served is how many reservations it was given, and Spent is true after the
+	// last one of its life.
+	Served uint64
+	Spent  bool
+
+	// VerifyRequested is true while the instance should be verified. Suspected
+	// is true while it gets no requests until then.
+	VerifyRequested, Suspected bool
 }
 
 // Stats returns the counters of the instance.
@@ -338,7 +427,7 @@ func (i *Instance) Stats() InstanceStats {
 	i.service.mu.Lock()
 	defer i.service.mu.Unlock()
 	return InstanceStats{
-		Slots: i.slots, InUse: i.inUse, Cordoned: i.cordoned, Ejected: i.ejected,
-		Questioned: i.questioned, Doubted: i.doubted,
+		Slots: i.slots, InUse: i.inUse, Cordoned: i.cordoned, Ejected: i.ejected, Served: i.served, Spent: i.spent,
+		VerifyRequested: i.verifyRequested, Suspected: i.suspected,
 	}
 }

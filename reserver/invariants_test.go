@@ -2,6 +2,7 @@ package reserver
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -14,7 +15,7 @@ func (sd *side) check(after string) {
 
 	st := s.Stats()
 	want := sd.model.stats()
-	want.OldestWait, want.IdleSince = st.OldestWait, st.IdleSince
+	want.OldestWait, want.OldestVisitor, want.IdleSince = st.OldestWait, st.OldestVisitor, st.IdleSince
 	if st != want {
 		m.fail("%s: the counters are\n\t%+v; want\n\t%+v", after, st, want)
 	}
@@ -38,25 +39,36 @@ func (sd *side) check(after string) {
 		m.fail("%s: Drained was called for %v; want %v", after, sd.drained, sd.model.drained)
 	}
 
+	byID := func(a, b *Instance) int { return strings.Compare(a.ID, b.ID) }
+	slices.SortFunc(sd.used, byID)
+	slices.SortFunc(sd.model.used, byID)
+	if !slices.Equal(sd.used, sd.model.used) {
+		m.fail("%s: Spent was called for %v; want %v", after, sd.used, sd.model.used)
+	}
+
 	// Since when they wait, of those that joined in this step and others.
-	var oldest time.Time
-	for _, x := range sd.model.line {
-		if x.r.since.Before(x.joined) {
+	var oldest, visits time.Time
+	for _, x := range sd.model.queue {
+		since, first := x.since(), &oldest
+		if x.state == visiting {
+			first = &visits
+		}
+		if since.Before(x.joined) {
 			m.fail("%s: one waits since before it came", after)
 		}
-		if oldest.IsZero() || x.r.since.Before(oldest) {
-			oldest = x.r.since
+		if first.IsZero() || since.Before(*first) {
+			*first = since
 		}
 	}
-	if !st.OldestWait.Equal(oldest) {
-		m.fail("%s: the oldest waits since %v; want %v", after, st.OldestWait, oldest)
+	if !st.OldestWait.Equal(oldest) || !st.OldestVisitor.Equal(visits) {
+		m.fail("%s: the oldest wait since %v and %v; want %v and %v", after, st.OldestWait, st.OldestVisitor, oldest, visits)
 	}
 
 	for _, p := range append(slices.Clone(sd.model.instances), sd.gone...) {
 		got := p.i.Stats()
 		if w := (InstanceStats{
 			Slots: p.slots, InUse: len(p.inside), Cordoned: p.cordoned, Ejected: p.ejected,
-			Doubted: p.doubted, Questioned: p.questioned,
+			Suspected: p.suspected, VerifyRequested: p.verifyRequested, Served: uint64(p.served), Spent: p.spent,
 		}); got != w {
 			m.fail("%s: %s counts %+v; want %+v", after, p.i.ID, got, w)
 		}
@@ -76,8 +88,13 @@ func (sd *side) check(after string) {
 func (sd *side) checkInside() {
 	m, s := sd.m, sd.s
 
-	if len(s.pool.items) > 0 && s.line.len > 0 {
-		m.fail("a free slot and a waiter side by side: %d instances, %d waiters", len(s.pool.items), s.line.len)
+	if len(s.pool.items) > 0 && s.waiting[requests] > s.bound {
+		m.fail("a free slot and a waiter side by side: %d instances, %d waiters, %d of them bound", len(s.pool.items), s.waiting[requests], s.bound)
+	}
+	for _, p := range sd.model.instances {
+		if p.i.line.n > 0 && (!p.keeps() || p.free()) {
+			m.fail("%d wait for %s, which has a free slot or is not to be waited for", p.i.line.n, p.i.ID)
+		}
 	}
 	for k, i := range s.pool.items {
 		if i.place != k {
@@ -96,24 +113,33 @@ func (sd *side) checkInside() {
 		m.fail("%d instances have room, the pool has %d", n, len(s.pool.items))
 	}
 
+	if n := sd.model.free(); n > 0 && s.waiting[visitors] > 0 && int(s.called) < n {
+		m.fail("%d visitors wait and %d were called, with %d free slots", s.waiting[visitors], s.called, n)
+	}
+	sd.checkVisitors()
+
 	// First in, first out, those that are tried again before the others.
 	var again, others []*party
 	quiet := 0
-	for _, x := range sd.model.line {
+	for _, x := range sd.model.requests() {
 		if x.again {
 			again = append(again, x)
 		} else {
 			others = append(others, x)
 		}
-		if x.quiet {
-			quiet++
-		}
 	}
-	if s.line.quiet != quiet {
-		m.fail("%d quiet ones wait, the line counts %d", quiet, s.line.quiet)
+	for _, x := range sd.model.queue {
+		quiet += truth(x.quiet)
 	}
-	sd.checkList("the front of the line", &s.line.front, again)
-	sd.checkList("the line", &s.line.back, others)
+	if int(s.quiet) != quiet {
+		m.fail("%d quiet ones wait, the service counts %d", quiet, s.quiet)
+	}
+	if q, ok := s.queue.(*turns); ok {
+		sd.checkTurns(q)
+	} else {
+		sd.checkList("the front of the queue", &plainOf(s).urgent, again)
+		sd.checkList("the queue", &plainOf(s).lists[requests], others)
+	}
 	for _, p := range append(slices.Clone(sd.model.instances), sd.gone...) {
 		sd.checkList("inside "+p.i.ID, &p.i.holders, p.inside)
 	}
@@ -123,14 +149,16 @@ func (sd *side) checkInside() {
 		var at *Instance
 		told := 0
 		switch x.state {
-		case inLine:
+		case inQueue:
 			st = waiting
 		case granted:
-			st, at, told = held, x.at.i, 1
+			st, at, told = holding, x.at.i, 1
 		case rejected:
 			told = 1
 		case inside:
-			st, at = held, x.at.i
+			st, at = holding, x.at.i
+		case visiting, called, sentAway:
+			sd.checkTurn(x)
 		}
 		if x.r.state != st || x.r.instance != at || len(x.r.granted) != told {
 			m.fail("one that is %s: state %d, instance %v, %d answers", x.state, x.r.state, x.r.instance, len(x.r.granted))
@@ -138,17 +166,139 @@ func (sd *side) checkInside() {
 	}
 }
 
-func (sd *side) checkList(name string, l *list, want []*party) {
-	var prev *Reservation
-	r := l.first
-	for n, x := range want {
-		if r != x.r || r.prev != prev {
-			sd.m.fail("%s: position %d of %d is not who should be there", name, n, len(want))
+// checkVisitors compares the visitors, and how many stand before each.
+func (sd *side) checkVisitors() {
+	m, s := sd.m, sd.s
+	if _, ok := s.queue.(*turns); ok {
+		if int(s.called) != len(sd.model.called) {
+			m.fail("%d visitors were called; want %d", s.called, len(sd.model.called))
+		}
+		return
+	}
+	w, prev := plainOf(s).lists[visitors].first, (*waiter)(nil)
+	waiting := 0
+	for ahead, x := range sd.model.queue {
+		if x.state != visiting {
+			continue
+		}
+		waiting++
+		if w != &x.g.waiter || w.prev != prev {
+			m.fail("the visitors are out of order")
 			return
 		}
-		prev, r = r, r.next
+		if n, want := x.g.Ahead(), ahead+len(sd.model.called); n != want {
+			m.fail("%d stand before a visitor; want %d", n, want)
+		}
+		prev, w = w, w.next
 	}
-	if r != nil || l.last != prev {
+	if w != nil || plainOf(s).lists[visitors].last != prev || int(s.waiting[visitors]) != waiting || int(s.called) != len(sd.model.called) {
+		m.fail("visitors: %d wait, %d were called; want %d, %d", s.waiting[visitors], s.called, waiting, len(sd.model.called))
+	}
+}
+
+// checkTurns compares an order of turns with the model: who waits where, and how
+// many have their turns before each of them.
+func (sd *side) checkTurns(q *turns) {
+	m := sd.m
+	if len(q.shares) != len(sd.model.ring) {
+		m.fail("%d shares wait; want %v", len(q.shares), sd.model.ring)
+	}
+	ranked := slices.Clone(sd.model.queue)
+	slices.SortStableFunc(ranked, func(x, y *party) int { return truth(sd.model.before(y, x)) - truth(sd.model.before(x, y)) })
+	for k, x := range ranked {
+		w := &x.r.waiter
+		if x.state == visiting {
+			w = &x.g.waiter
+		}
+		l := &q.lines[w.kind]
+		if x.bound != nil {
+			l = &x.bound.i.line
+		}
+		if w.lane == nil || w.lane.line != l || w.lane.waiters.items[w.place] != w || l.levels[w.level()].items[w.lane.place] != w.lane {
+			m.fail("one that waits stands in the wrong lane")
+			return
+		}
+		for _, y := range ranked[:k] {
+			v := &y.r.waiter
+			if y.state == visiting {
+				v = &y.g.waiter
+			}
+			if q.before(w, v) {
+				m.fail("turns are out of order: %+v before %+v", x.ask, y.ask)
+			}
+		}
+		if x.bound == nil {
+			// Turns of a higher class can bring a share nearer or farther in the
+			// ring, by one turn of each other share.
+			off := 0
+			if ranked[0].ask.Class != x.ask.Class || ranked[0].again {
+				off = len(sd.model.ring)
+			}
+			if got, want := q.ahead(w, AheadMost), sd.model.ahead(x); got < want-off || got > want+off {
+				m.fail("%d have their turns before %+v; want %d", got, x.ask, want)
+			}
+		}
+	}
+	n := 0
+	for _, l := range q.lanes {
+		n += len(l.waiters.items)
+	}
+	if n != len(ranked) || int(sd.s.waiting[requests]+sd.s.waiting[visitors]) != n {
+		m.fail("%d wait in lanes, want %d", n, len(ranked))
+	}
+}
+
+// ahead serves a copy of the queue until it is the turn of x.
+func (m *model) ahead(x *party) (n int) {
+	c := model{queue: slices.Clone(m.queue), ring: slices.Clone(m.ring)}
+	for {
+		first := c.best(func(o *party) bool { return o.bound == nil })
+		if first == x {
+			return n
+		}
+		c.turn(first)
+		c.take(first)
+		n++
+	}
+}
+
+// checkTurn compares what a visitor was told.
+func (sd *side) checkTurn(x *party) {
+	told := false
+	select {
+	case <-x.g.Turn():
+		told = true
+	default:
+	}
+	var reason error
+	if x.state == sentAway {
+		reason = x.reason
+	}
+	if told == (x.state == visiting) || x.g.Reason() != reason {
+		sd.m.fail("a visitor that is %s was told: %v, %v", x.state, told, x.g.Reason())
+	}
+}
+
+func (sd *side) checkList(name string, l *list, want []*party) {
+	var prev *waiter
+	w := l.first
+	for n, x := range want {
+		if w == nil || w.reservation != x.r || w.prev != prev {
+			sd.m.fail("%s: position %d of %d has the wrong party", name, n, len(want))
+			return
+		}
+		prev, w = w, w.next
+	}
+	if w != nil || l.last != prev {
 		sd.m.fail("%s does not end after %d", name, len(want))
 	}
+}
+
+// plainOf returns the queue of s, which is first in, first out; an empty one
+// while none waited yet.
+func plainOf(s *Service) *fifo {
+	if s.queue == nil {
+		return new(fifo)
+	}
+	return s.queue.(*fifo)
 }

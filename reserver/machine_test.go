@@ -14,7 +14,8 @@ type machine struct {
 	pick   func(n int) int
 	failf  func(format string, args ...any)
 	shared *Limit
-	max    int // of shared
+	max    int   // of shared
+	asks   []Ask // what a request may ask for; without any, all are plain
 	sides  [2]*side
 	log    []string
 }
@@ -29,9 +30,10 @@ type side struct {
 	ejected  []*Instance
 	asked    []*Instance
 	drained  []*Instance
+	used     []*Instance
 	lastIdle time.Time
 	added    int
-	gone     []*place // removed, with somebody inside when it happened
+	gone     []*place // removed while a request was inside
 	inUse    map[*Instance]int
 	began    time.Time
 }
@@ -41,22 +43,23 @@ var errSuspended = errors.New("suspended")
 // partiesOfASide is how many requests a service has at most in a random walk.
 const partiesOfASide = 12
 
-func newMachine(pick func(int) int, failf func(string, ...any), parties int) *machine {
-	m := &machine{pick: pick, failf: failf, shared: new(Limit), max: pick(8)}
+func newMachine(pick func(int) int, failf func(string, ...any), parties int, asks ...Ask) *machine {
+	m := &machine{pick: pick, failf: failf, shared: new(Limit), max: pick(8), asks: asks}
 	m.shared.Set(m.max)
 	for k := range m.sides {
-		sd := &side{m: m, model: &model{opts: m.options()}, inUse: map[*Instance]int{}}
+		sd := &side{m: m, model: &model{opts: m.options(), keys: map[uint64]*place{}}, inUse: map[*Instance]int{}}
 		sd.s = New(sd.model.opts, m.shared, hooks{
-			demand:     func() { sd.rang++ },
-			ejected:    func(i *Instance) { sd.ejected = append(sd.ejected, i) },
-			questioned: func(i *Instance) { sd.asked = append(sd.asked, i) },
-			drained:    func(i *Instance) { sd.drained = append(sd.drained, i) },
+			demand:          func() { sd.rang++ },
+			ejected:         func(i *Instance) { sd.ejected = append(sd.ejected, i) },
+			verifyRequested: func(i *Instance) { sd.asked = append(sd.asked, i) },
+			drained:         func(i *Instance) { sd.drained = append(sd.drained, i) },
+			spent:           func(i *Instance) { sd.used = append(sd.used, i) },
 		})
 		sd.lastIdle = sd.s.Stats().IdleSince
 		for range parties {
-			x := &party{r: new(Reservation), state: outside}
+			x := &party{r: new(Reservation), g: new(Visitor), state: outside}
 			if pick(4) > 0 {
-				x.r.Interrupt = func(error) { x.interrupted++ }
+				x.r.Interrupter = InterruptFunc(func(*Instance, error) { x.interrupted++ })
 			}
 			sd.parties = append(sd.parties, x)
 		}
@@ -66,7 +69,11 @@ func newMachine(pick func(int) int, failf func(string, ...any), parties int) *ma
 }
 
 func (m *machine) options() Options {
-	return Options{MaxWaiting: m.pick(7), Balance: Balance(m.pick(3))}
+	o := Options{MaxWaiting: m.pick(7), Balance: Balance(m.pick(3)), SessionTimeout: time.Hour}
+	if len(m.asks) > 0 {
+		o.MaxRequests = m.pick(8)
+	}
+	return o
 }
 
 func (m *machine) logf(format string, args ...any) {
@@ -85,13 +92,13 @@ func (m *machine) fail(format string, args ...any) {
 	m.failf(format, args...)
 }
 
-// mayWait is the model of the limit over all services: every line counted.
-// It is asked while the one that asks stands in its model's line already.
+// mayWait is the model of the limit over all services: every queue counted.
+// It is asked while the one that asks stands in its model's queue already.
 func (m *machine) mayWait() bool { return m.waiting()-1 < m.max }
 
 func (m *machine) waiting() (n int) {
 	for _, sd := range m.sides {
-		n += len(sd.model.line)
+		n += len(sd.model.requests())
 	}
 	return n
 }
@@ -109,9 +116,14 @@ var steps = []step{
 	{"receive", (*side).receive},
 	{"release", (*side).release},
 	{"again", (*side).again},
+	{"visit", (*side).visit},
+	{"keep", (*side).keep},
+	{"arrive", (*side).arrive},
+	{"leave", (*side).leaveQueue},
 	{"add", (*side).add},
 	{"cordon", (*side).cordon},
 	{"uncordon", (*side).uncordon},
+	{"retire", (*side).retire},
 	{"cordon least loaded", (*side).cordonLeastLoaded},
 	{"restore", (*side).restore},
 	{"vouch", (*side).vouch},
@@ -134,7 +146,7 @@ func (m *machine) run(st step) {
 	for _, o := range m.sides {
 		o.checkInside()
 	}
-	if got, want := m.shared.Used(), m.waiting(); got != want {
+	if got, want := int(m.shared.used.Load()), m.waiting(); got != want {
 		m.fail("the limit over all counts %d waiting, there are %d", got, want)
 	}
 }
@@ -143,7 +155,7 @@ func (m *machine) run(st step) {
 func (m *machine) do(st step) *side {
 	sd := m.sides[m.pick(2)]
 	sd.model.begin()
-	sd.rang, sd.ejected, sd.asked, sd.drained = 0, nil, nil, nil
+	sd.rang, sd.ejected, sd.asked, sd.drained, sd.used = 0, nil, nil, nil, nil
 	sd.began = time.Now()
 	st.do(sd)
 	return sd
@@ -176,10 +188,31 @@ func (sd *side) reserve() {
 		return
 	}
 	quiet := sd.m.pick(4) == 0
-	x.doubt = false
-	ok, err := sd.s.Reserve(x.r, quiet)
+	x.doubt, x.ask, x.session = false, sd.ask(), NoSession
+	if !quiet {
+		sd.model.arrivals++
+	}
+	ask := x.ask
+	ask.Quiet = quiet
+	ok, err := sd.s.Reserve(x.r, ask)
 	wantOK, wantErr := sd.model.ask(x, quiet, false, nil, sd.m.mayWait)
 	sd.answered(x, ok, err, wantOK, wantErr)
+}
+
+// ask picks what a request asks for. One of a session may name an instance that
+// has gone.
+func (sd *side) ask() (a Ask) {
+	if len(sd.m.asks) == 0 {
+		return a
+	}
+	a = sd.m.asks[sd.m.pick(len(sd.m.asks))]
+	if a.Affinity == ByInstance {
+		all := slices.Concat(sd.model.instances, sd.gone)
+		if k := sd.m.pick(len(all) + 1); k < len(all) {
+			a.Instance = all[k].i
+		}
+	}
+	return a
 }
 
 func (sd *side) again() {
@@ -187,17 +220,107 @@ func (sd *side) again() {
 	if x == nil || x.r.service == nil {
 		return
 	}
-	fate := Fate(sd.m.pick(5))
-	x.doubt = fate == Doubted
-	sd.m.logf("fate %d", fate)
-	ok, err := x.r.Again(fate)
+	outcome := Outcome(sd.m.pick(5))
+	x.doubt = outcome == Suspected
+	sd.m.logf("outcome %d", outcome)
+	ok, err := x.r.Requeue(outcome)
 	from := x.at
 	if from != nil {
-		sd.model.leave(x, fate)
+		sd.model.leave(x, outcome)
+		if outcome != Answered && x.session == SessionNew && sd.model.keys[x.ask.Key] == from {
+			delete(sd.model.keys, x.ask.Key)
+		}
 	}
-	wantOK, wantErr := sd.model.ask(x, x.quiet, true, from, sd.m.mayWait)
+	// A visit in between does not change the reservation.
+	x.ask = x.r.Ask
+	wantOK, wantErr := sd.model.ask(x, x.r.Quiet, true, from, sd.m.mayWait)
 	sd.answered(x, ok, err, wantOK, wantErr)
-	sd.model.handOut(nil, nil)
+	sd.model.handOut()
+	sd.model.emptied()
+}
+
+func (sd *side) visit() {
+	x := sd.any(outside)
+	if x == nil {
+		return
+	}
+	quiet := sd.m.pick(4) == 0
+	x.g, x.ask = new(Visitor), sd.ask()
+	x.ask.Affinity, x.ask.Instance = NoAffinity, nil
+	ask := x.ask
+	ask.Quiet = quiet
+	got, want := sd.s.Visit(x.g, ask), sd.model.visit(x, quiet)
+	x.joined = sd.began
+	if got != want {
+		sd.m.fail("a visitor was told %v; want %v", got, want)
+	}
+}
+
+// keep makes a visitor of a waiting request, which keeps its place.
+func (sd *side) keep() {
+	x := sd.any(inQueue, granted, rejected)
+	if x == nil {
+		return
+	}
+	g := new(Visitor)
+	if got, want := x.r.Keep(g), x.state == inQueue; got != want {
+		sd.m.fail("Keep of one that is %s returned %v", x.state, got)
+	}
+	if x.state != inQueue {
+		return
+	}
+	x.g, x.state, x.bound = g, visiting, nil
+	sd.model.note(sd.model.demand())
+	if x.again {
+		// The place of a visitor is that of its arrival: it stands behind the
+		// requests that are tried again, and before all that came later.
+		x.again = false
+		sd.model.take(x)
+		pos := slices.IndexFunc(sd.model.queue, func(o *party) bool { return !o.again && o.since().After(x.g.Since()) })
+		if pos < 0 {
+			pos = len(sd.model.queue)
+		}
+		sd.model.join(x, pos)
+	}
+	sd.model.handOut()
+}
+
+// arrive is the request of a visitor.
+func (sd *side) arrive() {
+	x := sd.any(visiting, called, sentAway)
+	if x == nil {
+		return
+	}
+	was := x.state
+	x.doubt, x.session = false, NoSession
+	ok, err := x.g.Reserve(x.r, x.g.Ask)
+	sd.model.take(x)
+	sd.model.note(sd.model.demand())
+	wantOK, wantErr := sd.model.ask(x, x.quiet, was == called, nil, sd.m.mayWait)
+	sd.answered(x, ok, err, wantOK, wantErr)
+	sd.model.handOut()
+}
+
+// leaveQueue ends a visit.
+func (sd *side) leaveQueue() {
+	x := sd.any(visiting, called, sentAway)
+	if x == nil {
+		return
+	}
+	x.g.Leave()
+	x.g.Leave() // once too often
+	sd.model.take(x)
+	x.state = outside
+	sd.model.note(sd.model.demand())
+	sd.model.handOut()
+}
+
+// since is when x has joined the queue.
+func (x *party) since() time.Time {
+	if x.state == visiting {
+		return x.g.Since()
+	}
+	return x.r.service.made.Add(x.r.arrived)
 }
 
 func (sd *side) answered(x *party, ok bool, err error, wantOK bool, wantErr error) {
@@ -209,7 +332,7 @@ func (sd *side) answered(x *party, ok bool, err error, wantOK bool, wantErr erro
 }
 
 func (sd *side) cancel() {
-	x := sd.any(inLine, granted, rejected, inside)
+	x := sd.any(inQueue, granted, rejected, inside)
 	if x == nil {
 		return
 	}
@@ -222,8 +345,8 @@ func (sd *side) cancel() {
 		x.state = inside
 	case rejected:
 		x.state = outside
-	case inLine:
-		sd.model.line = slices.DeleteFunc(sd.model.line, func(o *party) bool { return o == x })
+	case inQueue:
+		sd.model.take(x)
 		x.state = outside
 		sd.model.note(sd.model.demand())
 	}
@@ -255,14 +378,15 @@ func (sd *side) release() {
 	if x == nil {
 		return
 	}
-	fate := Fate(sd.m.pick(5))
-	sd.m.logf("%s, fate %d", x.state, fate)
-	x.r.Release(fate)
+	outcome := Outcome(sd.m.pick(5))
+	sd.m.logf("%s, outcome %d", x.state, outcome)
+	x.r.Release(outcome)
 	if x.state == outside {
 		return // once too often
 	}
-	sd.model.leave(x, fate)
-	sd.model.handOut(nil, nil)
+	sd.model.leave(x, outcome)
+	sd.model.handOut()
+	sd.model.emptied()
 }
 
 func (sd *side) add() {
@@ -284,7 +408,23 @@ func (sd *side) add() {
 func (sd *side) cordon() {
 	if p := sd.anyPlace(); p != nil {
 		p.i.Cordon()
-		p.cordoned = true
+		p.cordoned, p.retired = true, false
+		sd.model.changed()
+	}
+}
+
+func (sd *side) retire() {
+	p := sd.anyPlace()
+	if p == nil {
+		return
+	}
+	force := sd.m.pick(2) == 0
+	want := force || len(p.inside) == 0
+	if got := p.i.Retire(force); got != want {
+		sd.m.fail("Retire with %d inside returned %v", len(p.inside), got)
+	}
+	if want {
+		p.cordoned, p.retired = true, true
 		sd.model.changed()
 	}
 }
@@ -292,7 +432,9 @@ func (sd *side) cordon() {
 func (sd *side) uncordon() {
 	if p := sd.anyPlace(); p != nil {
 		p.i.Uncordon()
-		p.cordoned = false
+		if p.cordoned {
+			p.cordoned, p.retired = false, false
+		}
 		sd.model.changed()
 	}
 }
@@ -338,7 +480,7 @@ func (sd *side) restore() {
 	}
 	p.i.Restore()
 	if p.ejected {
-		p.ejected, p.doubted, p.questioned = false, false, false
+		p.ejected, p.suspected, p.verifyRequested = false, false, false
 		p.restore++
 	}
 	sd.model.changed()
@@ -346,8 +488,8 @@ func (sd *side) restore() {
 
 func (sd *side) vouch() {
 	if p := sd.anyPlace(); p != nil {
-		p.i.Vouch()
-		p.doubted, p.questioned = false, false
+		p.i.Verify()
+		p.suspected, p.verifyRequested = false, false
 		sd.model.changed()
 	}
 }
@@ -365,9 +507,9 @@ func (sd *side) distrust() {
 		sd.model.changed()
 		return
 	}
-	p.i.Question()
-	if p.i.Unbound && !p.questioned {
-		p.questioned = true
+	p.i.RequestVerify()
+	if p.i.AddressReusable && !p.verifyRequested {
+		p.verifyRequested = true
 		sd.model.asked = append(sd.model.asked, p.i)
 	}
 }
@@ -386,9 +528,9 @@ func (sd *side) remove() {
 	// What is said of one that is gone changes nothing.
 	switch sd.m.pick(9) {
 	case 4:
-		p.i.Vouch()
+		p.i.Verify()
 	case 5:
-		p.i.Question()
+		p.i.RequestVerify()
 	case 6:
 		p.i.Eject()
 	case 0:
@@ -417,7 +559,7 @@ func (sd *side) interrupt() {
 	}
 	for _, x := range sd.parties {
 		want := 0
-		if slices.Contains(p.inside, x) && x.r.Interrupt != nil {
+		if slices.Contains(p.inside, x) && x.r.Interrupter != nil {
 			want = 1
 		}
 		if x.interrupted != want {
@@ -437,6 +579,8 @@ func (sd *side) setSlots() {
 func (sd *side) setOptions() {
 	sd.model.opts = sd.m.options()
 	sd.s.SetOptions(sd.model.opts)
+	sd.model.spend()
+	sd.model.changed()
 }
 
 func (sd *side) refuse() {
@@ -468,12 +612,12 @@ func (sd *side) observe() {
 		}
 		sd.model.peak = sd.model.demand()
 	case 1:
-		if got := sd.s.Knocked(); got != sd.model.knocked {
+		if got := sd.s.TakeRefusedDemand(); got != sd.model.refusedDemand {
 			sd.m.fail("Knocked returned %v", got)
 		}
-		sd.model.knocked = false
+		sd.model.refusedDemand = false
 	case 2:
-		sd.s.Touch()
+		sd.s.ResetIdle()
 		sd.model.idleMoved = true
 	}
 }

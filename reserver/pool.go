@@ -32,6 +32,20 @@ func (p *pool) take() *Instance {
 	}
 }
 
+// hasMoreThan reports whether more than n slots are free. It looks at no more
+// than n+1 instances, because each has at least one.
+func (p *pool) hasMoreThan(n int) bool {
+	for _, i := range p.items {
+		if i.slots == Unlimited {
+			return true
+		}
+		if n -= i.slots - i.inUse; n < 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (p *pool) less(a, b *Instance) bool {
 	if p.balance == Oldest {
 		return a.seq < b.seq

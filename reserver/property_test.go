@@ -24,13 +24,26 @@ func TestAgreesWithModel(t *testing.T) {
 		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		m := newMachine(chosenBy(t), t.Fatalf, partiesOfASide)
-		actions := map[string]func(*rapid.T){}
-		for _, st := range steps {
-			actions[st.name] = func(*rapid.T) { m.run(st) }
-		}
-		t.Repeat(actions)
+		walk(t, newMachine(chosenBy(t), t.Fatalf, partiesOfASide))
 	})
+}
+
+// TestTurnsAgreeWithModel is the same with priorities, fair shares and sessions.
+func TestTurnsAgreeWithModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		walk(t, newMachine(chosenBy(t), t.Fatalf, partiesOfASide,
+			Ask{}, Ask{Class: High}, Ask{Class: Low}, Ask{Share: 1, ShareLimit: 2}, Ask{Share: 2}, Ask{Share: 2, Class: High},
+			Ask{Affinity: ByInstance}, Ask{Affinity: ByInstance, Class: High}, Ask{Affinity: ByKey, Key: 1}, Ask{Affinity: ByKey, Key: 2, Share: 1},
+			Ask{Affinity: ByKey, Key: 3}, Ask{Affinity: ByHash, Key: 7}, Ask{Affinity: ByHash, Key: 8}))
+	})
+}
+
+func walk(t *rapid.T, m *machine) {
+	actions := map[string]func(*rapid.T){}
+	for _, st := range steps {
+		actions[st.name] = func(*rapid.T) { m.run(st) }
+	}
+	t.Repeat(actions)
 }
 
 func chosenBy(t *rapid.T) func(int) int {

@@ -9,8 +9,8 @@ import (
 
 var (
 	// ErrQueueFull is returned to a request that would have to wait while the
-	// line, or all lines together, are at their limit.
-	ErrQueueFull = errors.New("the waiting line is full")
+	// queue, or all queues together, are at their limit.
+	ErrQueueFull = errors.New("the queue is full")
 
 	// ErrAsleep is returned to a quiet request while no instance is ready.
 	ErrAsleep = errors.New("no instance is ready, and this request does not wake the service")
@@ -33,15 +33,22 @@ const (
 
 // Options of a service that may change while it runs.
 type Options struct {
-	// MaxWaiting is the length limit of the line. With 0 no request is held.
+	// MaxWaiting is the length limit of the queue, visitors aside. With 0 no request is held.
 	MaxWaiting int
+
+	// MaxRequests is how many reservations an instance is given in its life; 0 is
+	// no limit. After the last one it takes no more: it is spent.
+	MaxRequests int
+
+	// SessionTimeout is how long after its last request a session still counts.
+	SessionTimeout time.Duration
 
 	// Balance is the rule for choosing an instance.
 	Balance Balance
 }
 
 // Hooks are called by a Service without any of its locks held, in the
-// goroutine of whoever caused the event. They must not block.
+// goroutine that caused the event. They must not block.
 type Hooks interface {
 	// Demand is called when demand has risen above the mark set by Watch,
 	// once for each call of Watch.
@@ -50,12 +57,19 @@ type Hooks interface {
 	// Ejected is called when an instance was ejected. Restore puts it back.
 	Ejected(*Instance)
 
-	// Questioned is called when an instance should be vouched for, because it
-	// was doubted or will be. Vouch or Eject is the answer.
-	Questioned(*Instance)
+	// VerifyRequested is called when an instance should be vouched for, because it
+	// was doubted or will be. Verify or Eject is the answer.
+	VerifyRequested(*Instance)
+
+	// Spent is called when an instance was given the last request of its life.
+	Spent(*Instance)
 
 	// Drained is called when the last request has left a cordoned instance.
 	Drained(*Instance)
+
+	// Abandoned is called when the last request or visitor that waited has
+	// left without a slot.
+	Abandoned()
 }
 
 // Limit bounds the number of requests that wait in several services
@@ -65,11 +79,11 @@ type Limit struct {
 	max, used atomic.Int64
 }
 
-// Set changes the limit. Who already waits stays.
+// Set changes the limit. Requests that already wait stay.
 func (l *Limit) Set(limit int) { l.max.Store(int64(limit)) }
 
-// Used returns how many requests wait now.
-func (l *Limit) Used() int { return int(l.used.Load()) }
+// Max returns the limit.
+func (l *Limit) Max() int { return int(l.max.Load()) }
 
 func (l *Limit) take(force bool) bool {
 	if l == nil {
@@ -108,25 +122,44 @@ type Service struct {
 	maxWaiting int
 
 	// pool has the instances that are open (ready, not cordoned) and have a
-	// free slot. Invariant: pool or line is empty.
+	// free slot. Invariant: the pool is empty, or no request waits that is not
+	// bound to an instance. An instance that keeps its sessions has no free slot,
+	// or no request that is bound to it waits.
 	pool   pool
-	line   line
-	guests *guests // its own from the first one on
+	opened []*Instance          // all that are open, in no order
+	hashes []uint64             // of those, for rendezvous hashing: side by side they are found fast
+	byHash map[uint64]*Instance // all that are not removed
 
-	refusal error // not nil: nobody waits; whoever would is told this
-	knocked bool  // somebody was told so since the last call of Knocked
+	// queue has the waiters: a fifo until the first one comes that is not plain,
+	// then turns. waiting counts them, quiet those of them that are quiet, and
+	// bound those that wait for one instance alone. called is the number of
+	// visitors that were called and whose requests have not come yet.
+	queue   order // nil until the first one waits
+	waiting [kinds]int32
+	quiet   int32
+	bound   int32
+	called  int32
+	latest  time.Duration // arrival of the latest waiter, since made
 
-	open      int32 // instances that take requests
+	sessions sessions
+
+	refusal       error // not nil: no request waits; each gets this error instead
+	refusedDemand bool  // a request got the error since the last TakeRefusedDemand
+
 	unlimited int32 // open instances without a limit
 	slots     int   // slots of the open instances with a limit
 	inUse     int   // reservations held on instances that are not removed
 
-	// demand counts the requests that are a reason to have instances: those
-	// that wait, and those inside instances that are not cordoned; and the
-	// guests; quiet ones never.
+	// demand counts what is a reason to have instances: the requests that wait,
+	// unless they wait for one instance alone, those inside instances that are
+	// not cordoned, and the visitors; quiet ones never.
 	demand int
-	peak   int // highest demand since the last TakePeak
-	mark   int // Hooks.Demand is due when demand exceeds it
+	peak   int  // highest demand since the last TakePeak
+	mark   int  // Hooks.Demand is due when demand exceeds it
+	due    bool // it did, and unlock calls it
+
+	maxServed uint64      // Options.MaxRequests
+	spent     []*Instance // for which unlock calls Hooks.Spent
 
 	// When demand last became 0, as time since the service was made: a warm
 	// service comes here with every request, and time.Now costs twice as
@@ -135,6 +168,8 @@ type Service struct {
 	idle time.Duration
 
 	seq uint64 // numbers instances by age
+
+	arrivals uint64 // requests that asked, quiet ones not counted
 }
 
 // noMark is a mark that demand never exceeds.
@@ -143,23 +178,47 @@ const noMark = int(^uint(0) >> 1)
 // New returns a service without instances. A nil shared limit is no limit.
 // The mark is at 0: the first demand calls Hooks.Demand.
 func New(opts Options, shared *Limit, hooks Hooks) *Service {
-	s := &Service{hooks: hooks, shared: shared, maxWaiting: opts.MaxWaiting, guests: &nobody, made: time.Now()}
+	s := &Service{hooks: hooks, shared: shared, maxWaiting: opts.MaxWaiting, made: time.Now(), latest: -1}
 	s.pool.balance = opts.Balance
+	s.sessions.timeout = opts.SessionTimeout
+	s.maxServed = uint64(max(0, opts.MaxRequests))
 	return s
 }
 
-// SetOptions changes the options at once. Who already waits stays in the
-// line, even if it is now longer than allowed.
-func (s *Service) SetOptions(opts Options) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.maxWaiting = opts.MaxWaiting
-	s.pool.rebalance(opts.Balance)
+// unlock ends a call that may have changed demand.
+func (s *Service) unlock() {
+	if len(s.spent) > 0 {
+		s.dispatch() // requests that were bound to them
+	}
+	due, spent := s.due, s.spent
+	s.due, s.spent = false, nil
+	s.mu.Unlock()
+	if due {
+		s.hooks.Demand()
+	}
+	for _, i := range spent {
+		s.hooks.Spent(i)
+	}
 }
 
-// Refuse ends all waiting: everyone in the line is told the reason now, and
-// so is, from now on, every request for which no slot is free. Free slots are
-// still given out. A nil reason lets requests wait again.
+// SetOptions changes the options at once. Waiters stay in the queue, even if it
+// is now longer than allowed.
+func (s *Service) SetOptions(opts Options) {
+	s.mu.Lock()
+	defer s.unlock()
+	s.maxWaiting, s.sessions.timeout = opts.MaxWaiting, opts.SessionTimeout
+	s.maxServed = uint64(max(0, opts.MaxRequests))
+	s.pool.rebalance(opts.Balance)
+	for _, i := range s.byHash {
+		if s.maxServed > 0 && i.served >= s.maxServed && !i.spent {
+			s.spend(i)
+		}
+	}
+}
+
+// Refuse ends all waiting: every waiter is told the reason now, and so is, from
+// now on, every request for which no slot is free. Free slots are still given
+// out. A nil reason lets requests wait again.
 func (s *Service) Refuse(reason error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,19 +226,16 @@ func (s *Service) Refuse(reason error) {
 	if reason == nil {
 		return
 	}
-	for r := s.line.first(); r != nil; r = s.line.first() {
-		s.dismiss(r, reason)
-	}
-	s.dismissGuests(reason, false)
+	s.dismissAll(reason, false)
 }
 
-// Knocked reports whether a request that could have woken the service was
+// TakeRefusedDemand reports whether a request that could have woken the service was
 // refused since the last call.
-func (s *Service) Knocked() bool {
+func (s *Service) TakeRefusedDemand() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := s.knocked
-	s.knocked = false
+	k := s.refusedDemand
+	s.refusedDemand = false
 	return k
 }
 
@@ -206,8 +262,8 @@ func (s *Service) TakePeak() int {
 	return p
 }
 
-// Touch counts as demand that came and went just now.
-func (s *Service) Touch() {
+// ResetIdle counts as demand that came and went just now.
+func (s *Service) ResetIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.idle = time.Since(s.made)
@@ -215,15 +271,15 @@ func (s *Service) Touch() {
 
 // Stats are the counters of a service at one moment.
 type Stats struct {
-	// Waiting is the length of the line, and OldestWait the time since when
-	// the oldest request in it waits (zero if there is none).
+	// Waiting is the number of requests in the queue, and OldestWait the time
+	// since when the oldest of them waits (zero if there is none).
 	Waiting    int
 	OldestWait time.Time
 
-	// Guests is how many others have a place in the line or were called, and
-	// OldestGuest the time since when the first of them has it.
-	Guests      int
-	OldestGuest time.Time
+	// Visitors is the number of visitors in the queue or called, and
+	// OldestVisitor the time at which the first one in the queue came.
+	Visitors      int
+	OldestVisitor time.Time
 
 	// InUse is the number of reservations held on instances.
 	InUse int
@@ -236,17 +292,26 @@ type Stats struct {
 	// Open is the number of instances that take requests.
 	Open int
 
-	// Demand is the number of requests and guests that are a reason to have
-	// instances, and IdleSince when it last became 0.
+	// Demand is the number of requests and visitors that are a reason to have
+	// instances, and IdleSince when it last became 0. Requests that wait for the
+	// instance of their session are none: another instance would not help them.
 	Demand    int
 	IdleSince time.Time
+
+	// Bound is the number of requests that wait for the instance of their
+	// session, and Sessions how many sessions are remembered by a key.
+	Bound, Sessions int
+
+	// Arrivals is how many requests have asked for a slot since the service was
+	// made, those that were refused included and quiet ones not.
+	Arrivals uint64
 }
 
-// Oldest returns the time since when somebody waits, with a request or as a
-// guest; zero if nobody does.
+// Oldest returns the time since when the oldest waiter waits; zero if there is
+// none.
 func (s Stats) Oldest() time.Time {
-	if s.OldestWait.IsZero() || !s.OldestGuest.IsZero() && s.OldestGuest.Before(s.OldestWait) {
-		return s.OldestGuest
+	if s.OldestWait.IsZero() || !s.OldestVisitor.IsZero() && s.OldestVisitor.Before(s.OldestWait) {
+		return s.OldestVisitor
 	}
 	return s.OldestWait
 }
@@ -257,24 +322,21 @@ func (s *Service) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Stats{
-		Waiting: s.line.len, Guests: s.guests.len + s.guests.called, InUse: s.inUse, Slots: s.slots, Unlimited: s.unlimited > 0,
-		Open: int(s.open), Demand: s.demand, IdleSince: s.made.Add(s.idle),
+		Waiting: int(s.waiting[requests]), Visitors: int(s.waiting[visitors] + s.called), InUse: s.inUse, Slots: s.slots, Unlimited: s.unlimited > 0,
+		Open: len(s.opened), Demand: s.demand, IdleSince: s.made.Add(s.idle), Arrivals: s.arrivals,
+		Bound: int(s.bound), Sessions: len(s.sessions.of),
 	}
-	if r := s.line.first(); r != nil {
-		st.OldestWait = r.since
+	if s.waiting[requests] > 0 {
+		st.OldestWait = s.made.Add(s.queue.oldest(requests).arrived)
 	}
-	if r := s.line.back.first; r != nil && r.since.Before(st.OldestWait) {
-		st.OldestWait = r.since
-	}
-	if g := s.guests.first; g != nil {
-		st.OldestGuest = g.since
+	if s.waiting[visitors] > 0 {
+		st.OldestVisitor = s.made.Add(s.queue.oldest(visitors).arrived)
 	}
 	return st
 }
 
-// addDemand changes demand by d and reports whether Hooks.Demand is due. The
-// lock is held.
-func (s *Service) addDemand(d int) (due bool) {
+// addDemand changes demand by d. The lock is held, and unlock releases it.
+func (s *Service) addDemand(d int) {
 	s.demand += d
 	switch {
 	case s.demand == 0:
@@ -283,79 +345,166 @@ func (s *Service) addDemand(d int) (due bool) {
 		}
 	case s.demand > s.mark:
 		s.mark = noMark
-		due = true
+		s.due = true
 	}
 	if s.demand > s.peak {
 		s.peak = s.demand
 	}
-	return due
 }
 
-// dispatch hands free slots to the line, and calls the guests whose turn it
-// is. The lock is held.
+// dispatch hands free slots to the requests in the queue that are bound to no
+// instance, and calls the visitors whose turn it is. The lock is held.
 func (s *Service) dispatch() {
-	for s.line.len > 0 || s.guests.len > 0 {
-		i := s.pool.take()
-		if i == nil {
+	for s.waiting[requests]-s.bound+s.waiting[visitors] > 0 {
+		if len(s.pool.items) == 0 {
 			return
 		}
-		if s.callGuest() {
+		w := s.nextUnbound()
+		if s.callVisitor(w) {
 			continue
 		}
-		r := s.line.first()
-		if r == nil {
+		i := s.pool.take()
+		if w == nil || i == nil {
 			return
 		}
-		s.leave(r)
-		s.seat(r, i)
-		r.granted <- nil
+		if w.Affinity != NoAffinity {
+			i = s.pick(w)
+		}
+		s.grant(w, i)
 	}
 }
+
+// grant gives a slot of i to w, a request that waits. The lock is held.
+func (s *Service) grant(w *waiter, i *Instance) {
+	r := w.reservation
+	if w.bound == nil && w.findsHome() {
+		if home, _ := s.home(w); home != nil {
+			i = home // which has a free slot
+		}
+	}
+	s.queue.served(w)
+	s.leave(r)
+	if !r.Quiet {
+		s.addDemand(truth(!i.cordoned) - truth(r.bound == nil))
+	}
+	s.seat(r, i)
+	r.granted <- nil
+}
+
+func (s *Service) sinceMade() time.Duration { return time.Since(s.made) }
 
 // seat gives a slot of i, which has one, to r. Demand is not touched. The
 // lock is held.
 func (s *Service) seat(r *Reservation, i *Instance) {
-	r.state = held
+	r.state = holding
 	r.instance, r.epoch = i, i.epoch
-	i.holders.push(r)
+	i.holders.push(&r.waiter)
 	i.inUse++
+	i.served++
 	s.inUse++
-	if r.quiet {
+	if r.Quiet {
 		i.quiet++
+	}
+	if r.Affinity != NoAffinity {
+		s.join(r, i)
+	}
+	if s.maxServed > 0 && i.served >= s.maxServed {
+		s.spend(i)
+		return
 	}
 	s.pool.used(i)
 }
 
-// leave takes r out of the line. The lock is held.
+// spend takes i out of use, which was given its last request. The lock is held,
+// and unlock releases it.
+func (s *Service) spend(i *Instance) {
+	s.shut(i)
+	i.spent = true
+	s.spent = append(s.spent, i)
+	s.addDemand(s.unbind(i))
+}
+
+// arrival returns the time now, since the service was made. No two are equal,
+// so they order what comes. The lock is held.
+func (s *Service) arrival() time.Duration {
+	s.latest = max(time.Since(s.made), s.latest+1)
+	return s.latest
+}
+
+// enqueue puts w into the queue. The lock is held.
+func (s *Service) enqueue(w *waiter) {
+	switch q := s.queue.(type) {
+	case nil:
+		s.queue = new(fifo)
+		if !w.plain() {
+			s.queue = newTurns(s.sinceMade)
+		}
+	case *fifo:
+		if !w.plain() {
+			s.queue = q.asTurns(s.sinceMade)
+		}
+	}
+	s.queue.push(w)
+	s.waiting[w.kind]++
+	if w.bound != nil {
+		s.bound++
+	}
+	if w.Quiet {
+		s.quiet++
+	}
+}
+
+// dequeue takes w out of the queue. The lock is held.
+func (s *Service) dequeue(w *waiter) {
+	s.queue.remove(w)
+	s.waiting[w.kind]--
+	if w.bound != nil {
+		s.bound--
+	}
+	if w.Quiet {
+		s.quiet--
+	}
+}
+
+// leave takes r out of the queue. The lock is held.
 func (s *Service) leave(r *Reservation) {
-	s.line.remove(r)
+	s.dequeue(&r.waiter)
 	s.shared.give(1)
 }
 
-// dismiss takes r out of the line and tells it why. The lock is held.
+// dismiss takes r out of the queue and tells it why. The lock is held.
 func (s *Service) dismiss(r *Reservation, reason error) {
 	s.leave(r)
 	r.state = idle
-	if !r.quiet {
+	if !r.Quiet && r.bound == nil {
 		s.addDemand(-1)
 	}
 	r.granted <- reason
 }
 
-// closed is called after an instance has stopped taking requests: quiet
-// requests wait only while there is one that does. The lock is held.
-func (s *Service) closed() {
-	if s.open > 0 || s.line.quiet+s.guests.quiet == 0 {
-		return
-	}
-	s.dismissGuests(ErrAsleep, true)
-	for _, l := range []*list{&s.line.front, &s.line.back} {
-		for r := l.first; r != nil; {
-			next := r.next
-			if r.quiet {
-				s.dismiss(r, ErrAsleep)
-			}
-			r = next
+// dismissAll tells all waiters, or only the quiet ones, that they cannot wait.
+// The lock is held.
+func (s *Service) dismissAll(reason error, onlyQuiet bool) {
+	for k := range kinds {
+		if s.waiting[k] == 0 {
+			continue
 		}
+		s.queue.each(k, func(w *waiter) {
+			switch {
+			case onlyQuiet && !w.Quiet:
+			case k == requests:
+				s.dismiss(w.reservation, reason)
+			default:
+				s.dismissVisitor(w.visitor, reason)
+			}
+		})
+	}
+}
+
+// closed is called after an instance has stopped taking requests: quiet waiters
+// wait only while there is one that does. The lock is held.
+func (s *Service) closed() {
+	if len(s.opened) == 0 && s.quiet > 0 {
+		s.dismissAll(ErrAsleep, true)
 	}
 }

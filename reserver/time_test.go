@@ -18,7 +18,7 @@ func TestOldestWaitIsWhenTheOldestInTheLineCame(t *testing.T) {
 		i := s.Add("x", "", "", "", 1)
 		in := mustReserve(t, s)
 		if got := s.Stats().OldestWait; !got.IsZero() {
-			t.Errorf("nobody waits, the oldest since %v", got)
+			t.Errorf("no request waits, but the oldest since %v", got)
 		}
 
 		a := mustWait(t, s, false)
@@ -28,7 +28,7 @@ func TestOldestWaitIsWhenTheOldestInTheLineCame(t *testing.T) {
 		oldest(2 * time.Second)
 
 		// One tried again stands before them, and has not waited as long.
-		if ok, err := in.Again(Refused); ok || err != nil {
+		if ok, err := in.Requeue(Refused); ok || err != nil {
 			t.Fatal(ok, err)
 		}
 		time.Sleep(time.Second)
@@ -41,7 +41,7 @@ func TestOldestWaitIsWhenTheOldestInTheLineCame(t *testing.T) {
 		i.Restore()
 		wantGranted(t, in, "the one tried again")
 		if got := s.Stats().OldestWait; !got.IsZero() {
-			t.Errorf("nobody waits, the oldest since %v", got)
+			t.Errorf("no request waits, but the oldest since %v", got)
 		}
 	})
 }
@@ -70,7 +70,7 @@ func TestG6_IdleIsCountedFromTheEndOfTheLastRequest(t *testing.T) {
 		idle(0, "the end of the last request")
 
 		var q Reservation
-		if ok, err := s.Reserve(&q, true); !ok {
+		if ok, err := s.Reserve(&q, Ask{Quiet: true}); !ok {
 			t.Fatal(err)
 		}
 		q.Release(Answered)
@@ -89,12 +89,12 @@ func TestG6_IdleIsCountedFromTheEndOfTheLastRequest(t *testing.T) {
 		idle(0, "the instance with the last request inside is gone")
 
 		s.SetOptions(Options{})
-		if _, err := s.Reserve(&q, false); err != ErrQueueFull {
+		if _, err := s.Reserve(&q, Ask{}); err != ErrQueueFull {
 			t.Fatal(err)
 		}
 		idle(0, "a request that could not wait")
 
-		s.Touch()
+		s.ResetIdle()
 		idle(0, "a touch")
 	})
 }

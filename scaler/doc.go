@@ -1,18 +1,17 @@
-// Package scaler decides how many instances of a service there should be,
-// and sees to it that there are.
+// Package scaler is the contract between Usher and what runs the instances of
+// a service.
 //
-// It owns the interface that every backend implements (Backend, Scaler), the
-// control loop of a service (Loop), the policies that turn demand into a
-// number (pure functions), the probing of instances until they are ready,
-// the budget for starts in progress over all services, and the back-off
-// after failed starts.
+// It owns the interfaces that every backend implements (Backend, Scaler) and
+// what passes between a backend and the control loop (Order, Report, Instance,
+// Failure), the interface of policies with their inputs, and the bounds of the
+// numbers that a configuration may give.
 //
-// It promises: orders to a platform are absolute and idempotent; an instance
-// gets slots only after its readiness check has passed; an instance that is
-// stopped was cordoned first and then was idle, or had its drain_timeout; a
-// start that cannot succeed is told to everybody who waits for it, with its
-// reason; a service that sleeps has no goroutine and no timer.
+// It promises: orders to a platform are absolute and idempotent, reports are
+// level-triggered, and a failure carries a short text that clients may see
+// and a detail that only operators see.
 //
-// It never handles a request, never knows a platform or Caddy, and never
-// makes anyone on the way of a request wait for a platform.
+// It never runs anything: it has no goroutine, no clock, no logger of its own,
+// and knows neither Caddy nor a platform. The control loop is in
+// scaler/control, the policies are in scaler/policies, and the tests that
+// every backend has to pass are in scaler/backendtest.
 package scaler

@@ -27,7 +27,7 @@ const (
 	ReasonCrashLoop     Reason = "crash_loop"    // the platform gave up restarting it for now
 	ReasonUnschedulable Reason = "unschedulable" // the platform has no place for it
 	ReasonQuota         Reason = "quota"         // a limit of the platform or machine was hit
-	ReasonConflict      Reason = "conflict"      // somebody else is changing the same thing
+	ReasonConflict      Reason = "conflict"      // another program is changing the same thing
 	ReasonPlatform      Reason = "platform"      // the platform cannot be asked, or answered nonsense
 )
 
@@ -37,7 +37,7 @@ type Failure struct {
 	// Reason classifies the failure.
 	Reason Reason
 
-	// ForGood is true when trying again cannot help until somebody changes
+	// ForGood is true when trying again cannot help until a person changes
 	// something: the command does not exist, access is forbidden.
 	ForGood bool
 

@@ -1,26 +1,67 @@
 package scaler
 
 import (
-	"fmt"
 	"math"
 	"time"
 )
 
 // A Policy turns demand into a number of instances. It is a pure function of
-// its inputs: it keeps nothing between calls, knows no clock, and is called
-// under a lock, so it returns at once.
+// its inputs and of what it remembers: it knows no clock and has no state of
+// its own, so one value may serve many services at once. It is called under a
+// lock, so it returns at once.
 //
 // Policies are guest modules of Caddy in the namespace usher.policies.
 type Policy interface {
 	// Target says how many instances there should be now, between
-	// Inputs.Min and Inputs.Max.
-	Target(Inputs) Advice
+	// Inputs.Min and Inputs.Max, and what to remember until the next call.
+	Target(Inputs, Memory) (Advice, Memory)
 
 	// Window returns how far back Inputs.History has to reach.
 	Window() time.Duration
 }
 
-// Inputs are what a policy decides by.
+// Rememberer is implemented by a Policy whose memory survives the end of Caddy.
+type Rememberer interface {
+	// EncodeMemory returns a memory that Target has returned in a form that can
+	// be stored: a few kilobytes of text.
+	EncodeMemory(Memory) ([]byte, error)
+
+	// DecodeMemory returns a memory that was stored, perhaps by another
+	// version. An error means that it cannot be used, and says why.
+	DecodeMemory([]byte) (Memory, error)
+}
+
+// Wrapper is implemented by a Policy that changes what another one decides. Its
+// memory is the other's.
+type Wrapper interface {
+	Policy
+
+	// Inner returns the other one.
+	Inner() Policy
+}
+
+// Decider returns the policy that decides and has the memory: p, or the one
+// within.
+func Decider(p Policy) Policy {
+	for {
+		w, ok := p.(Wrapper)
+		if !ok {
+			return p
+		}
+		p = w.Inner()
+	}
+}
+
+// Memory is what a policy remembers of one service. It is nil at first, and
+// then what Target returned last. It outlives the service's sleep and reloads,
+// also those that change the options of the policy. It is nil again after a
+// change to another type of policy. It ends with Caddy, unless the policy is a
+// Rememberer. A policy never changes a Memory that it has returned; one without
+// a memory returns nil.
+type Memory any
+
+// Inputs are what a policy decides by. Times are zero if there is nothing to
+// tell, durations are 0 if nothing has been measured yet.
 type Inputs struct {
 	// Now is the time of the decision.
 	Now time.Time
@@ -31,12 +72,36 @@ type Inputs struct {
 	// Concurrency is the number of slots of one instance; 0 is unlimited.
 	Concurrency int
 
-	// Demand is the number of requests that are a reason to have instances,
-	// of which Waiting wait, in the line or for their turn to come back.
-	Demand, Waiting int
+	// Demand is the number of requests and visitors that are a reason to have
+	// instances. Waiting is how many of them are in the queue. Peak is the
+	// highest Demand since the last decision.
+	Demand, Waiting, Peak int
+
+	// OldestWait is the time since when the oldest of them waits.
+	OldestWait time.Time
+
+	// Target is the number of instances that was decided last.
+	Target int
 
 	// Running is the number of instances that exist or are being started.
-	Running int
+	// Ready of them take requests, and Starting of them never were ready, the
+	// oldest since StartingSince.
+	Running, Ready, Starting int
+	StartingSince            time.Time
+
+	// Started has since when each of those starts, in no order. It is valid
+	// during the call only.
+	Started []time.Time
+
+	// StartTime is how long a start takes: a moving average over all starts.
+	StartTime time.Duration
+
+	// ServiceTime is how long an instance takes for a request that had to
+	// wait: a moving average. Streams are not counted.
+	ServiceTime time.Duration
+
+	// Arrivals is how many requests have come since the service was made.
+	Arrivals uint64
 
 	// IdleSince is when Demand became 0; meaningless while it is not.
 	IdleSince time.Time
@@ -44,20 +109,36 @@ type Inputs struct {
 	// IdleTimeout is how long to stay without demand; 0 is for ever.
 	IdleTimeout time.Duration
 
-	// History has the highest demand of successive spans of time, oldest
-	// first, back to Policy.Window.
+	// Metric is what was read of the policy's metric, if it is Metered.
+	Metric Reading
+
+	// History has what was asked in successive spans of time, oldest first,
+	// back to Policy.Window. While the service sleeps, no span is added.
 	History []Sample
 }
 
 // A Sample is what was asked of a service in the span of time that ended At.
 type Sample struct {
-	// At is the end of the span, Demand the highest demand within it.
-	At     time.Time
-	Demand int
+	// At is the end of the span, and Span its length.
+	At   time.Time
+	Span time.Duration
 
-	// Instances is a number of instances that somebody else asked for: an
-	// operator, or another program that scales the same thing.
+	// Demand is the highest demand within the span, and Mean the mean of the
+	// demand as it was at each decision.
+	Demand int
+	Mean   float64
+
+	// Arrivals is how many requests came within the span.
+	Arrivals int
+
+	// Instances is a number of instances that an operator asked for, or
+	// another program that scales the same thing.
 	Instances int
+
+	// Reset is true for the first span after a sleep, and after another
+	// program asked for fewer instances: what was needed before is no reason to keep
+	// instances now.
+	Reset bool
 }
 
 // NoMark is a mark that no demand exceeds.
@@ -80,124 +161,18 @@ type Advice struct {
 
 	// Recheck is when time alone can change the answer; zero if it cannot.
 	Recheck time.Time
+
+	// Predicted is how many instances the policy has, or would have, because of
+	// what it expects rather than of what is asked now.
+	Predicted int
+
+	// Floor is the least number that a schedule asks for now, and NextFloor the
+	// one from FloorChange on; the time is zero without a schedule, or if its
+	// floor never changes.
+	Floor, NextFloor int
+	FloorChange      time.Time
 }
 
-// historyParts is into how many spans a policy's window is divided. Demand
+// HistoryParts is into how many spans a policy's window is divided. Demand
 // that falls is noticed with a delay of at most one of them.
-const historyParts = 20
-
-// Queue is the default policy. It goes up at once to what the requests in
-// use and waiting need, and down to the highest need of the last DownWindow;
-// before the idle timeout one instance stays, after it Min.
-type Queue struct {
-	// Utilization is the part of the slots that shall be in use. Default 1.
-	Utilization float64
-
-	// DownWindow is how long a need is remembered. Default 1m.
-	DownWindow time.Duration
-}
-
-// Window implements Policy.
-func (q Queue) Window() time.Duration {
-	if q.DownWindow == 0 {
-		return time.Minute
-	}
-	return q.DownWindow
-}
-
-// Target implements Policy.
-func (q Queue) Target(in Inputs) Advice {
-	need := min(q.need(in.Demand, in.Concurrency), in.Max)
-	floor := in.Min
-	if in.Running > 0 {
-		floor = max(floor, 1)
-	}
-
-	idle := in.Demand == 0 && in.IdleTimeout > 0
-	idleAt := in.IdleSince.Add(in.IdleTimeout)
-	if idle && !in.Now.Before(idleAt) {
-		return Advice{Target: in.Min, Idle: true, Mark: q.mark(in.Min, in), Reason: fmt.Sprintf("idle for %v", in.IdleTimeout)}
-	}
-
-	// What nobody runs for is not kept: without an instance the past is of
-	// no interest.
-	var high int
-	var highAt time.Time
-	if in.Running > 0 {
-		for _, s := range in.History {
-			if n := max(q.need(s.Demand, in.Concurrency), s.Instances); n >= high && in.Now.Sub(s.At) < q.Window() {
-				high, highAt = n, s.At
-			}
-		}
-		high = min(high, in.Max)
-	}
-
-	a := Advice{Target: max(need, high, floor)}
-	a.Mark = q.mark(a.Target, in)
-	switch {
-	case a.Target == need && need > in.Min:
-		a.Reason = fmt.Sprintf("%d in use, %d waiting", in.Demand-in.Waiting, in.Waiting)
-	case a.Target == floor && floor == in.Min:
-		a.Reason = fmt.Sprintf("min is %d", in.Min)
-	case a.Target == floor:
-		a.Reason = "one stays until idle_timeout"
-	default:
-		a.Reason = fmt.Sprintf("the most of the last %v", q.Window())
-	}
-
-	recheck := func(t time.Time) {
-		if a.Recheck.IsZero() || t.Before(a.Recheck) {
-			a.Recheck = t
-		}
-	}
-	switch {
-	case a.Target > max(need, floor):
-		recheck(highAt.Add(q.Window()))
-	case a.Target > floor:
-		// Demand may fall without a word: look again in a while.
-		recheck(in.Now.Add(q.Window() / historyParts))
-	}
-	if in.IdleTimeout > 0 && floor > in.Min || in.Min < a.Target && in.IdleTimeout > 0 {
-		if idle {
-			recheck(idleAt)
-		} else {
-			// Not before that can it have been idle for so long.
-			recheck(in.Now.Add(in.IdleTimeout))
-		}
-	}
-	return a
-}
-
-// need is the number of instances that so many requests need.
-func (q Queue) need(demand, concurrency int) int {
-	switch {
-	case demand <= 0:
-		return 0
-	case concurrency <= 0:
-		return 1
-	}
-	return int(math.Ceil(float64(demand) / (float64(concurrency) * q.utilization())))
-}
-
-// mark is the most demand that target instances are enough for.
-func (q Queue) mark(target int, in Inputs) int {
-	if target >= in.Max || target > 0 && in.Concurrency <= 0 {
-		return NoMark
-	}
-	m := int(float64(target) * float64(in.Concurrency) * q.utilization())
-	// Rounding must not make it contradict need.
-	for q.need(m, in.Concurrency) > target {
-		m--
-	}
-	for q.need(m+1, in.Concurrency) <= target {
-		m++
-	}
-	return m
-}
-
-func (q Queue) utilization() float64 {
-	if q.Utilization <= 0 {
-		return 1
-	}
-	return q.Utilization
-}
+const HistoryParts = 20

@@ -4,10 +4,10 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
-// Readable returns a text that somebody else has written, a process, a
-// platform or an operator, in a form that can be shown to people: in a log, in
+// Readable returns a text of a process, a platform or an operator in a form that can be shown to people: in a log, in
 // a terminal, in an answer. What would do something there instead of being
 // read is written out as Go does it (`\x1b`): control characters other than
 // the ends of lines and tabs, and what turns the direction of writing around.
@@ -34,6 +34,9 @@ func acts(c rune) bool {
 	switch {
 	case c == '\n', c == '\t':
 		return false
+	case c < utf8.RuneSelf:
+		// Most text: the tables below cost ten times as much.
+		return c < ' ' || c == 0x7f
 	case unicode.IsControl(c), unicode.Is(unicode.Zl, c), unicode.Is(unicode.Zp, c):
 		return true
 	}

@@ -31,17 +31,3 @@ func FuzzReadable(f *testing.F) {
 		}
 	})
 }
-
-func TestRefusalsAreReadable(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		p := &platform{local: true, fail: &Failure{Reason: ReasonExec, ForGood: true, Short: "\x1b[2Jshort", Detail: "de\rtail"}}
-		b := newBench(t, defaults(), p, nil)
-		if err := b.answer(b.waits()); err == nil || strings.ContainsFunc(err.Error(), acts) || !strings.Contains(err.Error(), `\x1b[2Jshort`) {
-			t.Errorf("told %q", err)
-		}
-		b.Suspend("by \x1b]0;me\x07")
-		if _, err := b.request(); err == nil || err.Error() != `by \x1b]0;me\a` {
-			t.Errorf("told %q", err)
-		}
-	})
-}

@@ -375,7 +375,7 @@ func (s *apiServer) settle() {
 	}
 }
 
-// do changes the state as somebody else would.
+// do changes the state as another client would.
 func (s *apiServer) do(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -2,10 +2,10 @@ package kubernetes
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
-	"go.uber.org/zap"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/dynamic"
 )
 
-// autoscaledLife is how long it is believed who is autoscaled. There is no
+// autoscaledLife is how long the list of autoscaled workloads counts. There is no
 // watch: an autoscaler makes itself felt by what it does.
 const autoscaledLife = 30 * time.Second
 
@@ -60,7 +60,7 @@ func (ns *namespace) autoscaler(ctx context.Context, kind schema.GroupKind, name
 			a.at = time.Now()
 			ns.cluster.once("autoscalers "+ns.name, func() {
 				ns.cluster.log.Warn("not permitted to list horizontalpodautoscalers: if one scales a workload of Usher's, they will fight over it",
-					zap.String("namespace", ns.name), zap.Error(err))
+					slog.String("namespace", ns.name), slog.Any("error", err))
 			})
 		case apierrors.IsNotFound(err):
 			a.at = time.Now() // a cluster without autoscaling

@@ -35,7 +35,7 @@ func (c *change) carryOut(ctx context.Context) error {
 	c.mu.Unlock()
 	switch {
 	case c.to == 0 || c.to >= c.from.replicas:
-		// From zero nobody can lose anything, so that takes one call.
+		// From zero no pod can be removed, so one call is enough.
 		if c.to != c.from.replicas {
 			blind := c.from.replicas == 0 && len(c.kept)+len(c.victims) == 0
 			err = c.setReplicas(ctx, c.from, c.to, blind)
@@ -55,7 +55,7 @@ func (c *change) carryOut(ctx context.Context) error {
 	c.mu.Unlock()
 	c.poke(c.report()) // also to see whether what was ordered comes
 	if changed {
-		c.setMark(ctx)
+		c.claimOwnership(ctx)
 	}
 	return err
 }
@@ -127,15 +127,15 @@ func (c *change) shrinkFromTheTop(ctx context.Context) error {
 	return nil
 }
 
-// shrink takes away the victims, and no other pod. A ReplicaSet that is to
-// shrink takes pods that do not run or are not ready first, and only among
-// ready ones the one of the lowest cost. So it waits until a pod that is to
-// stay cannot be taken in place of a victim.
+// shrink removes the victims, and no other pod. A ReplicaSet that shrinks first
+// removes pods that are not running or not ready; only among ready pods does it
+// choose the lowest cost. So shrink waits until the ReplicaSet cannot remove a
+// kept pod in place of a victim.
 func (c *change) shrink(ctx context.Context) error {
 	if !c.safe() {
 		return scaler.ErrLater
 	}
-	if err := c.cheapen(ctx); err != nil {
+	if err := c.lowerDeletionCost(ctx); err != nil {
 		return err
 	}
 	knowsCost := true
@@ -143,16 +143,16 @@ func (c *change) shrink(ctx context.Context) error {
 		knowsCost = knowsCost && p.owner.kind == "ReplicaSet"
 	}
 	if knowsCost {
-		// If the scale is seen first, the cost decides; if the deletion is, a
-		// pod that is made in its place is pending, and goes first.
+		// If the controller sees the scale first, the cost decides. If it sees
+		// the deletion first, it makes a new pod, which is pending and goes first.
 		if err := c.setReplicas(ctx, c.from, c.to, false); err != nil {
 			c.restoreCost(ctx)
 			return err
 		}
 		return c.delete(ctx, c.victims)
 	}
-	// Nothing is known of how this controller chooses. Once the victims are on
-	// their way out, one that is made in their place is the likely choice.
+	// How this controller chooses is not known. Once the victims are being
+	// deleted, it most likely chooses a pod that it made in their place.
 	if err := c.delete(ctx, c.victims); err != nil {
 		return err
 	}
@@ -174,8 +174,8 @@ func (c *change) safe() bool {
 // rankReady is the rank of a pod that is ready.
 const rankReady = 3
 
-// rank is the place of p in the order in which a ReplicaSet takes pods away,
-// as far as cost does not come into it.
+// rank is the position of p in the order in which a ReplicaSet removes pods,
+// without their cost.
 func (p *pod) rank() int {
 	switch {
 	case p.node == "":
@@ -188,13 +188,13 @@ func (p *pod) rank() int {
 	return rankReady
 }
 
-// cheapen makes the victims the first choice of a ReplicaSet.
-func (c *change) cheapen(ctx context.Context) error {
+// lowerDeletionCost makes a ReplicaSet choose the victims first.
+func (c *change) lowerDeletionCost(ctx context.Context) error {
 	return c.annotate(ctx, strconv.Itoa(math.MinInt32))
 }
 
-// restoreCost takes the cost back: they stay after all, and may be the busiest
-// when the next is chosen.
+// restoreCost removes the cost: the victims stay after all, and may be the
+// busiest pods at the next choice.
 func (c *change) restoreCost(ctx context.Context) { _ = c.annotate(ctx, nil) }
 
 func (c *change) annotate(ctx context.Context, cost any) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -11,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.uber.org/zap"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/dynamic"
@@ -55,9 +55,9 @@ var clusters struct {
 type cluster struct {
 	connection
 	key   string
-	log   *zap.Logger
+	log   *slog.Logger
 	refs  int    // guarded by clusters
-	space string // the namespace of those who name none
+	space string // the namespace for workloads that name none
 
 	client  atomic.Pointer[client]
 	limiter flowcontrol.RateLimiter
@@ -90,7 +90,7 @@ func (c connection) key() string {
 }
 
 // joinCluster returns the cluster of c, connected. Every join needs a leave.
-func joinCluster(c connection, log *zap.Logger) (*cluster, error) {
+func joinCluster(c connection, log *slog.Logger) (*cluster, error) {
 	clusters.Lock()
 	defer clusters.Unlock()
 	key := c.key()
@@ -195,8 +195,8 @@ func configFailure(err error) *scaler.Failure {
 }
 
 // do makes a call, and does not wait for its answer for longer than
-// answerTimeout. That no answer came is certain after so long: it is a failure
-// for good, which is told to those who wait at once, and tried again like any.
+// answerTimeout. A call without an answer after that time has failed: waiting
+// requests get the failure at once, and it is retried like any other.
 func (cl *cluster) do(ctx context.Context, call func(context.Context, dynamic.Interface) error) error {
 	patience, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
 	defer cancel()
@@ -213,7 +213,7 @@ func (cl *cluster) do(ctx context.Context, call func(context.Context, dynamic.In
 var errNoAnswer = errors.New("no answer")
 
 // ask makes a call, however long it takes. If the credentials are refused they
-// are read again, since somebody may have renewed them, and the call is made
+// are read again, since they may have been renewed, and the call is made
 // once more.
 func (cl *cluster) ask(ctx context.Context, call func(context.Context, dynamic.Interface) error) error {
 	// What goes wrong is returned, so the client need not log it.
@@ -234,7 +234,7 @@ func (cl *cluster) renew() bool {
 	}
 	cl.renewed = time.Now()
 	if _, err := cl.connect(); err != nil {
-		cl.log.Warn("the credentials of a Kubernetes cluster are refused, and cannot be read again; those of before are kept", zap.Error(err))
+		cl.log.Warn("the credentials of a Kubernetes cluster are refused, and cannot be read again; those of before are kept", slog.Any("error", err))
 		return false
 	}
 	return true
@@ -254,7 +254,7 @@ func (cl *cluster) once(about string, say func()) {
 // scaling returns what a runner scales, for comparison with others.
 func (r *runner) scaling() string { return fmt.Sprintf("%s %s", r.ns.name, r.plan.workload) }
 
-// enter puts r, as the latest, among those who scale the same workload.
+// enter adds r, as the latest, to the runners that scale the same workload.
 func (cl *cluster) enter(r *runner) {
 	cl.mu.Lock()
 	key := r.scaling()
@@ -280,7 +280,7 @@ func (cl *cluster) exit(r *runner) (last bool) {
 	return len(others) == 0
 }
 
-// place says where r stands among those who scale the same workload:
+// place tells where r stands among the runners of the same workload:
 // superseded by a later revision of its service, or behind another service.
 func (cl *cluster) place(r *runner) (superseded bool, behind string) {
 	cl.mu.Lock()
@@ -297,8 +297,8 @@ func (cl *cluster) place(r *runner) (superseded bool, behind string) {
 	return superseded, behind
 }
 
-// supersededAt returns when the latest of those who scale the same workload
-// for the service of r began to.
+// supersededAt returns when the latest runner of the same workload and service
+// as r was opened.
 func (cl *cluster) supersededAt(r *runner) (at time.Time) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()

@@ -9,7 +9,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -153,7 +152,7 @@ func TestAConfigurationThatCannotBeUsedIsSaidWhenItIsOpened(t *testing.T) {
 		if err := b.Provision(caddy.Context{}); err != nil {
 			t.Fatalf("loading it looked for a cluster: %v", err)
 		}
-		_, err := b.Open(scaler.Env{Service: "web", Logger: zap.NewNop})
+		_, err := b.Open(scaler.Env{Service: "web", Logger: quiet})
 		if f := scaler.AsFailure(err); f == nil || f.Reason != scaler.ReasonNotFound || !f.ForGood || !strings.Contains(f.Detail, "KUBECONFIG") {
 			t.Fatalf("%v", err)
 		}

@@ -201,7 +201,7 @@ func (s *apiServer) workload(kind, name string, replicas int) {
 	s.do(func() { s.store(strings.ToLower(kind)+"s", o) })
 }
 
-// change changes an object as its kubelet or somebody else would.
+// change changes an object as its kubelet or another client would.
 func (s *apiServer) change(resource, name string, f func(o object)) {
 	s.t.Helper()
 	s.do(func() {

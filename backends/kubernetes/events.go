@@ -2,9 +2,9 @@ package kubernetes
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
-	"go.uber.org/zap"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -71,7 +71,7 @@ func (r *runner) refusalOf(ctx context.Context, uid string) *scaler.Failure {
 		if apierrors.IsForbidden(err) {
 			r.cluster.once("events "+r.ns.name, func() {
 				r.cluster.log.Warn("not permitted to list events: why pods cannot be made will not be known",
-					zap.String("namespace", r.ns.name), zap.Error(err))
+					slog.String("namespace", r.ns.name), slog.Any("error", err))
 			})
 		}
 		return nil

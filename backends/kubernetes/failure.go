@@ -39,8 +39,8 @@ func apiFailure(err error, verb, what string) *scaler.Failure {
 		f.Reason, f.Short = scaler.ReasonPlatform, "the Kubernetes API does not accept Usher's credentials"
 		f.Detail = "they are read again from the kubeconfig or the service account's token until they are accepted"
 	case apierrors.IsConflict(err):
-		f.Reason, f.Short = scaler.ReasonConflict, "somebody else keeps changing "+what
-		f.Detail = "it is tried again"
+		f.Reason, f.Short = scaler.ReasonConflict, "another client keeps changing "+what
+		f.Detail = "Usher tries again"
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
 		f.Reason, f.ForGood, f.Short = scaler.ReasonPlatform, true, "the Kubernetes API refuses to "+verb+" "+what
 	case apierrors.IsTooManyRequests(err):

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"testing"
 
-	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -59,7 +58,7 @@ func FuzzAnswersOfTheCluster(f *testing.F) {
 	})
 }
 
-// fuzzed is a runner that nobody connects to a cluster.
+// fuzzed is a runner without a cluster.
 type fuzzed struct {
 	*runner
 	t *testing.T
@@ -70,13 +69,13 @@ func newFuzzed(t *testing.T, resource, port string) fuzzed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cl := &cluster{log: zap.NewNop(), namespaces: make(map[string]*namespace), scalers: make(map[string][]*runner), said: make(map[string]bool)}
+	cl := &cluster{log: quiet(), namespaces: make(map[string]*namespace), scalers: make(map[string][]*runner), said: make(map[string]bool)}
 	cl.ctx, cl.cancel = context.WithCancel(t.Context())
 	x := fuzzed{t: t}
 	r := &runner{
 		plan: &plan{workload: w, port: port}, cluster: cl, ns: cl.join("default"), self: "self/1",
-		finished: make(map[string]bool), told: make(map[string]string), ghosts: make(map[string]string), news: make(chan struct{}),
-		env: scaler.Env{Service: "web", Revision: "r1", Logger: zap.NewNop, Report: x.reported},
+		finished: make(map[string]bool), reported: make(map[string]string), supersededIDs: make(map[string]string), news: make(chan struct{}),
+		env: scaler.Env{Service: "web", Revision: "r1", Logger: quiet, Report: x.reported},
 	}
 	r.ctx, r.cancel = context.WithCancel(t.Context())
 	// What it would do by itself is to ask the cluster.
@@ -101,7 +100,7 @@ func (x fuzzed) hears(said answers) {
 		return
 	}
 	obj := wrap(said.Object)
-	s.mark = readMark(obj.GetAnnotations())
+	s.ownership = readOwnership(obj.GetAnnotations())
 	s.start = int(number(child(child(obj.Object, "spec"), "ordinals"), "start"))
 	r.scale = s
 	r.selector.Store(&s.selector)

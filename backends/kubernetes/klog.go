@@ -11,14 +11,15 @@ import (
 
 // Some of client-go logs to klog's own logger, which belongs to the whole
 // process and would write lines of a format of its own to stderr. It may only
-// be set while nobody logs.
+// be set before anything logs.
 func init() {
 	klog.SetSlogLogger(slog.New(klogHandler{with: func(h slog.Handler) slog.Handler { return h }}))
 }
 
 // klogHandler writes what klog is told to Caddy's log, that of the
-// configuration in force at the moment. What goes wrong with a call is told by
-// whoever made it, so an error is a warning here, and anything less a detail.
+// configuration in force at the moment. The caller of
+// the API reports failed calls, so an error is a warning here, and anything
+// less a detail.
 type klogHandler struct {
 	with func(slog.Handler) slog.Handler // adds the attributes and groups
 }

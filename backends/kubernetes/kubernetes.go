@@ -38,7 +38,8 @@ type Backend struct {
 	// containers. Default: the first port that the pod declares.
 	Port string `json:"port,omitempty"`
 
-	// The kubeconfig file. Default: the service account of the pod that Caddy
+	// The kubeconfig file. If it is missing, that fails the load, the first one
+	// of a Caddy aside. Default: the service account of the pod that Caddy
 	// runs in, then the files that KUBECONFIG names, then ~/.kube/config.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 
@@ -96,6 +97,18 @@ func (b *Backend) Provision(caddy.Context) error {
 	return nil
 }
 
+// Check tells whether a kubeconfig that is named can be used. It asks no
+// cluster. Where none is named, the place decides: a pod has its own.
+func (b *Backend) Check() *scaler.Failure {
+	if b.plan.kubeconfig == "" {
+		return nil
+	}
+	if _, _, err := b.plan.load(); err != nil {
+		return scaler.AsFailure(err)
+	}
+	return nil
+}
+
 // Open connects to the cluster, without waiting for it.
 func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
 	if b.plan == nil {
@@ -131,5 +144,6 @@ func (b *Backend) Redacted() any {
 var (
 	_ caddy.Module      = (*Backend)(nil)
 	_ caddy.Provisioner = (*Backend)(nil)
+	_ scaler.Checker    = (*Backend)(nil)
 	_ scaler.Backend    = (*Backend)(nil)
 )

@@ -10,16 +10,17 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/reserver"
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/scaler/control"
+	"github.com/caddy-usher/usher/scaler/policies"
 )
 
 // service is a whole service over a workload: the backend, its control loop
 // and its slots.
 type service struct {
-	*scaler.Loop
+	*control.Loop
 	t       *testing.T
 	slots   *reserver.Service
 	backend *Backend
@@ -28,20 +29,15 @@ type service struct {
 // silent observes nothing.
 type silent struct{}
 
-func (silent) Decided(scaler.Decision)               {}
-func (silent) StateChanged(_, _ scaler.State)        {}
-func (silent) InstanceChanged(scaler.InstanceStatus) {}
-func (silent) StartFailed(*scaler.Failure)           {}
-func (silent) ColdStarted(scaler.ColdStart)          {}
-func (silent) PlatformUp(bool, *scaler.Failure)      {}
+func (silent) Observe(control.Event) {}
 
 // serve starts a service whose instances are ready by the platform's word,
 // with one slot each.
-func serve(t *testing.T, s *apiServer, resource string, change func(*scaler.Settings)) *service {
+func serve(t *testing.T, s *apiServer, resource string, change func(*control.Settings)) *service {
 	t.Helper()
-	settings := scaler.Settings{
+	settings := control.Settings{
 		Max: 3, Concurrency: 1, IdleTimeout: time.Hour, StartTimeout: time.Minute, DrainTimeout: time.Second,
-		Check: scaler.Check{Kind: scaler.CheckPlatform}, Policy: scaler.Queue{DownWindow: 10 * time.Millisecond},
+		Check: control.Check{Kind: control.CheckPlatform}, Policy: policies.Queue{DownWindow: 10 * time.Millisecond},
 	}
 	if change != nil {
 		change(&settings)
@@ -51,10 +47,10 @@ func serve(t *testing.T, s *apiServer, resource string, change func(*scaler.Sett
 		t.Fatal(err)
 	}
 	x := &service{t: t, backend: b}
-	x.Loop = scaler.NewLoop(scaler.Env{Service: "web", Logger: zap.NewNop, Host: &scaler.Host{DataDir: "/data"}}, &settings, scaler.NewBudget(8), silent{})
+	x.Loop = control.NewLoop(scaler.Env{Service: "web", Logger: quiet, Host: &scaler.Host{DataDir: "/data"}}, &settings, control.NewBudget(8), new(control.Timers), silent{})
 	x.slots = reserver.New(reserver.Options{MaxWaiting: 100}, nil, x.Hooks())
 	x.Attach(x.slots)
-	if err := x.Adopt(b); err != nil {
+	if err := x.SetBackend(b); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -71,14 +67,14 @@ func serve(t *testing.T, s *apiServer, resource string, change func(*scaler.Sett
 func (x *service) request() (*reserver.Reservation, error) {
 	x.t.Helper()
 	r := new(reserver.Reservation)
-	if ok, err := x.slots.Reserve(r, false); ok || err != nil {
+	if ok, err := x.slots.Reserve(r, reserver.Ask{}); ok || err != nil {
 		return r, err
 	}
 	select {
 	case err := <-r.Granted():
 		return r, err
 	case <-time.After(patience):
-		x.t.Fatalf("nobody answers; %+v", x.Status())
+		x.t.Fatalf("no answer; %+v", x.Status())
 		return nil, nil
 	}
 }
@@ -94,10 +90,10 @@ func (x *service) inside() *reserver.Reservation {
 }
 
 // refused waits until a request is refused, and returns why.
-func (x *service) refused() *scaler.Refusal {
+func (x *service) refused() *control.Refusal {
 	x.t.Helper()
 	_, err := x.request()
-	why, ok := errors.AsType[*scaler.Refusal](err)
+	why, ok := errors.AsType[*control.Refusal](err)
 	if !ok {
 		x.t.Fatalf("not refused: %v", err)
 	}
@@ -122,7 +118,7 @@ func TestAServiceGoesUpAndDownWithItsRequestsAndCutsNone(t *testing.T) {
 	}
 	b.Release(reserver.Answered)
 	x.Sleep()
-	eventually(t, "sleep", func() bool { return len(s.livePods()) == 0 && x.Status().State == scaler.Asleep })
+	eventually(t, "sleep", func() bool { return len(s.livePods()) == 0 && x.Status().State == control.Asleep })
 }
 
 func TestAStatefulSetKeepsItsLowestOrdinalsWhateverTheLoad(t *testing.T) {
@@ -149,7 +145,7 @@ func TestAStatefulSetKeepsItsLowestOrdinalsWhateverTheLoad(t *testing.T) {
 func TestWhoWaitsLearnsWhyThePodDoesNotStart(t *testing.T) {
 	for name, test := range map[string]struct {
 		pod    func(object)
-		change func(*scaler.Settings)
+		change func(*control.Settings)
 		words  string
 	}{
 		"image": {func(o object) {
@@ -157,7 +153,7 @@ func TestWhoWaitsLearnsWhyThePodDoesNotStart(t *testing.T) {
 		}, nil, "ImagePullBackOff"},
 		"unschedulable": {func(o object) {
 			merge(o, object{"status": object{"conditions": []any{object{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}}}})
-		}, func(st *scaler.Settings) { st.StartTimeout = 30 * time.Millisecond }, "Unschedulable"},
+		}, func(st *control.Settings) { st.StartTimeout = 30 * time.Millisecond }, "Unschedulable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newAPIServer(t)
@@ -186,7 +182,7 @@ func TestWhoWaitsInANewNamespaceIsServedOnceItIsComplete(t *testing.T) {
 	})
 	x := serve(t, s, "deployment/web", nil)
 	r := new(reserver.Reservation)
-	if ok, err := x.slots.Reserve(r, false); ok || err != nil {
+	if ok, err := x.slots.Reserve(r, reserver.Ask{}); ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	eventually(t, "the reason is known", func() bool {
@@ -203,7 +199,7 @@ func TestWhoWaitsInANewNamespaceIsServedOnceItIsComplete(t *testing.T) {
 		}
 		r.Release(reserver.Answered)
 	case <-time.After(patience):
-		t.Fatalf("nobody answers; %+v", x.Status())
+		t.Fatalf("no answer; %+v", x.Status())
 	}
 }
 
@@ -211,11 +207,11 @@ func TestWhoWaitsIsToldThatAnotherUsherScales(t *testing.T) {
 	s := newAPIServer(t)
 	s.controllers(running("10.0.0.1", true))
 	s.workload("Deployment", "web", 1)
-	foreign := mark{By: "somebody/else", Time: time.Now()}
+	foreign := ownership{By: "another/usher", Time: time.Now()}
 	s.change("deployments", "web", func(o object) {
-		merge(o, object{"metadata": object{"annotations": object{markKey: foreign.String()}}})
+		merge(o, object{"metadata": object{"annotations": object{ownerKey: foreign.String()}}})
 	})
-	x := serve(t, s, "deployment/web", func(st *scaler.Settings) { st.IdleTimeout = time.Millisecond })
+	x := serve(t, s, "deployment/web", func(st *control.Settings) { st.IdleTimeout = time.Millisecond })
 	r := x.inside() // it serves
 	if e := x.Status().LastError; e == nil || e.Short != "another Usher scales it" {
 		t.Fatalf("%v", e)
@@ -273,7 +269,7 @@ func TestARolloutServesWithoutAGap(t *testing.T) {
 	s := newAPIServer(t)
 	s.controllers(running("10.0.0.1", true))
 	s.workload("Deployment", "web", 2)
-	x := serve(t, s, "deployment/web", func(st *scaler.Settings) { st.Min = 2 })
+	x := serve(t, s, "deployment/web", func(st *control.Settings) { st.Min = 2 })
 	eventually(t, "both", func() bool { return x.Status().Ready == 2 })
 	if err := x.Restart(); err != nil {
 		t.Fatal(err)
@@ -288,7 +284,7 @@ func TestARolloutServesWithoutAGap(t *testing.T) {
 			case <-time.After(time.Millisecond):
 			}
 			if x.slots.Stats().Open == 0 {
-				t.Error("nobody serves")
+				t.Error("no instance serves")
 				return
 			}
 		}
@@ -309,7 +305,7 @@ func TestARolloutServesWithoutAGap(t *testing.T) {
 		eventually(t, "that step", func() bool {
 			var have []string
 			for _, in := range x.Instances() {
-				if in.State == scaler.InstanceReady {
+				if in.State == control.InstanceReady {
 					have = append(have, strings.Split(in.ID, ".")[0])
 				}
 			}

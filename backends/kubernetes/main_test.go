@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -10,7 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/goleak"
-	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -68,7 +69,7 @@ func openOn(t *testing.T, s *apiServer, resource string, change ...func(*options
 	core, logs := observer.New(zapcore.DebugLevel)
 	bn := &bench{t: t, server: s, logs: logs, config: b.Kubeconfig, changed: make(chan struct{}, 1)}
 	sc, err := b.Open(scaler.Env{
-		Service: o.service, Revision: o.revision, Logger: func() *zap.Logger { return zap.New(core) }, Host: &scaler.Host{DataDir: o.dataDir}, Report: bn.report,
+		Service: o.service, Revision: o.revision, Logger: func() *slog.Logger { return slog.New(zapslog.NewHandler(core)) }, Host: &scaler.Host{DataDir: o.dataDir}, Report: bn.report,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -206,3 +207,6 @@ func eventually(t *testing.T, what string, is func() bool) {
 
 // wrap makes an object what the client makes of it.
 func wrap(o object) *unstructured.Unstructured { return &unstructured.Unstructured{Object: o} }
+
+// quiet is a logger for what a test does not look at.
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

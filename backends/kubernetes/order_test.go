@@ -327,10 +327,10 @@ func TestASecondUsherServesAndDoesNotScale(t *testing.T) {
 	if n := s.replicas("deployments", "web"); n != 1 {
 		t.Fatalf("scaled to %d", n)
 	}
-	// The first ends and takes its mark back: the second has it all.
+	// The first ends and removes its annotation: the second owns the workload.
 	first.close()
-	if m := s.annotation("deployments", "web", markKey); m != "" {
-		t.Fatalf("the mark is left: %s", m)
+	if m := s.annotation("deployments", "web", ownerKey); m != "" {
+		t.Fatalf("the ownership annotation is left: %s", m)
 	}
 	s.scaleTo("deployments", "web", 2) // something that is noticed
 	second.settled("the end of the hold", func(r scaler.Report) bool { return r.Hold == nil })
@@ -342,16 +342,16 @@ func TestAMarkThatWasLeftBehindExpires(t *testing.T) {
 	s := newAPIServer(t)
 	s.controllers(running("10.0.0.1", true))
 	s.workload("Deployment", "web", 1)
-	left := mark{By: "somebody/else", Time: time.Now().Add(-markLife).Add(800 * time.Millisecond)}
+	left := ownership{By: "another/usher", Time: time.Now().Add(-ownershipLife).Add(800 * time.Millisecond)}
 	s.change("deployments", "web", func(o object) {
-		merge(o, object{"metadata": object{"annotations": object{markKey: left.String()}}})
+		merge(o, object{"metadata": object{"annotations": object{ownerKey: left.String()}}})
 	})
 	b := openOn(t, s, "deployment/web")
 	b.await("the hold", func(r scaler.Report) bool { return r.Hold != nil })
 	b.settled("its end", func(r scaler.Report) bool { return r.Hold == nil && r.Desired == 1 })
 	b.scale(2)
-	if m := s.annotation("deployments", "web", markKey); !strings.Contains(m, b.runner.self) {
-		t.Fatalf("the mark is %s", m)
+	if m := s.annotation("deployments", "web", ownerKey); !strings.Contains(m, b.runner.self) {
+		t.Fatalf("the ownership annotation is %s", m)
 	}
 }
 
@@ -438,7 +438,7 @@ func TestAMarkThatMayNotBeWrittenIsSaidOnceAndNotFatal(t *testing.T) {
 	b.scale(4)
 	b.scale(5)
 	b.has(5, 5)
-	if n := b.logs.FilterMessageSnippet("cannot be marked").Len(); n != 1 {
+	if n := b.logs.FilterMessageSnippet("ownership annotation cannot be written").Len(); n != 1 {
 		t.Fatalf("said %d times", n)
 	}
 }

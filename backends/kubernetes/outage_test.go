@@ -83,7 +83,7 @@ func TestClosingDoesNotWaitForAnAPIServerThatIsAway(t *testing.T) {
 	b.settled("the trouble", func(r scaler.Report) bool { return r.Trouble != nil })
 	began := time.Now()
 	b.close()
-	if took := time.Since(began); took > unmarkTimeout+time.Second {
+	if took := time.Since(began); took > giveUpOwnershipTimeout+time.Second {
 		t.Fatalf("took %s", took)
 	}
 	n := len(b.history())

@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/caddy-usher/usher/reserver"
-	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/scaler/control"
 )
 
 // rightsOfTheManifests returns what the Role in deploy/kubernetes allows.
@@ -78,9 +78,9 @@ func TestTheManifestsGrantExactlyTheRightsThatAreUsed(t *testing.T) {
 		})
 		if resource == "statefulset" {
 			x.Sleep()
-			eventually(t, "sleep", func() bool { return x.Status().State == scaler.Asleep })
+			eventually(t, "sleep", func() bool { return x.Status().State == control.Asleep })
 			r := new(reserver.Reservation)
-			if _, err := x.slots.Reserve(r, false); err != nil {
+			if _, err := x.slots.Reserve(r, reserver.Ask{}); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "a look at the events", func() bool { return len(s.made("list events")) > 0 })

@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -10,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/caddy-usher/usher/scaler"
@@ -29,7 +29,7 @@ type runner struct {
 	env     scaler.Env
 	cluster *cluster
 	ns      *namespace
-	self    string    // who scales, for the mark
+	self    string    // this Usher, for the ownership annotation
 	entered time.Time // guarded by the cluster's mu
 
 	selector atomic.Pointer[labels.Selector] // nil until the scale was read
@@ -49,27 +49,27 @@ type runner struct {
 	orders sync.Mutex
 
 	// mu is held while reports are delivered, which keeps them in order.
-	mu       sync.Mutex
-	scale    scale
-	changes  int             // of the scale that were ours; a read in between is void
-	trouble  *scaler.Failure // of reading the scale
-	refusal  *scaler.Failure // of the making of pods, from events
-	reading  time.Duration   // the pause before the next attempt
-	looked   time.Duration   // the pause before the next look at events
-	told     map[string]string
-	finished map[string]bool
-	leaving  map[string]bool // by uid, the pods that were on their way out then
-	wanted   int             // the sum of the ReplicaSets' numbers then
-	came     bool            // pods, since the number was last held against them
-	went     bool
-	ordering bool              // an order is under way: its effects can be seen before its answer
-	ghosts   map[string]string // ids of before another revision took over, by uid
-	suffix   string            // of ids
-	taken    int               // how often another revision took over
-	last     scaler.Report
-	full     bool // a complete report was delivered
-	news     chan struct{}
-	closed   bool
+	mu            sync.Mutex
+	scale         scale
+	changes       int             // of the scale that were ours; a read in between is void
+	trouble       *scaler.Failure // of reading the scale
+	refusal       *scaler.Failure // of the making of pods, from events
+	reading       time.Duration   // the pause before the next attempt
+	looked        time.Duration   // the pause before the next look at events
+	reported      map[string]string
+	finished      map[string]bool
+	leaving       map[string]bool // by uid, the pods that were on their way out then
+	wanted        int             // the sum of the ReplicaSets' numbers then
+	came          bool            // pods, since the number was last held against them
+	went          bool
+	ordering      bool              // an order is under way: its effects can be seen before its answer
+	supersededIDs map[string]string // the ids that pods had before another revision took over, by uid
+	suffix        string            // of ids
+	taken         int               // how often another revision took over
+	last          scaler.Report
+	full          bool // a complete report was delivered
+	news          chan struct{}
+	closed        bool
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -87,7 +87,7 @@ func open(p *plan, env scaler.Env) (*runner, error) {
 	}
 	r := &runner{
 		plan: p, env: env, cluster: cl, ns: cl.join(space), self: identity(env.DataDir),
-		finished: make(map[string]bool), told: make(map[string]string), ghosts: make(map[string]string),
+		finished: make(map[string]bool), reported: make(map[string]string), supersededIDs: make(map[string]string),
 		news: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
@@ -176,7 +176,7 @@ func (r *runner) read(ctx context.Context) {
 			r.cluster.mayPass(f)
 		}
 		if f.Reason == scaler.ReasonNotFound {
-			// Nobody works towards anything. The pods that are left are seen.
+			// No controller acts on the number. Remaining pods are still reported.
 			r.scale.replicas = 0
 		}
 		r.reading = min(max(2*r.reading, firstRetry), lastRetry)
@@ -192,8 +192,8 @@ func (r *runner) read(ctx context.Context) {
 	r.scale = s
 	r.selector.Store(&s.selector)
 	switch {
-	case s.mark.foreign(r.self):
-		r.pokeIn(time.Until(s.mark.expiry()) + 10*time.Millisecond)
+	case s.ownership.foreign(r.self):
+		r.pokeIn(time.Until(s.ownership.expiry()) + 10*time.Millisecond)
 	case s.autoscaler != "" && s.replicas > 0:
 		// No event tells that it was deleted.
 		r.pokeIn(autoscaledLife + time.Second)
@@ -253,7 +253,7 @@ func (r *runner) report() (doubtful bool) {
 	return doubtful
 }
 
-// tell delivers the report, and wakes who waits for one. The lock is held.
+// tell delivers the report, and wakes the goroutines that wait for one. The lock is held.
 func (r *runner) tell() {
 	rep := r.last
 	rep.Instances = slices.Clone(rep.Instances)
@@ -291,19 +291,19 @@ func (r *runner) own(v view) (mine []*pod, sets []*replicaSet) {
 // list describes the pods, and the ends of those that are no more. It takes
 // note of pods that came and of those that began to go. The lock is held.
 func (r *runner) list(mine []*pod, superseded bool) (all []scaler.Instance) {
-	told := make(map[string]string, len(mine))
-	ghosts := make(map[string]string)
+	reported := make(map[string]string, len(mine))
+	supersededIDs := make(map[string]string)
 	finished := make(map[string]bool)
 	leaving := make(map[string]bool)
 	for _, p := range mine {
-		if id := r.ghosts[p.uid]; id != "" {
-			ghosts[p.uid] = id
+		if id := r.supersededIDs[p.uid]; id != "" {
+			supersededIDs[p.uid] = id
 			all = append(all, scaler.Instance{ID: id, Since: p.created, Phase: scaler.PhaseStopping})
 		}
 		if superseded {
 			continue
 		}
-		before := r.told[p.uid]
+		before := r.reported[p.uid]
 		n, end, _ := p.run(r.plan.port)
 		if p.finished() && !p.deleting {
 			finished[p.uid] = true
@@ -326,31 +326,33 @@ func (r *runner) list(mine []*pod, superseded bool) (all []scaler.Instance) {
 		}
 		r.came = r.came || before == "" && !p.deleting
 		leaving[p.uid] = p.deleting
-		told[p.uid] = in.ID
+		reported[p.uid] = in.ID
 		all = append(all, in)
 	}
-	for uid := range r.told {
-		r.went = r.went || told[uid] == ""
+	for uid := range r.reported {
+		r.went = r.went || reported[uid] == ""
 	}
 	for uid, going := range leaving {
 		r.went = r.went || going && !r.leaving[uid]
 	}
-	r.told, r.ghosts, r.finished, r.leaving = told, ghosts, finished, leaving
+	r.reported, r.supersededIDs, r.finished, r.leaving = reported, supersededIDs, finished, leaving
 	return all
 }
 
-// Traits implements scaler.Traiter: the controller of a workload removes the
+// Traits implements scaler.Scaler: the controller of a workload removes the
 // pods that are too many.
-func (r *runner) Traits() scaler.Traits { return scaler.Traits{Trims: true} }
+func (r *runner) Traits() scaler.Traits {
+	return scaler.Traits{Trims: true, Platform: "kubernetes " + r.plan.key()}
+}
 
 // giveUp leaves the pods to a later revision: to this one they are on their
 // way out, and get no request. The lock is held.
 func (r *runner) giveUp() {
-	if len(r.told) == 0 {
+	if len(r.reported) == 0 {
 		return
 	}
-	maps.Copy(r.ghosts, r.told)
-	r.told = make(map[string]string)
+	maps.Copy(r.supersededIDs, r.reported)
+	r.reported = make(map[string]string)
 }
 
 // takeBack makes r the one that scales again, after a later revision of the
@@ -378,7 +380,7 @@ func (r *runner) takeBack(ctx context.Context) bool {
 // earlier one is meant.
 const takenAfter = time.Second
 
-// hold says who else has a say in the number. The lock is held.
+// hold tells what else controls the number of pods. The lock is held.
 func (r *runner) hold(mine []*pod) *scaler.Hold {
 	if f := r.foreigner(); f != nil {
 		return &scaler.Hold{Fewer: true, More: true, None: true, Failure: f}
@@ -404,8 +406,8 @@ func (r *runner) hold(mine []*pod) *scaler.Hold {
 	return nil
 }
 
-// foreigner says who else scales the workload, if Usher must leave it to
-// them. The lock is held.
+// foreigner names the other Usher that scales the workload, if this one must
+// leave it alone. The lock is held.
 func (r *runner) foreigner() *scaler.Failure {
 	f := &scaler.Failure{Reason: scaler.ReasonConflict, ForGood: true}
 	if _, behind := r.cluster.place(r); behind != "" {
@@ -413,9 +415,9 @@ func (r *runner) foreigner() *scaler.Failure {
 		f.Detail = r.describe() + " is scaled by service " + behind + " of the same Caddy; this service sends requests to its pods and leaves their number alone"
 		return f
 	}
-	if m := r.scale.mark; m.foreign(r.self) {
+	if m := r.scale.ownership; m.foreign(r.self) {
 		f.Short = "another Usher scales it"
-		f.Detail = r.describe() + " was scaled by " + m.By + " at " + m.Time.Format(time.RFC3339) + "; this Caddy sends requests to its pods and leaves their number alone while that is less than " + markLife.String() + " ago"
+		f.Detail = r.describe() + " was scaled by " + m.By + " at " + m.Time.Format(time.RFC3339) + "; this Caddy sends requests to its pods and leaves their number alone while that is less than " + ownershipLife.String() + " ago"
 		return f
 	}
 	return nil
@@ -456,12 +458,12 @@ func (r *runner) Close(ctx context.Context, _ time.Duration) error {
 	r.mu.Unlock()
 	r.ns.unsubscribe(r)
 	if r.cluster.exit(r) {
-		r.unmark(ctx)
+		r.giveUpOwnership(ctx)
 	}
 	r.life.Wait()
 	r.ns.leave()
 	r.cluster.leave()
-	r.env.Logger().Debug("left the workload as it is", zap.String("workload", r.describe()))
+	r.env.Logger().Debug("left the workload as it is", slog.String("workload", r.describe()))
 	return nil
 }
 
@@ -469,5 +471,4 @@ func (r *runner) Close(ctx context.Context, _ time.Duration) error {
 var (
 	_ scaler.Scaler    = (*runner)(nil)
 	_ scaler.Restarter = (*runner)(nil)
-	_ scaler.Traiter   = (*runner)(nil)
 )

@@ -25,7 +25,7 @@ type scale struct {
 	replicas   int
 	version    string // the resource version, of the scale and of its object
 	selector   labels.Selector
-	mark       mark
+	ownership  ownership
 	autoscaler string // the name of one that scales it
 	template   bool   // it has a pod template
 	start      int    // the first ordinal of a StatefulSet
@@ -45,7 +45,7 @@ func (r *runner) readScale(ctx context.Context) (scale, *scaler.Failure) {
 	if f != nil {
 		return scale{}, f
 	}
-	s.mark = readMark(obj.GetAnnotations())
+	s.ownership = readOwnership(obj.GetAnnotations())
 	spec := child(obj.Object, "spec")
 	s.template = child(spec, "template") != nil
 	s.start = int(number(child(spec, "ordinals"), "start"))
@@ -173,7 +173,7 @@ func (r *runner) doubt(f *scaler.Failure) {
 func (r *runner) nameOf(p *pod) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.told[p.uid]
+	return r.reported[p.uid]
 }
 
 func contains(ids []string, id string) bool {
@@ -215,8 +215,7 @@ func (r *runner) awaitScale(ctx context.Context) (fresh bool, f *scaler.Failure)
 	}
 }
 
-// autoscaled tells whether somebody lets the cluster scale the workload, as
-// of now.
+// autoscaled tells whether an autoscaler scales the workload now.
 func (r *runner) autoscaled(ctx context.Context) bool {
 	r.mu.Lock()
 	known := r.scale.autoscaler
@@ -261,7 +260,7 @@ func (r *runner) setReplicas(ctx context.Context, from scale, to int, blind bool
 			return apiFailure(err, "get", "the scale of "+r.plan.workload.String())
 		}
 		if replicasOf(sub) != from.replicas {
-			// Somebody else was faster: decided anew, with what they want.
+			// Another client was faster: decide again with its number.
 			r.read(ctx)
 			r.report()
 			return scaler.ErrLater
@@ -270,23 +269,23 @@ func (r *runner) setReplicas(ctx context.Context, from scale, to int, blind bool
 	}
 }
 
-// conflictTries is how often a change is tried again because somebody else
+// conflictTries is how often a change is retried because another client
 // wrote to the same object.
 const conflictTries = 8
 
-// setMark writes on the workload who scales it. It is not fatal if that fails.
-func (r *runner) setMark(ctx context.Context) {
-	m := mark{By: r.self, Time: time.Now().UTC().Truncate(time.Second)}
+// claimOwnership writes the ownership annotation. A failure is not fatal.
+func (r *runner) claimOwnership(ctx context.Context) {
+	m := ownership{By: r.self, Time: time.Now().UTC().Truncate(time.Second)}
 	obj, err := r.patch(ctx, r.plan.workload.gvr, r.plan.workload.name, map[string]any{
-		"metadata": map[string]any{"annotations": map[string]any{markKey: m.String()}},
+		"metadata": map[string]any{"annotations": map[string]any{ownerKey: m.String()}},
 	})
 	if err != nil {
-		r.markFails(err)
+		r.ownershipFails(err)
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.changes++
-	r.scale.mark = m
+	r.scale.ownership = m
 	r.scale.version = obj.GetResourceVersion()
 }

@@ -18,7 +18,7 @@ func (p *pod) live() bool { return !p.deleting && !p.finished() }
 
 // servingPort finds the port of p that serves: by its number, its name, or,
 // where none is named, the first that is declared. The containers are those
-// that declare it; none where nobody does.
+// that declare it; none if none does.
 func (p *pod) servingPort(wanted string) (number int, declaring []string, ok bool) {
 	n, isNumber := portNumber(wanted)
 	for _, c := range p.containers {

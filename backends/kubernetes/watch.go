@@ -3,10 +3,10 @@ package kubernetes
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
-	"go.uber.org/zap"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -133,7 +133,7 @@ func (m *mirror[T]) settle(ctx context.Context, verb string, err error) {
 	m.mu.Unlock()
 	if (f == nil) != (before == nil) || f != nil && f.Short != before.Short {
 		if f != nil {
-			m.cluster.log.Debug("watching fails", zap.String("resource", m.gvr.Resource), zap.String("namespace", m.namespace), zap.Error(f))
+			m.cluster.log.Debug("watching fails", slog.String("resource", m.gvr.Resource), slog.String("namespace", m.namespace), slog.Any("error", f))
 		}
 		m.replaced(f == nil)
 	}

@@ -2,11 +2,10 @@ package marathon
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -46,7 +45,7 @@ type app struct {
 	outage    *scaler.Failure // it cannot be read
 	failing   time.Time       // since when reads have failed
 	failed    int             // reads in a row that have failed
-	blocked   *scaler.Failure // an order waits for somebody else's deployment
+	blocked   *scaler.Failure // an order waits for a foreign deployment
 	crashing  *scaler.Failure // the last word on why starts fail again and again
 	starved   *scaler.Failure // no offer fits
 	lastFail  string          // the task failure that was dealt with last
@@ -187,7 +186,7 @@ func (a *app) join(r *runner) {
 	for _, o := range a.runners {
 		if o.env.Service != r.env.Service {
 			r.env.Logger().Warn("two services scale the same Marathon app; each task belongs to one of them, but neither can count on the other",
-				zap.String("app", a.id), zap.String("other", o.env.Service))
+				slog.String("app", a.id), slog.String("other", o.env.Service))
 		}
 	}
 	a.runners = append(a.runners, r)
@@ -199,6 +198,11 @@ func (a *app) join(r *runner) {
 // leave takes r off the watch. The last one ends it, and waits for that.
 func (a *app) leave(ctx context.Context, r *runner) error {
 	apps.Lock()
+	if r.left {
+		apps.Unlock()
+		return nil
+	}
+	r.left = true
 	a.uses--
 	last := a.uses == 0
 	if last {
@@ -244,7 +248,7 @@ func (a *app) newest() *runner {
 	return a.runners[len(a.runners)-1]
 }
 
-func (a *app) logger() *zap.Logger {
+func (a *app) logger() *slog.Logger {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if r := a.newest(); r != nil {
@@ -300,7 +304,7 @@ func (a *app) run() {
 	}
 }
 
-// untilNext is the pause before the next read that nobody asks for.
+// untilNext is the pause before the next periodic read.
 func (a *app) untilNext() time.Duration {
 	streams := a.reached().streams()
 	a.mu.Lock()

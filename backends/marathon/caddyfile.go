@@ -35,8 +35,8 @@ func (b *Backend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if err != nil {
 				return err
 			}
-			if b.PortIndex, err = strconv.Atoi(value); err != nil || b.PortIndex < 0 {
-				return d.Errf("port_index %q: ports are counted from 0", value)
+			if b.PortIndex, err = strconv.Atoi(value); err != nil || b.PortIndex < 0 || b.PortIndex > maxPortIndex {
+				return d.Errf("port_index %q: ports are counted from 0 to at most %d", value, maxPortIndex)
 			}
 		case option == "port_name":
 			if b.PortName, err = one(d, seen); err != nil {

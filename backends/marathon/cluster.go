@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 // cluster is one set of connections to a cluster, shared by everything that
@@ -189,13 +188,13 @@ func (c *cluster) demote(m *member) {
 }
 
 // logger returns a logger of one of the services on the cluster.
-func (c *cluster) logger() *zap.Logger {
+func (c *cluster) logger() *slog.Logger {
 	for _, a := range c.interested("") {
 		if l := a.logger(); l != nil {
 			return l
 		}
 	}
-	return zap.NewNop()
+	return slog.New(slog.DiscardHandler)
 }
 
 // sleep waits, and returns false if ctx ended first.

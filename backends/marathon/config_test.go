@@ -53,6 +53,7 @@ func TestCaddyfileMistakes(t *testing.T) {
 		"marathon /a {\nurl\n}":                            "one or more base URLs",
 		"marathon /a {\nport_index x\n}":                   "counted from 0",
 		"marathon /a {\nport_index -1\n}":                  "counted from 0",
+		"marathon /a {\nport_index 1000000\n}":             "at most 65535",
 		"marathon /a {\nport_name\n}":                      "exactly one value",
 		"marathon /a {\nport_name a\nport_name b\n}":       "twice",
 		"marathon /a {\nport_name a\nport_index 1\n}":      "not both",
@@ -101,6 +102,7 @@ func TestProvisionChecksWithoutAskingAnybody(t *testing.T) {
 		"without ? and #":          {App: "/a", URLs: []string{"http://m1/?x=1"}},
 		"do not belong into a URL": {App: "/a", URLs: []string{"http://user:hunter2@m1"}},
 		"counted from 0":           {App: "/a", URLs: urls, PortIndex: -1},
+		"no more than 65535 ports": {App: "/a", URLs: urls, PortIndex: 1 << 40},
 		"port_index or port_name":  {App: "/a", URLs: urls, PortIndex: 1, PortName: "x"},
 		"needs a user":             {App: "/a", URLs: urls, BasicAuth: &BasicAuth{Password: "x"}},
 		"not both":                 {App: "/a", URLs: urls, BasicAuth: &BasicAuth{User: "x"}, TokenFile: junk},
@@ -112,7 +114,9 @@ func TestProvisionChecksWithoutAskingAnybody(t *testing.T) {
 	} {
 		err := b.Provision(caddy.Context{})
 		if err == nil {
-			err = b.Validate()
+			if f := b.Check(); f != nil {
+				err = f
+			}
 		}
 		if err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%+v: %v does not say %q", b, err, words)

@@ -1,6 +1,6 @@
 // Package marathon runs the instances of a service as tasks of an app of a
-// Marathon cluster. The app and all its settings belong to somebody else:
-// Usher changes its number of instances and nothing more.
+// Marathon cluster. Usher does not own the app: it changes the app's
+// number of instances and nothing else.
 //
 // It owns the module usher.backends.marathon; one set of connections per
 // cluster (an API client for each member, the event stream, failover between

@@ -6,14 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"mime"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 // The event stream is Usher's own and not go-marathon's, which stays on its
@@ -111,8 +110,8 @@ func causeOf(ctx context.Context, err error) error {
 	return err
 }
 
-// readLine returns the next line without its end. Of one that is too long it
-// returns "data:", an event that names nobody. alive is called for every piece
+// readLine returns the next line without its end. For a line that is too
+// long it returns "data:", an event that names no app. alive is called for every piece
 // that comes in.
 func readLine(r *bufio.Reader, alive func()) (string, error) {
 	var line []byte
@@ -197,8 +196,8 @@ func (c *cluster) memberAt(to *url.URL) *member {
 	return nil
 }
 
-// streamBegan has everything read anew: what happened while nobody listened
-// is not said again.
+// streamBegan reads everything again, because Marathon does not repeat events
+// from before the stream.
 func (c *cluster) streamBegan(m *member) {
 	c.mu.Lock()
 	c.streaming, c.streamErr = true, nil
@@ -209,7 +208,7 @@ func (c *cluster) streamBegan(m *member) {
 	if again {
 		log = c.logger().Info
 	}
-	log("listening to Marathon's events", zap.String("member", m.base))
+	log("listening to Marathon's events", slog.String("member", m.base))
 	for _, a := range c.interested("") {
 		a.kick()
 	}
@@ -226,9 +225,9 @@ func (c *cluster) streamEnded(err error) {
 	c.mu.Unlock()
 	switch {
 	case warn:
-		c.logger().Warn("Marathon's events cannot be had; the apps are read every "+pollBlind.String()+" instead", zap.Error(err))
+		c.logger().Warn("Marathon's events cannot be had; the apps are read every "+pollBlind.String()+" instead", slog.Any("error", err))
 	default:
-		c.logger().Debug("the event stream ended", zap.Error(err))
+		c.logger().Debug("the event stream ended", slog.Any("error", err))
 	}
 	if lost {
 		for _, a := range c.interested("") {

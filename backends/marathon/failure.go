@@ -46,7 +46,7 @@ func asFailure(err error) *scaler.Failure {
 		f.Detail = "check basic_auth or token_file of the backend"
 	case gomarathon.ErrCodeForbidden:
 		if strings.Contains(s.text, "running deployments") {
-			// It shares its status with those who may not do what they ask.
+			// Marathon answers forbidden requests with the same status.
 			f.Reason, f.Short = scaler.ReasonQuota, "Marathon has too many running deployments"
 			f.Detail = "it takes a new one when others have ended (--max_running_deployments)"
 			break
@@ -102,7 +102,7 @@ func taskFailure(last *gomarathon.LastTaskFailure, id string) *scaler.Failure {
 	case strings.Contains(message, "pull") || strings.Contains(message, "image"):
 		f.Reason, f.Short = scaler.ReasonImage, "the image cannot be had"
 	case last.State == taskKilled:
-		// Marathon keeps a word on those, too, that somebody had stopped.
+		// Marathon also reports tasks that were stopped on request.
 		return nil
 	case last.State == taskFinished:
 		f.Short = "exit status 0"
@@ -114,8 +114,7 @@ func taskFailure(last *gomarathon.LastTaskFailure, id string) *scaler.Failure {
 	return f
 }
 
-// conflict words an order that somebody else's deployment stands in the way
-// of.
+// conflict describes an order that a foreign deployment blocks.
 func conflict(id string, ids []string, what string, err error) *scaler.Failure {
 	return &scaler.Failure{
 		Reason: scaler.ReasonConflict, Short: "another deployment holds the app",

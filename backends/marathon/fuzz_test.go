@@ -12,7 +12,6 @@ import (
 	"time"
 
 	gomarathon "github.com/gambol99/go-marathon"
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -81,7 +80,7 @@ func FuzzAnswersOfMarathon(f *testing.F) {
 	})
 }
 
-// fuzzedApp is the watch over an app that nobody reads.
+// fuzzedApp is the watch over an app without a reader.
 func fuzzedApp(t *testing.T, p port) *app {
 	c := &cluster{apps: make(map[*app]bool)}
 	c.ctx, c.cancel = context.WithCancel(t.Context())
@@ -91,7 +90,7 @@ func fuzzedApp(t *testing.T, p port) *app {
 	}
 	a.ctx, a.cancel = context.WithCancel(t.Context())
 	c.attach(a)
-	a.join(&runner{port: p, env: scaler.Env{Service: "web", Logger: zap.NewNop, Report: func(r scaler.Report) { sound(t, r) }}})
+	a.join(&runner{port: p, env: scaler.Env{Service: "web", Logger: quiet, Report: func(r scaler.Report) { sound(t, r) }}})
 	return a
 }
 

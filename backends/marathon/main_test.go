@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -15,7 +16,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/goleak"
-	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -260,7 +261,7 @@ func (m *masters) raw(text string) {
 	}
 }
 
-// awaitStream waits until somebody listens.
+// awaitStream waits until so many clients listen.
 func (m *masters) awaitStream(n int) {
 	m.t.Helper()
 	eventually(m.t, func() bool {
@@ -332,8 +333,8 @@ func provisioned(t *testing.T, b *Backend) *Backend {
 	if err := b.Provision(caddy.Context{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Validate(); err != nil {
-		t.Fatal(err)
+	if f := b.Check(); f != nil {
+		t.Fatal(f)
 	}
 	return b
 }
@@ -344,7 +345,7 @@ func start(t *testing.T, b *Backend) *bench {
 	provisioned(t, b)
 	core, logs := observer.New(zapcore.DebugLevel)
 	bn := &bench{t: t, logs: logs}
-	s, err := b.Open(scaler.Env{Service: "web", Revision: "r1", Logger: func() *zap.Logger { return zap.New(core) }, Report: func(r scaler.Report) {
+	s, err := b.Open(scaler.Env{Service: "web", Revision: "r1", Logger: func() *slog.Logger { return slog.New(zapslog.NewHandler(core)) }, Report: func(r scaler.Report) {
 		bn.mu.Lock()
 		defer bn.mu.Unlock()
 		bn.reports = append(bn.reports, r)
@@ -453,3 +454,6 @@ func hang(_ http.ResponseWriter, r *http.Request, _ int) bool {
 	<-r.Context().Done()
 	return true
 }
+
+// quiet is a logger for what a test does not look at.
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -21,6 +23,9 @@ import (
 func init() {
 	caddy.RegisterModule(new(Backend))
 }
+
+// maxPortIndex is more ports than an app can have.
+const maxPortIndex = 65535
 
 // Backend runs the instances of a service as tasks of an existing Marathon
 // app. Usher changes the number of instances of the app; the definition of the
@@ -52,11 +57,13 @@ type Backend struct {
 	BasicAuth *BasicAuth `json:"basic_auth,omitempty"`
 
 	// A file with a DC/OS authentication token. It is read anew for every
-	// call, so a token can be rotated while Caddy runs.
+	// call, so a token can be rotated while Caddy runs. A file that is missing
+	// fails the load, the first one of a Caddy aside.
 	TokenFile string `json:"token_file,omitempty"`
 
 	// A file with the PEM certificates that the members' certificates are
-	// checked against, instead of the system's.
+	// checked against, instead of the system's. A file that is missing fails
+	// the load, the first one of a Caddy aside.
 	CAFile string `json:"ca_file,omitempty"`
 
 	plan *plan
@@ -77,6 +84,46 @@ type plan struct {
 	app    string
 	port   port
 	access access
+
+	// caFile is the file of access.ca. While it cannot be used, missing says
+	// why, and no member is asked: the system's certificates are no substitute.
+	caFile  string
+	mu      sync.Mutex // guards missing, and access.ca until missing is nil
+	missing *scaler.Failure
+}
+
+// complete returns the access, or what this machine lacks for it. If something
+// was missing, it is looked for again.
+func (p *plan) complete() (access, *scaler.Failure) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.caFile != "" && p.access.ca == "" {
+		p.readCA()
+	}
+	return p.access, p.missing
+}
+
+// readCA reads the certificates of the file.
+func (p *plan) readCA() {
+	pem, err := os.ReadFile(p.caFile)
+	switch {
+	case err != nil:
+		p.missing = fileFailure(fmt.Errorf("ca_file: %w", err))
+	case !x509.NewCertPool().AppendCertsFromPEM(pem):
+		p.missing = fileFailure(fmt.Errorf("ca_file %s holds no PEM certificate", p.caFile))
+	default:
+		p.access.ca, p.missing = string(pem), nil
+	}
+}
+
+// fileFailure is the failure of a file that the configuration names and that
+// cannot be used.
+func fileFailure(err error) *scaler.Failure {
+	f := &scaler.Failure{Reason: scaler.ReasonNotFound, ForGood: true, Short: "a file of the configuration cannot be used", Err: err}
+	if errors.Is(err, fs.ErrPermission) {
+		f.Reason = scaler.ReasonForbidden
+	}
+	return f
 }
 
 // port selects one of an app's ports.
@@ -122,8 +169,8 @@ func (*Backend) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision resolves and checks the configuration. It reads the CA file, calls
-// nobody, and changes nothing.
+// Provision resolves and checks the configuration. It reads the CA file,
+// calls no server, and changes nothing.
 func (b *Backend) Provision(caddy.Context) error {
 	p := new(plan)
 	resolve := caddy.NewReplacer()
@@ -170,6 +217,8 @@ func (b *Backend) Provision(caddy.Context) error {
 	switch {
 	case b.PortIndex < 0:
 		return fmt.Errorf("marathon: port_index %d: ports are counted from 0", b.PortIndex)
+	case b.PortIndex > maxPortIndex:
+		return fmt.Errorf("marathon: port_index %d: an app has no more than %d ports", b.PortIndex, maxPortIndex)
 	case b.PortIndex > 0 && p.port.name != "":
 		return errors.New("marathon: give port_index or port_name, not both")
 	case b.BasicAuth != nil && p.access.user == "":
@@ -177,27 +226,9 @@ func (b *Backend) Provision(caddy.Context) error {
 	case b.BasicAuth != nil && p.access.tokenFile != "":
 		return errors.New("marathon: give basic_auth or token_file, not both")
 	}
-	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
-		if err != nil {
-			return fmt.Errorf("marathon: ca_file: %w", err)
-		}
-		if !x509.NewCertPool().AppendCertsFromPEM(pem) {
-			return fmt.Errorf("marathon: ca_file %s holds no PEM certificate", caFile)
-		}
-		p.access.ca = string(pem)
-	}
+	p.caFile = caFile
+	_, _ = p.complete() // what is missing is told by Check and Open
 	b.plan = p
-	return nil
-}
-
-// Validate checks what can be known without asking the cluster.
-func (b *Backend) Validate() error {
-	if b.plan.access.tokenFile != "" {
-		if _, err := readToken(b.plan.access.tokenFile); err != nil {
-			return fmt.Errorf("marathon: %w", err)
-		}
-	}
 	return nil
 }
 
@@ -249,7 +280,24 @@ func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
 			Detail: "the marathon backend of " + env.Service + " was opened before it was provisioned",
 		}
 	}
-	return open(b.plan, env)
+	a, missing := b.plan.complete()
+	if missing != nil {
+		return nil, missing
+	}
+	return open(b.plan.app, b.plan.port, a, env)
+}
+
+// Check tells whether the files that the configuration names can be used. It
+// asks no member of the cluster.
+func (b *Backend) Check() *scaler.Failure {
+	a, missing := b.plan.complete()
+	if missing != nil || a.tokenFile == "" {
+		return missing
+	}
+	if _, err := readToken(a.tokenFile); err != nil {
+		return fileFailure(err)
+	}
+	return nil
 }
 
 // Fingerprint identifies the app, the port and the access to the cluster. The
@@ -257,6 +305,11 @@ func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
 // without a new revision.
 func (b *Backend) Fingerprint() string {
 	p := b.plan
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.missing != nil {
+		return fmt.Sprintf("%s %q %s without %q", p.app, p.port, p.access.key(), p.caFile)
+	}
 	return fmt.Sprintf("%s %q %s", p.app, p.port, p.access.key())
 }
 
@@ -274,6 +327,6 @@ func (b *Backend) Redacted() any {
 var (
 	_ caddy.Module      = (*Backend)(nil)
 	_ caddy.Provisioner = (*Backend)(nil)
-	_ caddy.Validator   = (*Backend)(nil)
+	_ scaler.Checker    = (*Backend)(nil)
 	_ scaler.Backend    = (*Backend)(nil)
 )

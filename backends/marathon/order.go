@@ -3,13 +3,13 @@ package marathon
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
 	"time"
 
 	gomarathon "github.com/gambol99/go-marathon"
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -17,7 +17,7 @@ import (
 // The patience of an order. What is not done by then is given back with words,
 // and ordered again.
 const (
-	patienceUp   = 10 * time.Second // for somebody else's deployment, or a leader
+	patienceUp   = 10 * time.Second // for a foreign deployment, or a leader
 	patienceDown = 5 * time.Second  // to stop something is never urgent
 	wordsBefore  = 2 * time.Second  // of the deadline of the order
 	mostSteps    = 30
@@ -42,6 +42,11 @@ func (r *runner) Scale(ctx context.Context, o scaler.Order) error {
 		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-wordsBefore))
 		defer cancel()
 	}
+	ctx, end, err := r.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	a := r.app
 	if err := a.takeTurn(ctx); err != nil {
 		return err
@@ -105,8 +110,8 @@ func (w *order) carryOut(ctx context.Context) error {
 		}
 	}
 	return &scaler.Failure{
-		Reason: scaler.ReasonConflict, Short: "somebody else changes the app all the time",
-		Detail: "app " + a.id + " was different after every step of the order; it is given again",
+		Reason: scaler.ReasonConflict, Short: "another client keeps changing the app",
+		Detail: "app " + a.id + " was different after every step of the order; Usher tries again",
 	}
 }
 
@@ -153,7 +158,7 @@ func (w *order) make(ctx context.Context, s step) (deployment, version string, e
 			})
 		case stopThese:
 			// go-marathon's KillTasks loses the id of the deployment, without
-			// which it would be somebody else's; its KillTask asks for a path
+			// which it would seem foreign; its KillTask asks for a path
 			// that tasks have not had since 1.8.
 			in := map[string][]string{"ids": s.ids}
 			return m.call(ctx, http.MethodPost, "/v2/tasks/delete?scale=true", in, &done)
@@ -165,8 +170,8 @@ func (w *order) make(ctx context.Context, s step) (deployment, version string, e
 		}
 	})
 	if err == nil {
-		w.r.env.Logger().Debug("Marathon has accepted a change", zap.String("app", a.id), zap.Int("instances", s.after()),
-			zap.Strings("stop", s.ids), zap.String("deployment", done.DeploymentID))
+		w.r.env.Logger().Debug("Marathon has accepted a change", slog.String("app", a.id), slog.Int("instances", s.after()),
+			slog.Any("stop", s.ids), slog.String("deployment", done.DeploymentID))
 	}
 	return done.DeploymentID, done.Version, err
 }
@@ -219,8 +224,8 @@ func (w *order) patience() time.Duration {
 // given up, by its id and without force: what it has queued stays so, and the
 // next number includes it. One's own scale-down is awaited; to force a start
 // past it would succeed at once, and start nothing, because Marathon counts
-// those that are dying. Somebody else's is awaited while somebody waits for a
-// start, and else left alone.
+// those that are dying. Usher waits for a foreign deployment only
+// while requests wait for a start.
 func (w *order) locked(ctx context.Context, ids []string, err error) error {
 	a := w.app
 	a.mu.Lock()
@@ -314,7 +319,7 @@ func (w *order) settle(ctx context.Context, s step, err error) error {
 		}
 		a.mu.Unlock()
 		if made {
-			w.adopt(ctx, added, s.direction())
+			w.takeOver(ctx, added, s.direction())
 			return nil
 		}
 		if !sleep(ctx, 3*paceFirst) {
@@ -332,9 +337,9 @@ func (w *order) wait(ctx context.Context, err error) error {
 	return nil
 }
 
-// adopt takes those of the deployments for Usher's own that came up with a
+// takeOver takes those of the deployments for Usher's own that came up with a
 // change of Usher's and do what that was to do: scale this app and no other.
-func (w *order) adopt(ctx context.Context, ids []string, d direction) {
+func (w *order) takeOver(ctx context.Context, ids []string, d direction) {
 	if len(ids) == 0 {
 		return
 	}

@@ -103,7 +103,7 @@ func TestAScaleUpOfOnesOwnIsGivenUpForTheNext(t *testing.T) {
 	})
 	b.scale(3)
 	wantChanges(t, m, patch1, `PATCH /v2/apps/web {"instances":3}`, `DELETE /v2/deployments/d1?force=true`, `PATCH /v2/apps/web {"instances":3}`)
-	// Also when nobody wants it any more, and it would never end.
+	// Also when the demand is gone, and the deployment would never end.
 	m.set(func() { m.deployments = []string{"d2"} })
 	b.scale(0)
 	if got := m.changes(); got[len(got)-1] != patch0 || got[len(got)-2] != `DELETE /v2/deployments/d2?force=true` {
@@ -327,10 +327,10 @@ func TestWhyNothingStartsIsSaid(t *testing.T) {
 	r = b.await("the back-off", func(r scaler.Report) bool { return r.Trouble != nil && strings.Contains(r.Trouble.Detail, "status 7") })
 	wantFailure(t, r.Trouble, scaler.ReasonCrashLoop, false, "42s", "exit status 7")
 	if n := m.count(http.MethodDelete, "/v2/queue"); n != 0 {
-		t.Error("the delay is cleared although nobody asked")
+		t.Error("the delay is cleared without a request to do so")
 	}
-	// Who asks by hand need not wait for it.
-	b.r.Hurry()
+	// A start by hand skips the delay.
+	b.r.SkipBackoff()
 	eventually(t, func() bool { return m.count(http.MethodDelete, "/v2/queue/web/delay") == 1 }, "the delay is cleared")
 	// A start that succeeds ends it.
 	m.set(func() { m.queue, m.tasks = "", []string{running("a", 31001)} })

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	gomarathon "github.com/gambol99/go-marathon"
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -160,9 +160,9 @@ func (a *app) clearDelay(c *cluster) {
 	switch {
 	case log == nil || a.ctx.Err() != nil:
 	case err != nil:
-		log.Warn("Marathon's launch delay could not be cleared", zap.String("app", a.id), zap.Error(err))
+		log.Warn("Marathon's launch delay could not be cleared", slog.String("app", a.id), slog.Any("error", err))
 	default:
-		log.Info("cleared Marathon's launch delay", zap.String("app", a.id))
+		log.Info("cleared Marathon's launch delay", slog.String("app", a.id))
 		a.mu.Lock()
 		a.crashing = nil
 		a.report()

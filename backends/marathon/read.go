@@ -270,7 +270,7 @@ func (a *app) takeTasks(doc *appJSON, fewer bool, now time.Time) {
 		t.unhealthy = true
 		f := taskFailure(failed, t.id)
 		if fewer || t.missed {
-			t.phase = scaler.PhaseStopping // somebody had it stopped
+			t.phase = scaler.PhaseStopping // stopped on request
 		} else if !t.stop && f == nil && now.Sub(t.absent) < vanishAfter {
 			continue
 		} else if t.taken && f == nil {
@@ -290,8 +290,8 @@ func (a *app) takeTasks(doc *appJSON, fewer bool, now time.Time) {
 const vanishAfter = 2500 * time.Millisecond
 
 // survives says whether a task that was to stop runs on. One that Marathon had
-// lost was only let go; of another one the deployment may have been cancelled
-// by somebody before it was killed.
+// lost was only let go; a foreign deployment may have been cancelled
+// before it killed the task.
 func (t *task) survives(state string, s state, now time.Time) bool {
 	return state == taskRunning && (lost(t.state) || !s.locked() && now.Sub(t.stopAt) > survivalAfter)
 }
@@ -355,7 +355,7 @@ func (t *task) take(doc *appJSON, j *gomarathon.Task) {
 	}
 }
 
-// end marks t as ended. That one was stopped, by whomever, is no failure.
+// end marks t as ended. A task that was stopped on request has not failed.
 func (t *task) end(f *scaler.Failure) {
 	switch {
 	case t.stop || t.phase == scaler.PhaseStopping:

@@ -12,8 +12,8 @@ func (a *app) report() {
 	if !a.known && a.outage == nil {
 		return
 	}
-	// That a task was stopped by somebody has to be known before its end is:
-	// an end that nobody asked for is a failure.
+	// Learn first whether a task was stopped on request: any other end is a
+	// failure.
 	early := false
 	for _, t := range a.tasks {
 		if t.phase == scaler.PhaseEnded && t.stop && !t.stopped {

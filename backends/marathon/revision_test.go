@@ -5,8 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -134,7 +132,7 @@ func TestClosingDoesNotWaitForAPlatformThatHangs(t *testing.T) {
 
 func TestAnUnprovisionedBackendDoesNotOpen(t *testing.T) {
 	t.Parallel()
-	if _, err := new(Backend).Open(scaler.Env{Service: "web", Logger: zap.NewNop}); err == nil {
+	if _, err := new(Backend).Open(scaler.Env{Service: "web", Logger: quiet}); err == nil {
 		t.Error("opened")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	gomarathon "github.com/gambol99/go-marathon"
@@ -17,17 +18,62 @@ type runner struct {
 	env  scaler.Env
 	port port
 	app  *app // set by join
+	left bool // it was closed; guarded by apps
+
+	// cluster names the cluster, by the URLs with which it was opened.
+	cluster string
+
+	// orders is full while an order is on its way. Close ends ctx, and with it
+	// that order.
+	orders chan struct{}
+	ctx    context.Context
+	cancel context.CancelFunc
 }
 
-func open(p *plan, env scaler.Env) (scaler.Scaler, error) {
-	r := &runner{env: env, port: p.port}
-	watch(p.app, p.access, r)
+func open(app string, port port, a access, env scaler.Env) (scaler.Scaler, error) {
+	r := &runner{env: env, port: port, cluster: "marathon " + strings.Join(a.urls, " "), orders: make(chan struct{}, 1)}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	watch(app, a, r)
 	return r, nil
 }
 
-// Close ends the watch. The tasks are left as they are.
+// Traits names the cluster: a start waits for no other cluster's.
+func (r *runner) Traits() scaler.Traits {
+	return scaler.Traits{Platform: r.cluster}
+}
+
+// Close ends the watch, and an order on its way. The tasks are left as they
+// are.
 func (r *runner) Close(ctx context.Context, _ time.Duration) error {
-	return r.app.leave(ctx, r)
+	r.cancel()
+	var err error
+	select {
+	case r.orders <- struct{}{}:
+		defer func() { <-r.orders }()
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	return errors.Join(err, r.app.leave(ctx, r))
+}
+
+// begin begins an order: it ends when ctx does or r is closed. end is called
+// after it.
+func (r *runner) begin(ctx context.Context) (order context.Context, end func(), err error) {
+	select {
+	case r.orders <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, &scaler.Failure{Reason: scaler.ReasonConflict, Short: "another order for the app is on its way", Err: ctx.Err()}
+	}
+	if r.ctx.Err() != nil {
+		<-r.orders
+		return nil, nil, &scaler.Failure{
+			Reason: scaler.ReasonPlatform, Short: "the backend is closed",
+			Detail: "service " + r.env.Service + ", revision " + r.env.Revision + " takes no orders any more",
+		}
+	}
+	order, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(r.ctx, cancel)
+	return order, func() { stop(); cancel(); <-r.orders }, nil
 }
 
 // Update takes over another access to the same app: other URLs of the same
@@ -37,14 +83,18 @@ func (r *runner) Update(b scaler.Backend) bool {
 	if !ok || next.plan == nil || next.plan.app != r.app.id || next.plan.port != r.port {
 		return false
 	}
+	to, missing := next.plan.complete()
+	if missing != nil {
+		return false
+	}
 	apps.Lock()
 	defer apps.Unlock()
-	same := func(u string) bool { return slices.Contains(next.plan.access.urls, u) }
+	same := func(u string) bool { return slices.Contains(to.urls, u) }
 	if !slices.ContainsFunc(r.app.access.urls, same) {
 		// Another cluster, for all that is known: its app is another one.
 		return false
 	}
-	r.app.reach(next.plan.access)
+	r.app.reach(to)
 	return true
 }
 
@@ -99,12 +149,12 @@ func (r *runner) Confirm(ctx context.Context, id string) error {
 	return nil
 }
 
-// Vouch tells whether a task that has served is still there: a port that a task
+// Verify tells whether a task that has served is still there: a port that a task
 // has left is given to another one at once. While Marathon cannot be asked it
 // starts nothing that could have it, so the last known truth holds, and so it
 // does for a task on an agent that is out of sight: nothing new is started
 // there either.
-func (r *runner) Vouch(ctx context.Context, id string) error {
+func (r *runner) Verify(ctx context.Context, id string) error {
 	a := r.app
 	a.mu.Lock()
 	patience := vouchWait
@@ -151,9 +201,9 @@ func (a *app) named(instance string) *task {
 	return nil
 }
 
-// Hurry clears the pause that Marathon makes after failed starts, now or after
-// the next order: somebody who asks by hand may have mended the cause.
-func (r *runner) Hurry() {
+// SkipBackoff clears the pause that Marathon makes after failed starts, now or after
+// the next order: an operator who asks by hand may have fixed the cause.
+func (r *runner) SkipBackoff() {
 	r.app.mu.Lock()
 	r.app.hurry = time.Now().Add(hurryFor)
 	r.app.mu.Unlock()
@@ -162,13 +212,18 @@ func (r *runner) Hurry() {
 
 // Restart has Marathon replace all tasks by the app's own upgrade strategy.
 func (r *runner) Restart(ctx context.Context) error {
+	ctx, end, err := r.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	a := r.app
 	if err := a.takeTurn(ctx); err != nil {
 		return err
 	}
 	defer a.endTurn()
 	var done *gomarathon.DeploymentID
-	err := a.reached().change(ctx, func(ctx context.Context, m *member) error {
+	err = a.reached().change(ctx, func(ctx context.Context, m *member) error {
 		return m.library(ctx, func(lib gomarathon.Marathon) error {
 			var err error
 			done, err = lib.RestartApplication(a.id, false)
@@ -193,10 +248,10 @@ func (r *runner) Restart(ctx context.Context) error {
 
 // Interface guards.
 var (
-	_ scaler.Scaler    = (*runner)(nil)
-	_ scaler.Confirmer = (*runner)(nil)
-	_ scaler.Voucher   = (*runner)(nil)
-	_ scaler.Updater   = (*runner)(nil)
-	_ scaler.Restarter = (*runner)(nil)
-	_ scaler.Hurrier   = (*runner)(nil)
+	_ scaler.Scaler         = (*runner)(nil)
+	_ scaler.Confirmer      = (*runner)(nil)
+	_ scaler.Verifier       = (*runner)(nil)
+	_ scaler.Updater        = (*runner)(nil)
+	_ scaler.Restarter      = (*runner)(nil)
+	_ scaler.BackoffSkipper = (*runner)(nil)
 )

@@ -48,7 +48,7 @@ func TestAnEventIsAReasonToReadAndNothingElse(t *testing.T) {
 	m.set(func() { m.instances, m.tasks = 1, []string{running("a", 31001)} })
 	m.event("/web")
 	b.await("the task", phase("a", scaler.PhaseReady))
-	// What concerns nobody by name, or is too long to look at, concerns all.
+	// An event that names no app, or is too long to read, concerns all apps.
 	m.set(func() { m.tasks = []string{running("a", 31001), running("b", 31002)} })
 	m.raw("event: x\r\ndata: {broken\r\n\r\n")
 	b.await("the second task", phase("b", scaler.PhaseReady))
@@ -97,7 +97,7 @@ func TestATaskThatFailsEndsWithItsReason(t *testing.T) {
 	if len(ended) != 1 || ended[0].Failure == nil || ended[0].Failure.Short != "exit status 3" || !strings.Contains(ended[0].Failure.Detail, "10.0.0.7") {
 		t.Errorf("it is reported as ended once, with its reason: %+v", ended)
 	}
-	// One that nobody has seen alive is a failed start all the same.
+	// A task that was never seen alive is a failed start, too.
 	m.set(func() {
 		m.tasks = nil
 		m.failure = fmt.Sprintf(`{"appId":"/web","host":"10.0.0.7","message":"Command exited with status 4","state":"TASK_FAILED","taskId":%q,"timestamp":"2024-01-02T03:05:09Z"}`, id("quick"))
@@ -368,10 +368,10 @@ func TestAProbeIsConfirmedByAReadThatBeganLater(t *testing.T) {
 	if err := b.r.Confirm(t.Context(), id("a")); err == nil || errors.Is(err, scaler.ErrNotYet) {
 		t.Errorf("a port that is not the task's any more: %v", err)
 	}
-	if err := b.r.Confirm(t.Context(), "nobody"); err == nil {
+	if err := b.r.Confirm(t.Context(), "missing"); err == nil {
 		t.Error("a task that is not known")
 	}
-	// What nobody can be asked about is not confirmed.
+	// Without an answer from Marathon nothing is confirmed.
 	m.set(func() { m.tasks = []string{running("b", 31002)} })
 	m.awaitStream(1)
 	m.event("/web")
@@ -398,7 +398,7 @@ func TestATaskThatRefusedConnectionsIsNotTakenBackOnAnOldAnswer(t *testing.T) {
 	if took := time.Since(began); took < vanishAfter {
 		t.Errorf("after %v: an answer can be behind by %v", took, vanishAfter)
 	}
-	// Nor is one that Mesos has lost: whose port that is nobody knows.
+	// Nor is a task that Mesos has lost: its port may belong to another one.
 	m.set(func() { m.tasks = []string{task1("b", "TASK_UNREACHABLE", 31002, "")} })
 	if err := b.r.Confirm(t.Context(), id("b")); err == nil {
 		t.Error("confirmed out of sight")
@@ -413,7 +413,7 @@ func TestATaskIsVouchedForByAReadThatBeganLater(t *testing.T) {
 	m.awaitStream(1)
 	vouch := func(name string) (took time.Duration, err error) {
 		began := time.Now()
-		err = b.r.Vouch(t.Context(), id(name))
+		err = b.r.Verify(t.Context(), id(name))
 		return time.Since(began), err
 	}
 	if _, err := vouch("a"); err != nil {
@@ -424,7 +424,7 @@ func TestATaskIsVouchedForByAReadThatBeganLater(t *testing.T) {
 	if _, err := vouch("a"); err != nil {
 		t.Error(err)
 	}
-	// While nobody can be asked the last known truth holds.
+	// While Marathon cannot be reached, the last known state holds.
 	m.set(func() { m.tasks = []string{running("a", 31001)} })
 	b.r.app.kick()
 	down := true
@@ -448,7 +448,7 @@ func TestATaskIsVouchedForByAReadThatBeganLater(t *testing.T) {
 	if _, err := vouch("a"); err == nil {
 		t.Error("its port may be another one's, and no event says so")
 	}
-	if _, err := vouch("nobody"); err == nil {
+	if _, err := vouch("missing"); err == nil {
 		t.Error("a task that is not known")
 	}
 }
@@ -459,7 +459,7 @@ func TestAnAppThatIsDeletedVouchesForNobody(t *testing.T) {
 	m.instances, m.tasks = 1, []string{running("a", 31001)}
 	b := at(t, m)
 	m.set(func() { m.missing = true })
-	if err := b.r.Vouch(t.Context(), id("a")); err == nil {
+	if err := b.r.Verify(t.Context(), id("a")); err == nil {
 		t.Error("its tasks are being stopped")
 	}
 }

@@ -3,8 +3,11 @@ package process
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/user"
 	"strconv"
+
+	"github.com/caddy-usher/usher/scaler"
 )
 
 // account is a user that instances run as.
@@ -18,6 +21,15 @@ type account struct {
 	Own bool
 }
 
+// socketUser is the user that the sockets of instances belong to. A passed one
+// is made by Caddy.
+func (p *plan) socketUser() uint32 {
+	if p.account == nil || p.account.Own || p.listen == listenFD {
+		return uint32(os.Geteuid())
+	}
+	return p.account.UID
+}
+
 // lookupAccount finds a user by name, else by number.
 func lookupAccount(name string) (*account, error) {
 	u, err := user.Lookup(name)
@@ -27,7 +39,10 @@ func lookupAccount(name string) (*account, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("user %s does not exist on this machine, or cannot be looked up: %w", name, err)
+		return nil, &scaler.Failure{
+			Reason: scaler.ReasonNotFound, ForGood: true, Short: "the user does not exist",
+			Detail: fmt.Sprintf("user %s does not exist on this machine, or cannot be looked up; create it, or change user", name), Err: err,
+		}
 	}
 	a := &account{Name: u.Username, Home: u.HomeDir}
 	if err := a.setIDs(u); err != nil {

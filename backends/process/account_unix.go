@@ -8,6 +8,8 @@ import (
 	"os/user"
 	"strconv"
 	"syscall"
+
+	"github.com/caddy-usher/usher/scaler"
 )
 
 func (a *account) setIDs(u *user.User) error {
@@ -34,11 +36,14 @@ func (a *account) setIDs(u *user.User) error {
 }
 
 // checkRight tells whether Caddy may start processes as this user.
-func (a *account) checkRight() error {
-	if a.Own || maySwitch() {
+func (a *account) checkRight() *scaler.Failure {
+	if a == nil || a.Own || maySwitch() {
 		return nil
 	}
-	return fmt.Errorf("user %s: Caddy runs as user %d and may not switch to it; run Caddy as root, or give it CAP_SETUID, CAP_SETGID and CAP_KILL", a.Name, os.Geteuid())
+	return &scaler.Failure{
+		Reason: scaler.ReasonForbidden, ForGood: true, Short: "switching to the user is not permitted",
+		Detail: fmt.Sprintf("user %s: Caddy runs as user %d and may not switch to it; run Caddy as root, or give it CAP_SETUID, CAP_SETGID and CAP_KILL", a.Name, os.Geteuid()),
+	}
 }
 
 // own gives files to the user.

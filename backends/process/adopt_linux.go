@@ -3,79 +3,78 @@ package process
 import (
 	"errors"
 	"fmt"
-	"net"
+	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/caddy-usher/usher/scaler"
 )
 
-// estate is what dead Caddys left in a data directory, to be adopted: the
-// instances that were started to outlive them and that still run. It is looked
-// at once in the life of a Caddy. Until Recover closes it, every revision that
-// is opened may claim what is its own.
-type estate struct {
+// orphanedInstances are the instances in a data directory that outlived the
+// Caddy which started them, still run, and may be adopted. The directory is
+// read once in the life of a Caddy. Until Recover closes it, every revision
+// that is opened may claim its own instances.
+type orphanedInstances struct {
 	dir string
 
 	mu      sync.Mutex
 	looked  bool
 	closed  bool
 	records map[revisionKey][]*record
-	ports   map[string]int // those of the records, by instance
+	taken   map[string]netip.AddrPort // the addresses of the records, by instance
 }
 
 // revisionKey names a revision over the lives of several Caddys.
 type revisionKey struct{ service, fingerprint string }
 
 var (
-	estatesLock sync.Mutex
-	estates     = make(map[string]*estate) // by directory
+	orphanedLock  sync.Mutex
+	orphanedByDir = make(map[string]*orphanedInstances) // by directory
 )
 
-// estateOf returns what was left in a directory of records.
-func estateOf(dir string) *estate {
-	estatesLock.Lock()
-	defer estatesLock.Unlock()
-	e := estates[dir]
-	if e == nil {
-		e = &estate{dir: dir}
-		estates[dir] = e
+// orphanedIn returns the orphaned instances of a directory of records.
+func orphanedIn(dir string) *orphanedInstances {
+	orphanedLock.Lock()
+	defer orphanedLock.Unlock()
+	o := orphanedByDir[dir]
+	if o == nil {
+		o = &orphanedInstances{dir: dir}
+		orphanedByDir[dir] = o
 	}
-	return e
+	return o
 }
 
-// claim returns the records of a revision, to nobody else.
-func (e *estate) claim(service string, fingerprint func() string) []*record {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.closed {
+// claim returns the records of a revision. A second call returns none.
+func (o *orphanedInstances) claim(service string, fingerprint func() string) []*record {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
 		return nil
 	}
-	if !e.looked {
-		e.looked = true
-		e.look()
+	if !o.looked {
+		o.looked = true
+		o.look()
 	}
-	if len(e.records) == 0 {
+	if len(o.records) == 0 {
 		return nil
 	}
 	key := revisionKey{service, fingerprint()}
-	claimed := e.records[key]
-	delete(e.records, key)
+	claimed := o.records[key]
+	delete(o.records, key)
 	return claimed
 }
 
-// look reads the records. What cannot be read is Recover's business. The ports
-// of all that still runs are taken at once: before a service can start anything
-// at the port of another's instance, which may not listen yet.
-func (e *estate) look() {
-	entries, err := os.ReadDir(e.dir)
+// look reads the records. Recover deals with unreadable ones. It takes the ports
+// of all running instances at once, so that no service can start something at
+// the port of another service's instance, which may not listen yet.
+func (o *orphanedInstances) look() {
+	entries, err := os.ReadDir(o.dir)
 	if err != nil {
 		return
 	}
@@ -83,90 +82,90 @@ func (e *estate) look() {
 	if err != nil {
 		return
 	}
-	e.records, e.ports = make(map[revisionKey][]*record), make(map[string]int)
+	o.records, o.taken = make(map[revisionKey][]*record), make(map[string]netip.AddrPort)
 	for _, entry := range entries {
 		if !strings.HasSuffix(entry.Name(), recordSuffix) {
 			continue
 		}
-		r, err := readRecord(filepath.Join(e.dir, entry.Name()))
+		r, err := readRecord(filepath.Join(o.dir, entry.Name()))
 		if err != nil || !r.Keep || !r.sameSystem(own) || !r.orphaned(own) || !r.leader().alive() {
 			continue
 		}
-		if port := r.port(); port != 0 {
-			ports.reserve(port)
-			e.ports[r.Instance] = port
+		if at := r.loopbackAddress(); at.IsValid() {
+			ports.reserve(at)
+			o.taken[r.Instance] = at
 		}
 		key := revisionKey{r.Service, r.Fingerprint}
-		e.records[key] = append(e.records[key], r)
+		o.records[key] = append(o.records[key], r)
 	}
 }
 
-// close ends the time in which something can be adopted.
-func (e *estate) close() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.closed, e.records = true, nil
+// close ends the time in which instances can be adopted.
+func (o *orphanedInstances) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed, o.records = true, nil
 }
 
-// keepPort leaves the port of an instance to who has adopted it.
-func (e *estate) keepPort(instance string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.ports, instance)
+// keepPort leaves the port of an instance to the runner that adopted it.
+func (o *orphanedInstances) keepPort(instance string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.taken, instance)
 }
 
-// leavePort gives back the port of an instance that was ended.
-func (e *estate) leavePort(instance string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if port, ok := e.ports[instance]; ok {
-		ports.give(port, true)
-		delete(e.ports, instance)
+// leavePort gives back the port of an instance that has been ended.
+func (o *orphanedInstances) leavePort(instance string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if at, ok := o.taken[instance]; ok {
+		ports.give(at, true)
+		delete(o.taken, instance)
 	}
 }
 
 // leader is the main process of the recorded instance.
 func (r *record) leader() identity { return identity{PID: r.PID, StartTime: r.StartTime} }
 
-// port is the loopback port of the recorded instance, or 0.
-func (r *record) port() int {
-	host, text, err := net.SplitHostPort(r.Address)
-	port, numberErr := strconv.Atoi(text)
-	if r.Network != "tcp" || err != nil || numberErr != nil || host != loopback || port < 1 || port > 65535 {
-		return 0
+// loopbackAddress is the address of the recorded instance. It is invalid if the
+// record has no address that an instance could have.
+func (r *record) loopbackAddress() netip.AddrPort {
+	at, err := netip.ParseAddrPort(r.Address)
+	if r.Network != "tcp" || err != nil || at.Port() == 0 || !isFixedHost(at.Addr()) {
+		return netip.AddrPort{}
 	}
-	return port
+	return at
 }
 
-// adopt takes over the instances of this very revision that an earlier Caddy
-// started to outlive it, if instances are to outlive Caddy now as well: one that
-// was adopted would survive a kill of this Caddy. They are reported as what they
-// are, and get slots when they have answered a probe.
+// adopt takes over the instances of this revision that an earlier Caddy started
+// with `on_exit keep`. It does so only if that option is set now, because an
+// adopted instance survives a kill of this Caddy. The runner reports adopted
+// instances in their true state. They get slots once they have answered a probe.
 func (r *runner) adopt() {
 	if !r.env.Local().Keep {
 		return
 	}
-	left := estateOf(recordDir(r.env.DataDir))
+	left := orphanedIn(recordDir(r.env.DataDir))
 	for _, rec := range left.claim(r.env.Service, r.plan.Load().fingerprint) {
-		in := &instance{id: rec.Instance, since: rec.Since, keep: true, adopted: true, wasReady: rec.Ready, record: rec}
+		in := &instance{id: rec.Instance, since: rec.Since, keep: true, uid: r.plan.Load().socketUser(), adopted: true, wasReady: rec.Ready, record: rec}
 		switch err := r.takeIn(in); {
 		case err == nil:
 			left.keepPort(in.id)
 			r.env.Logger().Info("instance adopted: an earlier Caddy had started it",
-				zap.String("instance", in.id), zap.String("address", rec.Address), zap.Int("pid", rec.PID))
+				slog.String("instance", in.id), slog.String("address", rec.Address), slog.Int("pid", rec.PID))
 		case errors.Is(err, errOwned):
 		default:
 			r.env.Logger().Warn("an instance that an earlier Caddy had started is not adopted, but ended",
-				zap.String("instance", in.id), zap.Int("pid", rec.PID), zap.Error(err))
+				slog.String("instance", in.id), slog.Int("pid", rec.PID), slog.Any("error", err))
 		}
 	}
 }
 
-// takeIn makes a recorded instance one of the runner's. It does not touch the
-// process before it is certain whose it is, and changes nothing on an error.
+// takeIn makes a recorded instance one of the runner's. It first makes sure that
+// the process is that instance, and changes nothing on an error.
 func (r *runner) takeIn(in *instance) error {
 	rec := in.record
-	if err := in.findPlace(r.plan.Load().listen); err != nil {
+	if err := in.findAddress(r.plan.Load()); err != nil {
 		return err
 	}
 	child, err := adoptChild(rec)
@@ -175,8 +174,8 @@ func (r *runner) takeIn(in *instance) error {
 	}
 	in.child = child
 	dir := recordDir(r.env.DataDir)
-	in.output = newOutput(in.outputLogger(r.plan.Load(), r.env.Logger()))
-	source, err := reopenFollowed(in.output, outputFilesOf(dir, in.id), r.env.Logger().With(zap.String("instance", in.id)))
+	in.output = in.newOutput(r.plan.Load(), r.env)
+	source, err := reopenFollowed(in.output, outputFilesOf(dir, in.id), r.env.Logger().With(slog.String("instance", in.id)))
 	if err != nil {
 		child.close()
 		return fmt.Errorf("opening the files of its output: %w", err)
@@ -192,6 +191,7 @@ func (r *runner) takeIn(in *instance) error {
 		return err
 	}
 	source.begin()
+	r.boundOutput()
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -206,12 +206,17 @@ func (r *runner) takeIn(in *instance) error {
 	return nil
 }
 
-// findPlace finds out what a recorded instance listens on.
-func (in *instance) findPlace(listen string) error {
+// findAddress finds the address or socket of a recorded instance.
+func (in *instance) findAddress(p *plan) error {
 	rec := in.record
-	if listen != listenUnix {
-		if in.port = rec.port(); in.port == 0 {
+	if p.listen != listenUnix {
+		at := rec.loopbackAddress()
+		if !at.IsValid() {
 			return fmt.Errorf("the record names no port of this machine: %s %q", rec.Network, rec.Address)
+		}
+		in.fixed, in.port = p.fixed, int(at.Port())
+		if told := in.told(); at != told {
+			return fmt.Errorf("it listens on %s, and not on %s", at, told)
 		}
 		return nil
 	}
@@ -223,14 +228,14 @@ func (in *instance) findPlace(listen string) error {
 	return nil
 }
 
-// adoptChild takes hold of the process of a record, and makes sure that it is
-// the one which the record means.
+// adoptChild opens the process of a record, and makes sure that it is the
+// recorded one.
 func adoptChild(r *record) (*child, error) {
 	pidfd, err := unix.PidfdOpen(r.PID, 0)
 	if err != nil {
 		return nil, fmt.Errorf("process %d: %w", r.PID, os.NewSyscallError("pidfd_open", err))
 	}
-	// What is looked at now is the process of the pidfd, if it has not ended.
+	// If the process has not ended, /proc now shows the process of the pidfd.
 	if stat, err := readStat(r.PID); err != nil || stat.startTime != r.StartTime || stat.dead() || stat.group != r.PID || !r.marked() {
 		unix.Close(pidfd)
 		return nil, fmt.Errorf("process %d is not the one that was recorded, or is about to end", r.PID)
@@ -242,10 +247,15 @@ func adoptChild(r *record) (*child, error) {
 	return c, c.hold(pidfd)
 }
 
-// marked tells whether the process shows the marks of its instance: its
-// variable, or, where a program has written its title over its environment,
-// the file that it writes its output to.
+// marked tells whether the process shows that it is part of the instance: by
+// its environment variable, or by its output file if the program has written
+// its title over its environment.
 func (r *record) marked() bool {
+	if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", r.PID)); errors.Is(err, os.ErrPermission) {
+		// Reading another user's process needs CAP_SYS_PTRACE. Without it, the
+		// pid and start time identify the process.
+		return true
+	}
 	if found := variable(r.PID, varInstance); found != "" {
 		return found == r.Instance
 	}
@@ -258,11 +268,11 @@ func (r *record) marked() bool {
 	return false
 }
 
-// confirmAdopted tells whether a probe has reached an instance that was passed
-// its listening socket by an earlier Caddy. Usher has no copy of that socket any
-// more, but the system shows how many connections wait to be accepted.
+// confirmAdopted tells whether a probe has reached an instance that got its
+// listening socket from an earlier Caddy. This Caddy has no copy of the socket,
+// but the system shows how many connections wait to be accepted.
 func (r *runner) confirmAdopted(in *instance) error {
-	if err := checkOwner(in.port, in.child, in.id); err != nil {
+	if err := in.confirmListener(); err != nil {
 		return err
 	}
 	if unaccepted(in.port) > 0 {

@@ -3,6 +3,7 @@ package process
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -62,7 +64,7 @@ func portState(port int) (used, rests bool) {
 	ports.mu.Lock()
 	defer ports.mu.Unlock()
 	_, rests = ports.resting[port]
-	return ports.used[port], rests
+	return ports.used[onLoopback(port)], rests
 }
 
 func TestAKeptInstanceIsAdoptedAndStoppedLikeAChild(t *testing.T) {
@@ -87,8 +89,8 @@ while :; do sleep 0.02; done`
 	if after := onlyRecord(t, dataDir); after.Owner != own || after.Revision != "r7" || after.PID != pid {
 		t.Errorf("the record says %+v", after)
 	}
-	if used, _ := portState(before.port()); !used {
-		t.Error("its port may be given to somebody else")
+	if used, _ := portState(int(before.loopbackAddress().Port())); !used {
+		t.Error("its port may be given to another instance")
 	}
 	b.scale(1) // it counts
 	if n := len(b.latest().Instances); n != 1 {
@@ -107,7 +109,7 @@ while :; do sleep 0.02; done`
 		entries, _ := os.ReadDir(recordDir(dataDir))
 		return len(entries) == 0
 	})
-	eventually(t, "its port to rest", func() bool { used, rests := portState(before.port()); return !used && rests })
+	eventually(t, "its port to rest", func() bool { used, rests := portState(int(before.loopbackAddress().Port())); return !used && rests })
 }
 
 func TestAnAdoptedInstanceThatIgnoresItsSignalIsKilledWithItsGroup(t *testing.T) {
@@ -193,7 +195,7 @@ func TestWhatIsNotCertainlyAnInstanceOfTheRevisionIsNotAdopted(t *testing.T) {
 		"of another fingerprint":         {change: func(_ *testing.T, r *record) { r.Fingerprint = "other" }},
 		"nothing is to be kept any more": {option: func(_ *scaler.Env, l *scaler.LocalOptions) { l.Keep = false }},
 		"it was not to be kept":          {change: func(_ *testing.T, r *record) { r.Keep = false }},
-		"the pid is somebody else's":     {change: func(_ *testing.T, r *record) { r.StartTime++ }},
+		"the pid is another process's":   {change: func(_ *testing.T, r *record) { r.StartTime++ }},
 		"no process is known":            {change: func(_ *testing.T, r *record) { r.PID = 0 }},
 		"its Caddy lives": {change: func(t *testing.T, r *record) {
 			r.Owner.PID = os.Getppid()
@@ -288,7 +290,7 @@ func TestOfManyThatTakeARecordOverOneSucceeds(t *testing.T) {
 func TestThePortOfWhatIsNotAdoptedIsFreeWhenItHasEnded(t *testing.T) {
 	dataDir := t.TempDir()
 	pid := leftByKilledCaddy(t, dataDir, idler, func() {}) // it does not even listen
-	port := onlyRecord(t, dataDir).port()
+	port := int(onlyRecord(t, dataDir).loopbackAddress().Port())
 	heir(t, dataDir, "exec sleep 200") // another revision
 	if used, _ := portState(port); !used {
 		t.Error("the port of a process that may yet listen there can be given to another")
@@ -331,7 +333,7 @@ func TestConnectionsThatWaitAreCountedWithoutTheSocket(t *testing.T) {
 	if f != nil {
 		t.Fatal(f)
 	}
-	defer ports.give(port, true)
+	defer ports.give(onLoopback(port), true)
 	ln, err := net.FileListener(l.file)
 	if err != nil {
 		t.Fatal(err)
@@ -369,13 +371,13 @@ func TestOutputIsReadOnWhereTheEarlierCaddyStopped(t *testing.T) {
 		"in the middle":                  {fmt.Sprintf(marksFormat, 4, 0), "old\nnew\npart", []string{"new", "part"}},
 		"at the beginning":               {fmt.Sprintf(marksFormat, 0, 0), "new\n", []string{"new"}},
 		"the file was cut meanwhile":     {fmt.Sprintf(marksFormat, 400, 0), "new\n", []string{"new"}},
-		"nobody knows":                   {"", "old\n", nil},
+		"there are no marks":             {"", "old\n", nil},
 		"the marks are none":             {strings.Repeat("?", marksLength), "old\n", nil},
 		"nothing was written since then": {fmt.Sprintf(marksFormat, 4, 0), "old\n", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			core, logs := observer.New(zapcore.DebugLevel)
-			out := newOutput(zap.New(core))
+			out := newOutput(slog.New(zapslog.NewHandler(core)))
 			f := reopened(t, out, test.marks, test.file)
 			f.begin()
 			f.close()
@@ -401,7 +403,7 @@ func reopened(t *testing.T, out *output, marks, stdout string) *followed {
 			t.Fatal(err)
 		}
 	}
-	f, err := reopenFollowed(out, files, zap.NewNop())
+	f, err := reopenFollowed(out, files, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}

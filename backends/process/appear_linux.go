@@ -19,11 +19,11 @@ func watchFor(path string) appearance {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		// fs.inotify.max_user_instances is small on many machines.
-		return newLookout(path)
+		return newSocketPoller(path)
 	}
 	if _, err := unix.InotifyAddWatch(fd, filepath.Dir(path), unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
 		unix.Close(fd)
-		return newLookout(path)
+		return newSocketPoller(path)
 	}
 	return &watched{path, os.NewFile(uintptr(fd), "inotify")}
 }

@@ -2,4 +2,4 @@
 
 package process
 
-func watchFor(path string) appearance { return newLookout(path) }
+func watchFor(path string) appearance { return newSocketPoller(path) }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
@@ -13,9 +14,10 @@ import (
 //	backend process <command> [<args...>] {
 //		dir         <path>
 //		env         <name> <value>
+//		env_file    <path...>
 //		user        <name>
 //		stop_signal <name>
-//		listen      tcp|unix|fd
+//		listen      tcp [<address>]|unix|fd
 //		output      log|discard
 //	}
 func (b *Backend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -36,7 +38,10 @@ func (b *Backend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "stop_signal":
 			field = &b.StopSignal
 		case "listen":
-			field = &b.Listen
+			if err := b.unmarshalListen(d); err != nil {
+				return err
+			}
+			continue
 		case "output":
 			field = &b.Output
 		case "env":
@@ -44,8 +49,15 @@ func (b *Backend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return err
 			}
 			continue
+		case "env_file":
+			files := d.RemainingArgs()
+			if len(files) == 0 || slices.Contains(files, "") {
+				return d.Err("env_file takes the path of a file, or several: env_file <path...>")
+			}
+			b.EnvFile = append(b.EnvFile, files...)
+			continue
 		default:
-			return d.Errf("unrecognized option '%s' of backend process; it knows dir, env, user, stop_signal, listen, output", option)
+			return d.Errf("unrecognized option '%s' of backend process; it knows dir, env, env_file, user, stop_signal, listen, output", option)
 		}
 		option := d.Val()
 		if *field != "" {
@@ -67,10 +79,6 @@ func (b *Backend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 // refuse later.
 func checkWord(option, value string) error {
 	switch option {
-	case "listen":
-		if value != listenTCP && value != listenUnix && value != listenFD {
-			return fmt.Errorf("listen %q is not known; it is one of tcp, unix, fd", value)
-		}
 	case "output":
 		if value != "log" && value != "discard" {
 			return fmt.Errorf("output %q is not known; it is one of log, discard", value)
@@ -91,10 +99,40 @@ func (b *Backend) checkPlaceholders(d *caddyfile.Dispenser) error {
 	}
 	resolve := newResolver(listen)
 	resolve.dry = true
-	for _, text := range slices.Concat([]string{b.Command, b.Dir, b.User}, b.Args, slices.Collect(maps.Values(b.Env))) {
+	for _, text := range slices.Concat([]string{b.Command, b.Dir, b.User, b.Address}, b.Args, b.EnvFile, slices.Collect(maps.Values(b.Env))) {
 		if _, err := resolve.parse(text); err != nil {
 			return d.WrapErr(err)
 		}
+	}
+	return nil
+}
+
+// unmarshalListen reads `listen tcp [<address>]|unix|fd`.
+func (b *Backend) unmarshalListen(d *caddyfile.Dispenser) error {
+	if b.Listen != "" {
+		return d.Err("listen is given twice")
+	}
+	if !d.Args(&b.Listen) || b.Listen == "" {
+		return d.Err("listen takes one of tcp, unix, fd")
+	}
+	switch b.Listen {
+	case listenTCP, listenUnix, listenFD:
+	default:
+		return d.Errf("listen %q is not known; it is one of tcp, unix, fd", b.Listen)
+	}
+	switch rest := d.RemainingArgs(); {
+	case len(rest) == 0:
+		return nil
+	case len(rest) > 1 || rest[0] == "":
+		return d.Err("listen tcp takes one address at most: listen tcp [<address>]")
+	default:
+		b.Address = rest[0]
+	}
+	if strings.Contains(b.Address, "{") && b.Listen == listenTCP {
+		return nil // Provision knows
+	}
+	if _, err := parseFixedAddress(b.Listen, b.Address); err != nil {
+		return d.WrapErr(err)
 	}
 	return nil
 }

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// child is the main process of an instance, the leader of a process group of
-// its own. Of one that this Caddy forked neither the pid nor the id of the group
+// child is the main process of an instance. It leads a session of its own, so
+// that it does not have Caddy's controlling terminal, and with it a process
+// group. Of one that this Caddy forked neither the pid nor the id of the group
 // can be given to anybody else until it is reaped; that is what makes signals to
 // the group safe. One that an earlier Caddy forked is init's to reap, and gets
 // its signals process by process, through pidfds.
@@ -36,13 +37,18 @@ func fork(l launch) (*child, error) {
 		files[i] = f.Fd()
 	}
 	pidfd := -1
-	attr := &syscall.SysProcAttr{Setpgid: true, PidFD: &pidfd, Credential: l.account.credential()}
+	attr := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd, Credential: l.account.credential()}
 	if !l.keep {
 		attr.Pdeathsig = syscall.SIGKILL
 	}
 	pid, _, err := syscall.StartProcess(l.path, l.argv, &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: files, Sys: attr})
 	if err != nil {
 		return nil, err
+	}
+	if getsOrphans() {
+		// At once, before it starts others. An error means that a right is missing:
+		// most processes without the limit are known in other ways.
+		_ = setLineage(pid)
 	}
 	c := &child{pid: pid}
 	if s, err := readStat(pid); err == nil {

@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// child is a process that this Caddy forked, the leader of a process group of
-// its own. It is reaped the moment it ends; the rest of its group is killed in
+// child is a process that this Caddy forked, the leader of a session and of
+// a process group of its own. It is reaped the moment it ends; the rest of its group is killed in
 // that same moment.
 type child struct {
 	pid int
@@ -29,7 +29,7 @@ func fork(l launch) (*child, error) {
 	for i, f := range l.files {
 		files[i] = f.Fd()
 	}
-	attr := &syscall.SysProcAttr{Setpgid: true, Credential: l.account.credential()}
+	attr := &syscall.SysProcAttr{Setsid: true, Credential: l.account.credential()}
 	pid, _, err := syscall.StartProcess(l.path, l.argv, &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: files, Sys: attr})
 	if err != nil {
 		return nil, err

@@ -87,7 +87,7 @@ func TestBadConfigurationsAreRefusedAtLoad(t *testing.T) {
 	} {
 		err := b.Provision(caddy.Context{})
 		if err == nil {
-			err = b.Validate()
+			err = checked(b)
 		}
 		if err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%+v: %v, want %q", b, err, words)

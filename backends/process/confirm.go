@@ -2,18 +2,13 @@ package process
 
 import (
 	"context"
+	"net"
 	"slices"
 )
 
 // Confirm tells whether a probe that passed reached the instance.
 func (r *runner) Confirm(_ context.Context, instanceID string) error {
-	r.mu.Lock()
-	i := slices.IndexFunc(r.instances, func(in *instance) bool { return in.id == instanceID })
-	var in *instance
-	if i >= 0 {
-		in = r.instances[i]
-	}
-	r.mu.Unlock()
+	in := r.find(instanceID)
 	if in == nil {
 		return errEnded
 	}
@@ -26,6 +21,35 @@ func (r *runner) Confirm(_ context.Context, instanceID string) error {
 	return nil
 }
 
+// CheckPeer tells whether a new connection leads to the instance.
+func (r *runner) CheckPeer(instanceID string, conn net.Conn) error {
+	in := r.find(instanceID)
+	if in == nil {
+		return errEnded
+	}
+	return in.checkPeer(conn)
+}
+
+// Pin returns an address at which nothing but the instance can be reached.
+func (r *runner) Pin(instanceID string) (address string, release func(), err error) {
+	in := r.find(instanceID)
+	if in == nil {
+		return "", nil, errEnded
+	}
+	return in.pin()
+}
+
+// find returns an instance that has not ended, or nil.
+func (r *runner) find(id string) *instance {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := slices.IndexFunc(r.instances, func(in *instance) bool { return in.id == id })
+	if i < 0 {
+		return nil
+	}
+	return r.instances[i]
+}
+
 func (r *runner) confirm(in *instance) error {
 	switch {
 	case in.passed != nil:
@@ -33,7 +57,7 @@ func (r *runner) confirm(in *instance) error {
 	case in.adopted && r.plan.Load().listen == listenFD:
 		return r.confirmAdopted(in)
 	case in.port != 0:
-		return checkOwner(in.port, in.child, in.id)
+		return in.confirmListener()
 	}
 	return nil
 }

@@ -18,8 +18,8 @@
 // them; of several Caddys that could, one does. A service without instances costs no goroutine, timer or watch.
 //
 // It never touches a process by its pid alone, never reaps a child that it
-// did not start, never makes an instance wait for a reader of its output,
-// never builds a command from a request, and never stops an instance that it
+// did not start, never makes an instance wait for the log (the pipe of one that
+// writes more than 8 MiB a second without end is read at that pace), never builds a command from a request, and never stops an instance that it
 // was not told to stop, the end of Caddy aside.
 //
 // On Linux it needs pidfds (Linux 5.4). On other systems it runs without

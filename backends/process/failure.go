@@ -9,16 +9,20 @@ import (
 	"github.com/caddy-usher/usher/scaler"
 )
 
+// cleanExit is how an end without an error is put into words.
+const cleanExit = "exit status 0"
+
 // exitFailure puts into words that an instance ended unasked. What went wrong
 // is in what it wrote last.
 func exitFailure(words, lastLines string) *scaler.Failure {
 	f := &scaler.Failure{Reason: scaler.ReasonExit, Short: words, Detail: lastLines}
-	if words == "exit status 0" {
-		// No error, so its output will hardly say what is wrong.
+	if words == cleanExit {
+		// This is no crash, so its output will hardly say what is wrong.
+		f.Short = "the program ended by itself without an error (" + cleanExit + ")"
 		if f.Detail != "" {
 			f.Detail += "\n"
 		}
-		f.Detail += "(the process ended by itself and without an error; if it goes to the background, make it stay in the foreground)"
+		f.Detail += "(a server has to run on; if the program goes to the background, make it stay in the foreground)"
 	}
 	return f
 }
@@ -62,7 +66,7 @@ func startFailure(err error, l launch, service, instance string) *scaler.Failure
 	case isBusy(err):
 		f.ForGood = false
 		f.Short = "the command is being written"
-		f.Detail = what + ": somebody has the file open for writing; the next start will find it complete"
+		f.Detail = what + ": a process has the file open for writing; the next start will find it complete"
 	default:
 		// What is not known may pass.
 		f.ForGood = false

@@ -3,12 +3,12 @@ package process
 import (
 	"fmt"
 	"io"
+	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 const (
@@ -16,6 +16,11 @@ const (
 	// before it is cut, and how much of it is read at a time. It is larger only
 	// by what is written between two looks at it.
 	maxOutputFile = 8 << 20
+	// maxBytesTaken is how many bytes are read at each look in the long run, and
+	// maxLinesTaken how many lines at one look. To read output without end as
+	// fast as it is written would take a core, and most of it is dropped.
+	maxBytesTaken = 1 << 20
+	maxLinesTaken = 25000
 	// lastPart is how much is read of what was written while the file was read,
 	// before the file is cut.
 	lastPart = 64 << 10
@@ -39,8 +44,11 @@ type followedFile struct {
 	write, read *os.File
 	lines       splitter
 
+	room int64 // what the next look may read; of the reader alone
+
 	mu     sync.Mutex
 	offset int64
+	total  int64 // bytes that were read
 	buf    [4 << 10]byte
 }
 
@@ -75,7 +83,7 @@ func newFollowed(out *output, files outputFiles) (*followed, error) {
 
 // reopenFollowed goes on with the files of an instance that runs already. What
 // it wrote meanwhile is read too, as far as that is of any use.
-func reopenFollowed(out *output, files outputFiles, logger *zap.Logger) (*followed, error) {
+func reopenFollowed(out *output, files outputFiles, logger *slog.Logger) (*followed, error) {
 	f := &followed{closed: make(chan struct{})}
 	err := f.open(out, files, 0)
 	if err != nil {
@@ -90,14 +98,14 @@ func reopenFollowed(out *output, files outputFiles, logger *zap.Logger) (*follow
 			f.closeFiles()
 			return nil, err
 		case f.marked == unmarked:
-			// Nobody knows how far: better nothing than all of it again.
+			// The position is not known. Skip the lines rather than repeat them.
 			s.offset = info.Size()
 		case f.marked[i] <= info.Size():
 			s.offset = f.marked[i]
 		}
 		if missed := info.Size() - s.offset - maxOutputFile; missed > 0 {
 			logger.Info("output that the instance wrote while no Caddy ran is left out, there is too much of it",
-				zap.String("stream", s.lines.stream), zap.Int64("bytes", missed))
+				slog.String("stream", s.lines.stream), slog.Int64("bytes", missed))
 			s.offset += missed
 			s.lines.cut = true // it is the middle of a line
 		}
@@ -108,7 +116,7 @@ func reopenFollowed(out *output, files outputFiles, logger *zap.Logger) (*follow
 // open opens what is read, and where it is marked how far.
 func (f *followed) open(out *output, files outputFiles, create int) (err error) {
 	for i, stream := range [...]string{"stdout", "stderr"} {
-		f.streams[i] = &followedFile{lines: splitter{out: out, stream: stream}}
+		f.streams[i] = &followedFile{room: 2 * maxOutputFile, lines: splitter{out: out, stream: stream}}
 	}
 	for i, s := range f.streams {
 		if s.read, err = os.OpenFile(files.streams[i], os.O_RDWR|create, 0o600); err != nil {
@@ -140,7 +148,7 @@ func (f *followed) begin() {
 				return
 			case <-tick.C:
 				for _, s := range f.streams {
-					s.take(false)
+					s.takePaced()
 				}
 				f.mark()
 			}
@@ -225,10 +233,29 @@ func (s *followedFile) position() int64 {
 
 // take reads what was written since the last time. It ends also when the
 // instance writes faster than it reads.
-func (s *followedFile) take(flush bool) {
+func (s *followedFile) take(flush bool) { s.takeAtMost(maxOutputFile, flush) }
+
+// takePaced is take at the pace of output without end: the last so many bytes
+// of what was written. After a pause it is as many as take reads.
+func (s *followedFile) takePaced() {
+	s.room = min(s.room+maxBytesTaken, 2*maxOutputFile)
+	before := s.totalRead()
+	s.takeAtMost(min(s.room, maxOutputFile), false)
+	s.room -= s.totalRead() - before
+}
+
+// totalRead is how many bytes were read in all.
+func (s *followedFile) totalRead() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.readEnd(maxOutputFile) && s.offset >= maxOutputFile {
+	return s.total
+}
+
+// takeAtMost is take for the last so many bytes of what was written.
+func (s *followedFile) takeAtMost(most int64, flush bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.readEnd(most) && s.offset >= maxOutputFile {
 		s.cut()
 	}
 	if flush {
@@ -244,9 +271,16 @@ func (s *followedFile) readEnd(most int64) bool {
 		return false
 	}
 	s.leaveOut(info.Size() - s.offset - most)
+	enough := s.lines.lines + maxLinesTaken
 	for stop := s.offset + most; s.offset < stop; {
+		if s.lines.lines > enough {
+			// The last part tells why an instance ends.
+			s.leaveOut(info.Size() - s.offset - lastPart)
+			enough = math.MaxInt
+		}
 		n, err := s.read.ReadAt(s.buf[:min(int64(len(s.buf)), stop-s.offset)], s.offset)
 		s.offset += int64(n)
+		s.total += int64(n)
 		s.lines.write(s.buf[:n], time.Now())
 		if err != nil {
 			return err == io.EOF

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -57,7 +55,7 @@ func FuzzRecords(f *testing.F) {
 		if !r.orphaned(own) {
 			t.Fatal("the Caddy of another boot is taken for alive")
 		}
-		r.end(t.Context(), dir, own, zap.NewNop())
+		r.end(t.Context(), dir, own, quiet())
 		if _, err := os.Stat(path); err == nil {
 			t.Error("the record is still there")
 		}

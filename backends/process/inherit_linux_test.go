@@ -149,8 +149,7 @@ func TestTheEnvironmentIsMinimal(t *testing.T) {
 }
 
 func TestStandardInputIsNullAndNothingElseIsInherited(t *testing.T) {
-	// As a listener of socket activation: nobody has said that it should be
-	// closed.
+	// Like a listener of socket activation, it is not marked close-on-exec.
 	inherited, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +210,7 @@ func TestUnixSocketsWorkForAnotherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("switching needs root")
 	}
-	// A directory that nobody may create anything in.
+	// A directory in which no user may create files.
 	base, err := os.MkdirTemp("", "u")
 	if err != nil {
 		t.Fatal(err)

@@ -3,15 +3,14 @@ package process
 import (
 	"crypto/rand"
 	"encoding/base32"
+	"log/slog"
 	"maps"
-	"net"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -28,22 +27,27 @@ type instance struct {
 	id    string
 	since time.Time
 	keep  bool
+	uid   uint32 // of the user that its sockets belong to
 	// adopted is true if an earlier Caddy has started it, wasReady if it was
 	// ready there.
 	adopted, wasReady bool
 
-	port    int    // 0: none
-	socket  string // "": none
+	port    int            // 0: none
+	fixed   netip.AddrPort // what the program listens on by itself, if that is so
+	socket  string         // "": none
+	instead error          // why the socket is in a directory with a random name
 	passed  *passedListener
 	appears appearance // nil: nothing to wait for
 	child   *child
 	output  *output
 	source  source
 	record  *record
+	peers   peers
 
 	network, address string // what is reported; empty until known
 	stopping         bool
-	ended            bool
+	ended            bool // its main process has
+	gone             bool // it was reported for the last time
 	killAt           time.Time
 	killTimer        *time.Timer
 	failure          *scaler.Failure
@@ -76,11 +80,23 @@ func (in *instance) where() (network, address string) {
 	if in.socket != "" {
 		return "unix", in.socket
 	}
-	return "tcp", net.JoinHostPort(loopback, strconv.Itoa(in.port))
+	return "tcp", in.told().String()
+}
+
+// told returns the address that the instance was told to listen on, or that its
+// program has by itself. It is for instances with a port.
+func (in *instance) told() netip.AddrPort {
+	if in.fixed.IsValid() {
+		return in.fixed
+	}
+	return onLoopback(in.port)
 }
 
 // takePlace gets what the instance listens on.
 func (in *instance) takePlace(p *plan, local scaler.LocalOptions) *scaler.Failure {
+	if p.fixed.IsValid() {
+		return in.takeFixed(p.fixed)
+	}
 	var f *scaler.Failure
 	switch p.listen {
 	case listenTCP:
@@ -91,7 +107,10 @@ func (in *instance) takePlace(p *plan, local scaler.LocalOptions) *scaler.Failur
 			return err
 		})
 	case listenUnix:
-		in.socket = socketPath(in.id)
+		var base string
+		if base, f, in.instead = readyBase(); f == nil {
+			in.socket = socketPath(base, in.id)
+		}
 	}
 	return f
 }
@@ -108,17 +127,20 @@ func (in *instance) makePlace(p *plan) *scaler.Failure {
 	return nil
 }
 
-// leavePlace gives it back.
-func (in *instance) leavePlace(ran bool) {
+// leavePlace gives it back. The directory of the socket stays if something of
+// the instance still runs.
+func (in *instance) leavePlace(ran, gone bool) {
 	in.passed.close()
 	if in.appears != nil && !ran {
 		in.appears.close()
 	}
 	if in.port != 0 {
-		ports.give(in.port, ran)
+		// A fixed port does not rest: the next instance needs that very one.
+		ports.give(in.told(), ran && !in.fixed.IsValid())
 	}
-	if in.socket != "" {
-		removeSocket(in.socket)
+	if in.socket != "" && gone {
+		// What cannot be removed is harmless: nothing connects there any more.
+		_ = removeSocket(in.socket)
 	}
 }
 
@@ -171,7 +193,7 @@ func (in *instance) environment(p *plan, service string, values map[string]strin
 	}
 	if in.port != 0 {
 		port := values[keyPort]
-		env["PORT"], env["PORT0"], env["HOST"] = port, port, loopback
+		env["PORT"], env["PORT0"], env["HOST"] = port, port, in.told().Addr().String()
 	}
 	for name, value := range p.env {
 		env[name] = value.fill(values)
@@ -184,16 +206,27 @@ func (in *instance) environment(p *plan, service string, values map[string]strin
 }
 
 // outputLogger is where the lines of the instance go; nil if they are dropped.
-func (in *instance) outputLogger(p *plan, logger *zap.Logger) *zap.Logger {
+func (in *instance) outputLogger(p *plan, logger *slog.Logger) *slog.Logger {
 	if !p.logLines {
 		return nil
 	}
-	return logger.With(zap.String("instance", in.id))
+	return logger.With(slog.String("instance", in.id))
+}
+
+// newOutput makes what takes the lines of the instance.
+func (in *instance) newOutput(p *plan, env scaler.Env) *output {
+	o := newOutput(in.outputLogger(p, env.Logger()))
+	if env.Output != nil && p.logLines {
+		o.keep = func(stream, text string, now time.Time) {
+			env.Output(scaler.OutputLine{Instance: in.id, Stream: stream, Text: text, Time: now})
+		}
+	}
+	return o
 }
 
 // openOutput prepares what the process writes to.
-func (in *instance) openOutput(p *plan, dir string, logger *zap.Logger) *scaler.Failure {
-	in.output = newOutput(in.outputLogger(p, logger))
+func (in *instance) openOutput(p *plan, dir string, env scaler.Env) *scaler.Failure {
+	in.output = in.newOutput(p, env)
 	var err error
 	if in.keep {
 		var f *followed
@@ -214,6 +247,13 @@ func (in *instance) openOutput(p *plan, dir string, logger *zap.Logger) *scaler.
 	return &scaler.Failure{Reason: scaler.ReasonForbidden, Short: "no place for the output", Err: err}
 }
 
+// endWithCaddy takes back that an instance which has not been started outlives
+// Caddy.
+func (in *instance) endWithCaddy(l *launch) {
+	in.keep, l.keep = false, false
+	in.record.Keep, in.record.Output = false, nil
+}
+
 // reported is the instance as the control loop sees it.
 func (in *instance) reported() scaler.Instance {
 	i := scaler.Instance{
@@ -221,7 +261,7 @@ func (in *instance) reported() scaler.Instance {
 		Since: in.since, Failure: in.failure, Adopted: in.adopted, WasReady: in.wasReady,
 	}
 	switch {
-	case in.ended:
+	case in.gone:
 		i.Phase = scaler.PhaseEnded
 	case in.stopping:
 		i.Phase = scaler.PhaseStopping

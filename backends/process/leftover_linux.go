@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// name is what a process is known by while its pid is not enough.
+// name identifies a process. The pid alone can be reused.
 type name struct {
 	pid       int
 	startTime uint64
@@ -17,46 +17,45 @@ type name struct {
 type search struct {
 	instance string
 
-	// group is the process group of the instance, or 0. Its id is the pid of
-	// the main process and is only sure to be the same group's for as long as
-	// that one is there; reserved tells.
+	// group is the process group and the session of the instance, or 0. Its id
+	// is the pid of the main process. It is certain to be this group only while
+	// the main process exists, which reserved tells.
 	group    int
 	reserved func() bool
 
-	// except is the main process when it is an unreaped child of ours: it has
-	// ended, and would be found for ever.
+	// except is the main process if it is our unreaped child: it has ended, and
+	// every scan would find it.
 	except int
 
-	// told are the processes that were found and have had a signal. They stay
-	// part of the instance when the group is gone.
-	told map[name]bool
+	// signaled are the processes that were found and have had a signal. They
+	// stay part of the instance when the group is gone.
+	signaled map[name]bool
 }
 
 // belongs tells whether a process is one of the instance.
-func (s *search) belongs(r resident) bool {
+func (s *search) belongs(r scanned) bool {
 	switch {
 	case r.pid == s.except, r.stat.dead():
 		return false
-	case s.told[name{r.pid, r.stat.startTime}]:
+	case s.signaled[name{r.pid, r.stat.startTime}]:
 		return true
-	case s.group != 0 && r.stat.group == s.group && s.reserved():
+	case s.group != 0 && (r.stat.group == s.group || r.stat.session == s.group) && s.reserved():
 		return true
 	}
 	return r.instance == s.instance
 }
 
-// quarry is a process that was found, held by its pidfd.
-type quarry struct {
+// foundProcess is a process of the instance, held by its pidfd.
+type foundProcess struct {
 	name
 	pidfd int
 }
 
-// find returns what there is of an instance. What the process is, is looked at
-// again after its pidfd was opened: only then is it known that the pidfd is of
-// the process that was looked at.
-func (s *search) find() []quarry {
-	var found []quarry
-	for _, r := range population.take() {
+// find returns the processes of an instance. It checks each process again after
+// opening its pidfd, to be sure that the pidfd is of that process.
+func (s *search) find() []foundProcess {
+	var found []foundProcess
+	for _, r := range processScan.take() {
 		if !s.belongs(r) {
 			continue
 		}
@@ -65,11 +64,11 @@ func (s *search) find() []quarry {
 			continue
 		}
 		stat, err := readStat(r.pid)
-		if err != nil || stat.startTime != r.stat.startTime || !s.belongs(resident{r.pid, stat, variable(r.pid, varInstance)}) {
+		if err != nil || stat.startTime != r.stat.startTime || !s.belongs(scanned{r.pid, stat, variable(r.pid, varInstance)}) {
 			unix.Close(fd)
 			continue
 		}
-		found = append(found, quarry{name{r.pid, stat.startTime}, fd})
+		found = append(found, foundProcess{name{r.pid, stat.startTime}, fd})
 	}
 	return found
 }
@@ -77,32 +76,33 @@ func (s *search) find() []quarry {
 // signal sends a signal to everything that belongs to the instance.
 func (s *search) signal(sig syscall.Signal) {
 	for _, q := range s.find() {
-		s.tell(q)
+		s.noteSignaled(q)
 		_ = unix.PidfdSendSignal(q.pidfd, sig, nil, 0)
 		unix.Close(q.pidfd)
 	}
 }
 
-func (s *search) tell(q quarry) {
-	if s.told == nil {
-		s.told = make(map[name]bool)
+func (s *search) noteSignaled(q foundProcess) {
+	if s.signaled == nil {
+		s.signaled = make(map[name]bool)
 	}
-	s.told[q.name] = true
+	s.signaled[q.name] = true
 }
 
-// The bounds of a hunt that meets processes that do not die, or that fork
-// faster than they are found.
+// The limits of end, for processes that do not die, or that fork faster than
+// a scan finds them.
 const (
 	killRounds = 10
 	killWait   = time.Second
 	lookAgain  = 50 * time.Millisecond
 )
 
-// end asks what belongs to the instance to end, kills what is still there at
-// the deadline, and returns true when nothing is left. The deadline is asked
-// for again and again, because it can come nearer. Members of the group for
-// which asked is true have had the stop signal already.
+// end sends a signal to the processes of the instance and kills the remaining
+// ones at the deadline. It returns true when none is left. It calls deadline
+// again in each round, because the deadline can move closer. If asked is true,
+// the members of the group have had the stop signal already.
 func (s *search) end(sig syscall.Signal, asked bool, deadline func() time.Time) bool {
+	orphansCome := getsOrphans()
 	for kills := 0; kills < killRounds; {
 		found := s.find()
 		if len(found) == 0 {
@@ -113,8 +113,8 @@ func (s *search) end(sig syscall.Signal, asked bool, deadline func() time.Time) 
 			switch {
 			case killing:
 				_ = unix.PidfdSendSignal(q.pidfd, unix.SIGKILL, nil, 0)
-			case !s.told[q.name]:
-				s.tell(q)
+			case !s.signaled[q.name]:
+				s.noteSignaled(q)
 				if stat, err := readStat(q.pid); err == nil && asked && stat.group == s.group {
 					continue
 				}
@@ -129,6 +129,9 @@ func (s *search) end(sig syscall.Signal, asked bool, deadline func() time.Time) 
 			awaitAll(found, deadline)
 		}
 		for _, q := range found {
+			if orphansCome {
+				reapThrough(q.pidfd) // it may be a child of Caddy by now
+			}
 			unix.Close(q.pidfd)
 		}
 	}
@@ -136,7 +139,7 @@ func (s *search) end(sig syscall.Signal, asked bool, deadline func() time.Time) 
 }
 
 // awaitAll returns when all have ended, or at the deadline.
-func awaitAll(found []quarry, deadline func() time.Time) {
+func awaitAll(found []foundProcess, deadline func() time.Time) {
 	polls := make([]unix.PollFd, 0, len(found))
 	for _, q := range found {
 		polls = append(polls, unix.PollFd{Fd: int32(q.pidfd), Events: unix.POLLIN})

@@ -160,7 +160,7 @@ func TestAProcessIsHeldByMoreThanItsPid(t *testing.T) {
 	if i := (identity{PID: cmd.Process.Pid, StartTime: stat.startTime - 1}); i.alive() {
 		t.Fatal("that was another process with this pid")
 	}
-	// The same with a record: the pid was given to somebody else since.
+	// The same with a record: another process has the pid now.
 	r := &record{Instance: newID(), PID: cmd.Process.Pid, StartTime: stat.startTime - 1}
 	if s := r.search(); s.group != 0 || len(s.find()) != 0 {
 		t.Fatal("the pid alone was enough")
@@ -251,9 +251,9 @@ func TestAnUnwritableDataDirectoryIsSaidOnceAndDoesNotKeepServicesAsleep(t *test
 }
 
 func TestInstancesThatEndTogetherShareOneLookAtTheMachine(t *testing.T) {
-	look := &count{done: make(chan struct{}), residents: []resident{{pid: 1}}}
-	c := census{next: look} // about to begin
-	results := make(chan []resident)
+	look := &scan{done: make(chan struct{}), processes: []scanned{{pid: 1}}}
+	c := scanner{next: look} // about to begin
+	results := make(chan []scanned)
 	for range 10 {
 		go func() { results <- c.take() }()
 	}

@@ -57,7 +57,11 @@ func findCommand(command, dir, path string) (string, *scaler.Failure) {
 			err = checkExecutable(full)
 		}
 		if err != nil {
-			return "", commandFailure(full, err)
+			f := commandFailure(full, err)
+			if hint := quotesHint(command); hint != "" && errors.Is(err, fs.ErrNotExist) {
+				f.Detail += "; " + hint
+			}
+			return "", f
 		}
 		return full, nil
 	}
@@ -80,8 +84,20 @@ func findCommand(command, dir, path string) (string, *scaler.Failure) {
 	if unusable != nil {
 		return "", unusable
 	}
-	return "", cannotExecute("the command does not exist",
-		fmt.Sprintf("%s is in no directory of the instance's PATH (%s); give an absolute path or set env PATH", command, path), fs.ErrNotExist)
+	detail := fmt.Sprintf("%s is in no directory of the instance's PATH (%s); give an absolute path or set env PATH", command, path)
+	if hint := quotesHint(command); hint != "" {
+		detail = fmt.Sprintf("'%s' is in no directory of the instance's PATH (%s); %s", command, path, hint)
+	}
+	return "", cannotExecute("the command does not exist", detail, fs.ErrNotExist)
+}
+
+// quotesHint is for a command that looks like a whole command line.
+func quotesHint(command string) string {
+	program, _, more := strings.Cut(strings.TrimSpace(command), " ")
+	if !more {
+		return ""
+	}
+	return fmt.Sprintf("the quotes make one word of it: leave them out, so that '%s' is the command and the rest are its arguments", program)
 }
 
 // isPath tells that a command is not to be looked up.

@@ -5,6 +5,7 @@ package process
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -29,6 +31,13 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// The ports of this run. Another run at the same time has others: a program that
+// a test has started cannot listen while another run tries whether its port is
+// free.
+const portsOfRun = 100
+
+var firstPort = 27000 + portsOfRun*(os.Getpid()%40)
 
 // patience is how long a test waits for something that should happen soon.
 const patience = 10 * time.Second
@@ -54,11 +63,11 @@ func open(t *testing.T, b *Backend, options ...func(*scaler.Env, *scaler.LocalOp
 	core, logs := observer.New(zapcore.DebugLevel)
 	bn := &bench{
 		t: t, backend: b, logs: logs, dataDir: t.TempDir(),
-		local:   scaler.LocalOptions{PortFrom: 21000, PortTo: 25999},
+		local:   scaler.LocalOptions{PortFrom: firstPort, PortTo: firstPort + portsOfRun - 1},
 		changed: make(chan struct{}, 1),
 	}
 	env := scaler.Env{
-		Service: "web", Revision: "r1", Logger: func() *zap.Logger { return zap.New(core) },
+		Service: "web", Revision: "r1", Logger: func() *slog.Logger { return slog.New(zapslog.NewHandler(core)) },
 		Host: &scaler.Host{DataDir: bn.dataDir, Local: func() scaler.LocalOptions {
 			bn.mu.Lock()
 			defer bn.mu.Unlock()
@@ -83,9 +92,25 @@ func provision(t *testing.T, b *Backend) {
 	if err := b.Provision(caddy.Context{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Validate(); err != nil {
-		t.Fatal(err)
+	if f := b.Check(); f != nil {
+		t.Fatal(f)
 	}
+}
+
+// loaded returns the error with which a reload would refuse the backend.
+func loaded(b *Backend) error {
+	if err := b.Provision(caddy.Context{}); err != nil {
+		return err
+	}
+	return checked(b)
+}
+
+// checked returns what Check says, as an error.
+func checked(b *Backend) error {
+	if f := b.Check(); f != nil {
+		return f
+	}
+	return nil
 }
 
 func (b *bench) report(r scaler.Report) {
@@ -269,3 +294,6 @@ func sorted(s []string) []string {
 	slices.Sort(s)
 	return s
 }
+
+// quiet is a logger for what a test does not look at.
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -1,12 +1,11 @@
 package process
 
 import (
+	"log/slog"
 	"os"
 	"strings"
 	"sync"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -15,18 +14,24 @@ import (
 const (
 	maxLine        = 8 << 10 // longer lines are cut
 	maxLinesPerSec = 1000
+	maxBytesPerSec = 256 << 10 // of lines, as they are logged
 	keptLines      = 20
+	keptFirst      = 20      // lines from the first sign of a crash on
 	maxQueued      = 1 << 20 // bytes that wait to be logged
 )
 
 // output takes the lines of an instance: it keeps the last ones, and hands on
 // the others to the log without ever making the instance wait for it.
 type output struct {
-	logger *zap.Logger // nil: discard
+	logger *slog.Logger // nil: discard
+	// keep takes each line, also one that is too much for the log; nil: nothing.
+	keep func(stream, text string, now time.Time)
 
 	mu      sync.Mutex
 	last    [keptLines]string
 	count   int
+	crash   crash
+	lastAt  time.Time // of the last line
 	queue   []outputLine
 	queued  int // bytes
 	pumping bool
@@ -34,6 +39,7 @@ type output struct {
 
 	second  time.Time // when the running second began
 	inIt    int       // lines in it
+	bytes   int       // of these lines
 	lost    int       // lines dropped since the warning
 	unread  int64     // bytes left out since the warning
 	behind  bool      // bytes were left out in the running second
@@ -42,15 +48,15 @@ type output struct {
 
 type outputLine struct {
 	stream, text string
-	// lost and unread, if not zero, say in place of a line how many lines were
-	// dropped, and how many bytes of which nobody knows how many lines they are.
+	// lost is the number of dropped lines. unread is a number of dropped bytes
+	// whose lines were not counted. If not zero, they stand in place of a line.
 	lost   int
 	unread int64
 	// flood, in place of a line, says that lines are being dropped.
 	flood bool
 }
 
-func newOutput(logger *zap.Logger) *output {
+func newOutput(logger *slog.Logger) *output {
 	o := &output{logger: logger}
 	o.idle.L = &o.mu
 	return o
@@ -61,13 +67,19 @@ func (o *output) line(stream, text string, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.last[o.count%keptLines] = text
+	o.crash.line(o.count, text, now)
 	o.count++
+	o.lastAt = now
+	if o.keep != nil {
+		o.keep(stream, text, now)
+	}
 	if o.logger == nil {
 		return
 	}
 	o.secondLocked(now)
 	o.inIt++
-	if o.inIt > maxLinesPerSec || o.queued+len(text) > maxQueued {
+	o.bytes += len(text)
+	if o.tooMuchLocked() || o.queued+len(text) > maxQueued {
 		o.lost++
 		o.floodLocked()
 		return
@@ -94,10 +106,16 @@ func (o *output) secondLocked(now time.Time) {
 	if now.Sub(o.second) < time.Second {
 		return
 	}
-	if o.flooded && o.inIt <= maxLinesPerSec && !o.behind {
+	if o.flooded && !o.tooMuchLocked() && !o.behind {
 		o.calmLocked()
 	}
-	o.second, o.inIt, o.behind = now, 0, false
+	o.second, o.inIt, o.bytes, o.behind = now, 0, 0, false
+}
+
+// tooMuchLocked tells whether more was written in the running second than is
+// logged.
+func (o *output) tooMuchLocked() bool {
+	return o.inIt > maxLinesPerSec || o.bytes > maxBytesPerSec
 }
 
 // floodLocked warns, once in a flood.
@@ -143,11 +161,11 @@ func (o *output) pump() {
 			switch {
 			case l.flood:
 				o.logger.Warn("the instance writes faster than its output is logged: lines are dropped until it writes less",
-					zap.Int("lines_per_second", maxLinesPerSec))
+					slog.Int("lines_per_second", maxLinesPerSec), slog.Int("bytes_per_second", maxBytesPerSec))
 			case l.lost > 0 || l.unread > 0:
-				o.logger.Info("lines of output were dropped", zap.Int("lines", l.lost), zap.Int64("unread_bytes", l.unread))
+				o.logger.Info("lines of output were dropped", slog.Int("lines", l.lost), slog.Int64("unread_bytes", l.unread))
 			default:
-				o.logger.Info(l.text, zap.String("stream", l.stream))
+				o.logger.Info(l.text, slog.String("stream", l.stream))
 			}
 		}
 	}
@@ -163,12 +181,14 @@ func (o *output) finish() {
 	}
 }
 
-// tail returns the last lines.
+// tail returns the last lines. Before them go the lines from the first sign of
+// a crash on, if the last lines do not reach back to it.
 func (o *output) tail() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	lines := make([]string, 0, keptLines)
-	for i := max(0, o.count-keptLines); i < o.count; i++ {
+	begin := max(0, o.count-keptLines)
+	lines := o.crash.before(begin, o.lastAt)
+	for i := begin; i < o.count; i++ {
 		lines = append(lines, o.last[i%keptLines])
 	}
 	return strings.Join(lines, "\n")
@@ -180,6 +200,7 @@ type splitter struct {
 	stream string
 	part   []byte
 	cut    bool // the rest of this line is dropped
+	lines  int  // how many were handed on
 }
 
 // write takes what was read.
@@ -229,6 +250,7 @@ func (s *splitter) flush(now time.Time) {
 func (s *splitter) emit(now time.Time) {
 	text := scaler.Readable(strings.TrimSuffix(string(s.part), "\r"))
 	s.part, s.cut = s.part[:0], false
+	s.lines++
 	s.out.line(s.stream, text, now)
 }
 

@@ -3,6 +3,7 @@
 package process
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
@@ -91,8 +93,8 @@ func TestALogThatHangsDoesNotHoldUpTheInstance(t *testing.T) {
 	done := filepath.Join(t.TempDir(), "done")
 	gate := make(chan struct{})
 	b := open(t, shell("seq 100000; echo >"+done+"; exec sleep 100"), func(env *scaler.Env, _ *scaler.LocalOptions) {
-		logger := zap.New(&slowSink{Core: zapcore.NewNopCore(), gate: gate})
-		env.Logger = func() *zap.Logger { return logger }
+		logger := slog.New(zapslog.NewHandler(&slowSink{Core: zapcore.NewNopCore(), gate: gate}))
+		env.Logger = func() *slog.Logger { return logger }
 	})
 	b.one()
 	readEventually(t, done)
@@ -100,7 +102,7 @@ func TestALogThatHangsDoesNotHoldUpTheInstance(t *testing.T) {
 }
 
 func TestAQuietInstanceHasNoGoroutineForItsLog(t *testing.T) {
-	o := newOutput(zap.NewNop())
+	o := newOutput(quiet())
 	for i := range 5000 {
 		o.line("stdout", strconv.Itoa(i), time.Now())
 	}
@@ -183,7 +185,7 @@ func write(t *testing.T, file *os.File, text string) {
 
 func TestOfMoreThanCanBeReadTheEndIsAndTheRestIsCounted(t *testing.T) {
 	core, logs := observer.New(zapcore.DebugLevel)
-	out := newOutput(zap.New(core))
+	out := newOutput(slog.New(zapslog.NewHandler(core)))
 	f, stdout := follows(t, out)
 	write(t, stdout, "begun")
 	f.streams[0].take(false)
@@ -248,7 +250,7 @@ func TestWhatFollowsACutInTheMiddleOfALineIsReadByTheNextCaddy(t *testing.T) {
 	write(t, stdout, " and rest\nmore\n")
 
 	out := newOutput(nil)
-	f, err := reopenFollowed(out, files, zap.NewNop())
+	f, err := reopenFollowed(out, files, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,12 +78,17 @@ func (p *pipes) close() {
 
 // follow reads until the end.
 func (s *pipe) follow() {
-	// Whoever asks for a drain after the end gets his answer at once.
+	// A drain after the end returns at once.
 	defer close(s.drained)
 	buf := make([]byte, 16<<10)
+	var p pace
 	for {
 		n, err := s.read.Read(buf)
+		before := s.lines.lines
 		s.lines.write(buf[:n], time.Now())
+		if pause := p.pause(cost(n, s.lines.lines-before), time.Now()); pause > 0 {
+			time.Sleep(pause)
+		}
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded):

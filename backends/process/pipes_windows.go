@@ -2,6 +2,5 @@ package process
 
 import "os"
 
-// readNow has nothing to do: the pipes of Windows take no deadline, so that
-// nobody asks for what is there now.
+// readNow does nothing: pipes on Windows take no deadline, so it is not called.
 func readNow(*os.File, []byte) int { return 0 }

@@ -2,6 +2,8 @@ package process
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +21,7 @@ type procStat struct {
 	state     byte
 	parent    int
 	group     int
+	session   int
 	startTime uint64 // in clock ticks since the machine started
 }
 
@@ -38,10 +41,11 @@ func readStat(pid int) (procStat, error) {
 		return procStat{}, fmt.Errorf("/proc/%d/stat has an unknown form", pid)
 	}
 	s := procStat{state: fields[0][0]}
-	var errs [3]error
+	var errs [4]error
 	s.parent, errs[0] = strconv.Atoi(fields[1])
 	s.group, errs[1] = strconv.Atoi(fields[2])
-	s.startTime, errs[2] = strconv.ParseUint(fields[19], 10, 64)
+	s.session, errs[2] = strconv.Atoi(fields[3])
+	s.startTime, errs[3] = strconv.ParseUint(fields[19], 10, 64)
 	return s, errors.Join(errs[:]...)
 }
 
@@ -94,6 +98,9 @@ func allPIDs() iter.Seq[int] {
 // identity names a process beyond the reuse of its pid: on this machine,
 // since this boot, in this namespace of pids.
 type identity struct {
+	// Machine tells this machine from others that share the data directory;
+	// empty in records of earlier versions.
+	Machine   string `json:"machine,omitempty"`
 	PID       int    `json:"pid"`
 	StartTime uint64 `json:"start_time"`
 	BootID    string `json:"boot_id"`
@@ -134,6 +141,19 @@ func ownIdentity() (identity, error) {
 	return own, err
 }
 
+// machineID tells this machine from others: by /etc/machine-id, which is not
+// shown as it is, else by its name.
+func machineID() (string, error) {
+	if id, err := os.ReadFile("/etc/machine-id"); err == nil {
+		if id := strings.TrimSpace(string(id)); len(id) == 32 {
+			sum := sha256.Sum256([]byte("usher " + id))
+			return "id-" + hex.EncodeToString(sum[:8]), nil
+		}
+	}
+	name, err := os.Hostname()
+	return "host-" + name, err
+}
+
 func findOwnIdentity() (identity, error) {
 	s, err := readStat(os.Getpid())
 	if err != nil {
@@ -147,8 +167,12 @@ func findOwnIdentity() (identity, error) {
 	if err != nil {
 		return identity{}, err
 	}
+	machine, err := machineID()
+	if err != nil {
+		return identity{}, err
+	}
 	return identity{
-		PID: os.Getpid(), StartTime: s.startTime,
+		Machine: machine, PID: os.Getpid(), StartTime: s.startTime,
 		BootID: strings.TrimSpace(string(boot)), Namespace: namespace,
 	}, nil
 }

@@ -41,6 +41,13 @@ type record struct {
 	// Output are the files of a kept instance's output.
 	Output []string `json:"output,omitempty"`
 
+	// Lock is the file that the owner has locked for as long as it lives.
+	Lock string `json:"lock,omitempty"`
+
+	// Lost is when it was seen first that the owner is gone, from where its
+	// processes cannot be seen.
+	Lost time.Time `json:"lost,omitzero"`
+
 	// Owner is the Caddy that started the instance, or adopted it. It also says
 	// on which boot and in which namespace the pids are meant.
 	Owner identity `json:"owner"`
@@ -65,6 +72,9 @@ func (r *record) create(dir string) error {
 	if err != nil {
 		return fmt.Errorf("finding out the identity of this Caddy: %w", err)
 	}
+	// Without a lock, on a full disk, say, a Caddy in another container leaves
+	// the record alone.
+	r.Lock, _ = owners.lock(dir)
 	r.Owner = owner
 	text, err := json.Marshal(r)
 	if err != nil {
@@ -127,7 +137,8 @@ func (r *record) takeOver(dir string, own identity, revision string) error {
 	case !now.orphaned(own) || !now.sameSystem(own):
 		return errOwned
 	}
-	now.Owner, now.Revision = own, revision
+	now.Lock, _ = owners.lock(dir)
+	now.Owner, now.Revision, now.Lost = own, revision, time.Time{}
 	if err := now.rewrite(path); err != nil {
 		return err
 	}
@@ -191,7 +202,9 @@ func lockRecords(dir string) (unlock func(), err error) {
 // orphaned tells whether the Caddy that has the record is certainly gone.
 func (r *record) orphaned(own identity) bool {
 	if r.Owner.BootID != own.BootID {
-		return true
+		// It is of an earlier boot, or of another machine that shares the data
+		// directory. What is there may well live.
+		return r.Owner.Machine == "" || r.Owner.Machine == own.Machine
 	}
 	// In another namespace of pids, another container with the same volume,
 	// neither the owner nor its processes can be seen. They may well live.

@@ -3,6 +3,7 @@ package process
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,33 +11,35 @@ import (
 	"syscall"
 	"time"
 
-	"go.uber.org/zap"
+	"github.com/caddy-usher/usher/scaler"
 )
 
 // recoverAtOnce bounds how many instances are ended at the same time.
 const recoverAtOnce = 8
 
-// Recover ends what earlier Caddys left behind and nobody has adopted: kept
+// Recover ends what earlier Caddys left behind and no runner has adopted: kept
 // instances of services that are gone or have changed, or that are not what
 // their record says, and what instances of a killed Caddy had forked away. From
 // then on nothing is adopted.
-func (*Backend) Recover(ctx context.Context, dataDir string, logger *zap.Logger) {
-	dir := recordDir(dataDir)
-	left := estateOf(dir)
+func (*Backend) Recover(ctx context.Context, from scaler.Recovery) {
+	logger, dir := from.Logger, recordDir(from.DataDir)
+	left := orphanedIn(dir)
 	left.close()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
 			logger.Warn("the records of earlier processes cannot be read; what an earlier Caddy left behind is not ended",
-				zap.String("dir", dir), zap.Error(err))
+				slog.String("dir", dir), slog.Any("error", err))
 		}
 		return
 	}
 	own, err := ownIdentity()
 	if err != nil {
-		logger.Warn("the identity of this Caddy cannot be found out; what an earlier Caddy left behind is not ended", zap.Error(err))
+		logger.Warn("the identity of this Caddy cannot be found out; what an earlier Caddy left behind is not ended", slog.Any("error", err))
 		return
 	}
+	defer removeOwnerLocks(dir)
+	defer removeTrimMark(dir)
 	var ending sync.WaitGroup
 	defer ending.Wait()
 	places := make(chan struct{}, recoverAtOnce)
@@ -54,11 +57,11 @@ func (*Backend) Recover(ctx context.Context, dataDir string, logger *zap.Logger)
 			continue
 		}
 		if err != nil {
-			logger.Warn("a record of an earlier process cannot be understood and is removed", zap.String("file", path), zap.Error(err))
+			logger.Warn("a record of an earlier process cannot be understood and is removed", slog.String("file", path), slog.Any("error", err))
 			_ = os.Remove(path)
 			continue
 		}
-		if !r.orphaned(own) {
+		if !r.orphaned(own) && !r.lost(dir, own, time.Now()) {
 			continue
 		}
 		select {
@@ -84,15 +87,15 @@ func removeOldDraft(path string) {
 
 // end ends what is left of an instance, and forgets it. It returns false if
 // something may still run.
-func (r *record) end(ctx context.Context, dir string, own identity, logger *zap.Logger) bool {
-	logger = logger.With(zap.String("service", r.Service), zap.String("instance", r.Instance))
+func (r *record) end(ctx context.Context, dir string, own identity, logger *slog.Logger) bool {
+	logger = logger.With(slog.String("service", r.Service), slog.String("instance", r.Instance))
 	if r.sameSystem(own) {
-		// Somebody else may be about to adopt it.
+		// Another Caddy may be about to adopt it.
 		switch err := r.takeOver(dir, own, r.Revision); {
 		case errors.Is(err, errOwned):
 			return true
 		case err != nil:
-			logger.Warn("what an earlier Caddy left running cannot be taken over; the next start of Caddy tries again", zap.Error(err))
+			logger.Warn("what an earlier Caddy left running cannot be taken over; the next start of Caddy tries again", slog.Any("error", err))
 			return false
 		}
 		began := time.Now()
@@ -105,7 +108,7 @@ func (r *record) end(ctx context.Context, dir string, own identity, logger *zap.
 		found := r.search()
 		present := found.find()
 		if len(present) > 0 {
-			logger.Info("ending what an earlier Caddy left running", zap.Int("processes", len(present)))
+			logger.Info("ending what an earlier Caddy left running", slog.Int("processes", len(present)))
 		}
 		for _, q := range present {
 			syscall.Close(q.pidfd)
@@ -117,10 +120,12 @@ func (r *record) end(ctx context.Context, dir string, own identity, logger *zap.
 	}
 	// The path comes from a file: only the socket of this instance goes.
 	if filepath.Base(r.Socket) == socketName && filepath.Base(filepath.Dir(r.Socket)) == r.Instance {
-		removeSocket(r.Socket)
+		if err := removeSocket(r.Socket); err != nil {
+			logger.Warn("the directory of the socket of an earlier process cannot be removed", slog.Any("error", err))
+		}
 	}
 	if err := r.remove(dir); err != nil {
-		logger.Warn("the record of an earlier process cannot be removed", zap.Error(err))
+		logger.Warn("the record of an earlier process cannot be removed", slog.Any("error", err))
 	}
 	return true
 }

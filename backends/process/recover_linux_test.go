@@ -12,8 +12,6 @@ import (
 	"syscall"
 	"testing"
 
-	"go.uber.org/zap"
-
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -25,7 +23,12 @@ func killedCaddy(t *testing.T, dataDir, keep, script string, ready func(), user 
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, append([]string{"child", "caddy", dataDir, keep, script}, user...)...)
+	return killedCaddyOf(t, exec.Command(path, append([]string{"child", "caddy", dataDir, keep, script}, user...)...), ready)
+}
+
+// killedCaddyOf does this with a Caddy that a command runs.
+func killedCaddyOf(t *testing.T, cmd *exec.Cmd, ready func()) int {
+	t.Helper()
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +53,7 @@ func recoverNow(t *testing.T, dataDir string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	new(Backend).Recover(ctx, dataDir, zap.NewNop())
+	new(Backend).Recover(ctx, scaler.Recovery{DataDir: dataDir, Logger: quiet()})
 }
 
 func TestG12ProcessesDieWithAKilledCaddyAndWhatTheyForkedAwayIsEndedByTheNext(t *testing.T) {
@@ -130,7 +133,7 @@ func TestKeptProcessesAreLeftRunningByClose(t *testing.T) {
 	if len(records(t, b.dataDir)) != 1 {
 		t.Fatal("its record is gone")
 	}
-	// This Caddy still runs, so nobody recovers it.
+	// This Caddy still runs, so its instances are not recovered.
 	recoverNow(t, b.dataDir)
 	if gone(pid) {
 		t.Fatal("what belongs to a running Caddy was ended")
@@ -174,7 +177,7 @@ func TestWhatBelongsToALivingCaddyIsNotTouched(t *testing.T) {
 		"this Caddy":                                 {func(*identity) {}, true, false},
 		"a living one":                               {func(i *identity) { i.PID, i.StartTime = os.Getppid(), startOf(t, os.Getppid()) }, true, false},
 		"one in another container":                   {func(i *identity) { i.Namespace, i.StartTime = "pid:[1]", 1 }, true, false},
-		"one whose pid is somebody else's now":       {func(i *identity) { i.StartTime-- }, false, true},
+		"one whose pid is another process's now":     {func(i *identity) { i.StartTime-- }, false, true},
 		"one of another boot, its pids mean nothing": {func(i *identity) { i.BootID = "another" }, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -300,7 +303,7 @@ func TestRecoverEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	// No time is left to ask, so it kills what it began to end, or leaves it.
-	new(Backend).Recover(ctx, dataDir, zap.NewNop())
+	new(Backend).Recover(ctx, scaler.Recovery{DataDir: dataDir, Logger: quiet()})
 	recoverKilled := gone(pid)
 	if recoverKilled == (len(records(t, dataDir)) == 1) {
 		t.Fatalf("killed %v, records %v", recoverKilled, records(t, dataDir))

@@ -5,9 +5,9 @@ package process
 import (
 	"context"
 
-	"go.uber.org/zap"
+	"github.com/caddy-usher/usher/scaler"
 )
 
 // Recover has nothing to do: without a name for processes beyond their pid,
 // nothing can be found safely.
-func (*Backend) Recover(context.Context, string, *zap.Logger) {}
+func (*Backend) Recover(context.Context, scaler.Recovery) {}

@@ -23,7 +23,7 @@ func TestSwitchingTheUserNeedsTheRight(t *testing.T) {
 		if err := b.Provision(caddy.Context{}); err != nil {
 			t.Error(err)
 		}
-		done <- b.Validate()
+		done <- checked(b)
 	}()
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "CAP_SETUID, CAP_SETGID and CAP_KILL") {
 		t.Fatalf("%v", err)

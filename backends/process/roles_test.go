@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -22,7 +21,9 @@ import (
 // roles are what the test binary can be as an instance.
 var roles = map[string]func(args []string) int{
 	// serves HTTP at its own port
-	"serve": func([]string) int { return serveOn(net.Listen("tcp", os.Getenv("HOST")+":"+os.Getenv("PORT"))) },
+	"serve": func([]string) int {
+		return serveOn(net.Listen("tcp", net.JoinHostPort(os.Getenv("HOST"), os.Getenv("PORT"))))
+	},
 
 	// serves HTTP at a socket, after a pause
 	"serve-unix": func(args []string) int {
@@ -71,7 +72,7 @@ var roles = map[string]func(args []string) int{
 			return 1
 		}
 		s, err := b.Open(scaler.Env{
-			Service: "web", Revision: "r1", Logger: zap.NewNop,
+			Service: "web", Revision: "r1", Logger: quiet,
 			Host: &scaler.Host{DataDir: dataDir, Local: func() scaler.LocalOptions {
 				return scaler.LocalOptions{PortFrom: 26000, PortTo: 26999, Keep: keep}
 			}},

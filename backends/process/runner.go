@@ -2,14 +2,13 @@ package process
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
@@ -27,11 +26,13 @@ type runner struct {
 	// mu is held while reports are delivered, which keeps them in order.
 	mu          sync.Mutex
 	instances   []*instance // those that have not ended
+	remains     int         // those that have, unasked, while what they left still runs
 	stopTimeout time.Duration
 	closeBy     time.Time // what is left is killed then; zero before Close
 	closed      bool      // no order is taken any more
 	silent      bool      // no report is delivered any more
 
+	endFixed   func()      // gives a fixed port back to the pool
 	holding    bool        // this runner holds the starter
 	unrecorded atomic.Bool // it was said that processes cannot be recorded
 
@@ -43,19 +44,31 @@ type runner struct {
 const unknownStopTimeout = 10 * time.Second
 
 func newRunner(p *plan, env scaler.Env) *runner {
-	r := &runner{env: env, stopTimeout: unknownStopTimeout}
+	r := &runner{env: env, stopTimeout: unknownStopTimeout, endFixed: func() {}}
 	r.plan.Store(p)
+	if p.fixed.IsValid() {
+		r.endFixed = sync.OnceFunc(ports.keepFree(int(p.fixed.Port())))
+	}
 	return r
 }
 
-// Traits says that instances are processes of this machine.
-func (r *runner) Traits() scaler.Traits { return scaler.Traits{Local: true} }
+// Traits says that instances are processes of this machine, and Caddy's own.
+func (r *runner) Traits() scaler.Traits {
+	return scaler.Traits{Owned: true, HoldsPlace: true, OrdersBlind: true, SameMachine: true}
+}
 
-// Renew goes on with an equal plan.
-func (r *runner) Renew(b scaler.Backend) {
-	if b, ok := b.(*Backend); ok && b.plan != nil {
-		r.plan.Store(b.plan)
+// Update goes on with an equal plan.
+func (r *runner) Update(b scaler.Backend) bool {
+	next, ok := b.(*Backend)
+	if !ok || next.state == nil {
+		return false
 	}
+	p := next.state.current()
+	if p.missing != nil || p.fingerprint() != r.plan.Load().fingerprint() {
+		return false
+	}
+	r.plan.Store(p)
+	return true
 }
 
 // Scale stops what it is told to stop, and starts what is missing. It never
@@ -103,17 +116,20 @@ func (r *runner) start() *scaler.Failure {
 		r.holding = true
 	}
 	local := r.env.Local()
-	in := &instance{id: newID(), since: time.Now(), keep: local.Keep}
+	in := &instance{id: newID(), since: time.Now(), keep: local.Keep, uid: r.plan.Load().socketUser()}
 	if f := in.takePlace(r.plan.Load(), local); f != nil {
-		in.leavePlace(false)
+		in.leavePlace(false, true)
 		return f
+	}
+	if in.instead != nil {
+		warnBase(r.env, in.socket, in.instead)
 	}
 	l, f := in.launchFor(r.plan.Load(), r.env.Service)
 	if f == nil {
 		f = r.fork(in, l)
 	}
 	if f != nil {
-		in.leavePlace(false)
+		in.leavePlace(false, true)
 		if in.record != nil {
 			r.forget(in)
 		}
@@ -142,11 +158,15 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	r.makeRecordDir(dir)
 	// The record comes first, and goes last: it names all files that there may
 	// be, so that the next Caddy finds them wherever this one is killed.
-	r.recorded(in.record.create(dir))
+	if err := in.record.create(dir); err != nil {
+		r.recorded(err)
+		// The next Caddy would neither adopt nor end it.
+		in.endWithCaddy(&l)
+	}
 	if f := in.makePlace(r.plan.Load()); f != nil {
 		return f
 	}
-	if f := in.openOutput(r.plan.Load(), dir, r.env.Logger()); f != nil {
+	if f := in.openOutput(r.plan.Load(), dir, r.env); f != nil {
 		return f
 	}
 	abandon := func() {
@@ -176,6 +196,9 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 	}
 	in.source.begin()
 	r.recorded(in.record.complete(in.child.pid, in.child.startTime))
+	if in.keep {
+		r.boundOutput()
+	}
 	return nil
 }
 
@@ -197,7 +220,9 @@ func (r *runner) awaitSocket(in *instance) {
 // that it left behind.
 func (r *runner) watch(in *instance) {
 	defer in.child.close()
+	unfollow := orphans.follow(in)
 	if !in.child.wait() {
+		unfollow()
 		r.letGo(in)
 		return
 	}
@@ -208,20 +233,28 @@ func (r *runner) watch(in *instance) {
 	asked, deadline := r.ended(in, words)
 
 	gone := in.child.endRest(in.id, r.plan.Load().stopSignal, asked, deadline)
+	in.leavePlace(true, gone)
+	unfollow()
+	r.restEnded(in, asked)
 	in.child.reap()
 	in.source.close()
 	in.output.finish()
-	in.leavePlace(true)
+	if in.keep {
+		trimNoMore(recordDir(r.env.DataDir))
+	}
 	if !gone {
 		// The record stays: the next Caddy tries again.
-		r.env.Logger().Warn("processes that the instance left behind do not end", zap.String("instance", in.id))
+		r.env.Logger().Warn("processes that the instance left behind do not end", slog.String("instance", in.id))
 		return
 	}
 	r.forget(in)
 }
 
-// ended reports the end of an instance. It returns whether it was asked for,
-// and until when what it left behind may take to end.
+// ended takes note of the end of an instance's main process. If nothing has
+// asked for it, it is reported at once: waiting requests get the reason. If it
+// was asked for, the instance stops until the rest of it has ended, too. ended
+// returns whether it was asked for, and until when what it left behind may take
+// to end.
 func (r *runner) ended(in *instance, words string) (asked bool, deadline func() time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -236,9 +269,9 @@ func (r *runner) ended(in *instance, words string) (asked bool, deadline func() 
 	if !in.stopping {
 		in.failure = exitFailure(words, in.output.tail())
 		killAt = time.Now().Add(r.stopTimeout)
+		r.remains++
+		r.goneLocked(in)
 	}
-	r.reportLocked()
-	r.instances = slices.DeleteFunc(r.instances, func(i *instance) bool { return i == in })
 	return in.stopping, func() time.Time {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -247,6 +280,26 @@ func (r *runner) ended(in *instance, words string) (asked bool, deadline func() 
 		}
 		return killAt
 	}
+}
+
+// restEnded reports that nothing of an instance is left that could be in the way
+// of the next one: a process that holds a lock, or its port.
+func (r *runner) restEnded(in *instance, asked bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if asked {
+		r.goneLocked(in)
+		return
+	}
+	r.remains--
+	r.reportLocked()
+}
+
+// goneLocked reports for the last time on an instance.
+func (r *runner) goneLocked(in *instance) {
+	in.gone = true
+	r.reportLocked()
+	r.instances = slices.DeleteFunc(r.instances, func(i *instance) bool { return i == in })
 }
 
 // letGo ends the watch over an instance that outlives this Caddy. Its record
@@ -304,6 +357,7 @@ func (r *runner) Close(ctx context.Context, stopTimeout time.Duration) error {
 	}
 	r.mu.Unlock()
 
+	r.endFixed()
 	holding := r.holding
 	r.holding = false
 	done := make(chan struct{})
@@ -353,6 +407,7 @@ func (r *runner) reportLocked() {
 	report := scaler.Report{
 		Instances: make([]scaler.Instance, len(r.instances)),
 		Desired:   r.livingLocked(),
+		Remains:   r.remains,
 	}
 	for i, in := range r.instances {
 		report.Instances[i] = in.reported()
@@ -389,22 +444,22 @@ func (r *runner) recorded(err error) {
 	if r.unrecorded.Swap(true) {
 		return
 	}
-	r.env.Logger().Warn("processes cannot be recorded: if Caddy is killed, what they have forked away is not found by the next Caddy; make the directory writable",
-		zap.String("dir", recordDir(r.env.DataDir)), zap.Error(err))
+	r.env.Logger().Warn("processes cannot be recorded, so they end with Caddy, with on_exit keep too; if Caddy is killed, what they have forked away is not found by the next Caddy; make room on the disk, and the directory writable",
+		slog.String("dir", recordDir(r.env.DataDir)), slog.Any("error", err))
 }
 
 // forget removes the record of an instance.
 func (r *runner) forget(in *instance) {
 	if err := in.record.remove(recordDir(r.env.DataDir)); err != nil {
 		r.env.Logger().Warn("the record of an instance that has ended cannot be removed",
-			zap.String("instance", in.id), zap.Error(err))
+			slog.String("instance", in.id), slog.Any("error", err))
 	}
 }
 
 // Interface guards.
 var (
-	_ scaler.Scaler    = (*runner)(nil)
-	_ scaler.Traiter   = (*runner)(nil)
-	_ scaler.Confirmer = (*runner)(nil)
-	_ scaler.Renewer   = (*runner)(nil)
+	_ scaler.Scaler      = (*runner)(nil)
+	_ scaler.Confirmer   = (*runner)(nil)
+	_ scaler.PeerChecker = (*runner)(nil)
+	_ scaler.Updater     = (*runner)(nil)
 )

@@ -41,7 +41,7 @@ func TestAnEmptyReportComesAtOnce(t *testing.T) {
 	if forks.holders != 0 {
 		t.Fatal("the starter runs before anything was started")
 	}
-	if !b.runner.Traits().Local {
+	if !b.runner.Traits().Owned {
 		t.Fatal("processes are local instances")
 	}
 }
@@ -94,7 +94,7 @@ func TestAnOrderIsAbsoluteAndReportedBeforeItReturns(t *testing.T) {
 
 	// One stops while another one starts, and an unknown id is no error.
 	victim = r.Instances[0].ID
-	b.scale(2, victim, "nobody")
+	b.scale(2, victim, "missing")
 	r = b.latest()
 	if r.Desired != 2 {
 		t.Fatalf("desired %d", r.Desired)
@@ -220,7 +220,7 @@ func TestAnExitIsAFailureWithItsStatusAndTheLastLines(t *testing.T) {
 	tests := []struct{ script, short, detail string }{
 		{"echo one; echo two >&2; exit 127", "exit status 127", "one\ntwo"},
 		{"for i in $(seq 30); do echo line $i; done; exit 1", "exit status 1", "line 11\n"},
-		{"printf 'without a newline'; exit 0", "exit status 0", "without a newline"},
+		{"printf 'without a newline'; exit 0", "the program ended by itself without an error (exit status 0)", "without a newline"},
 		{"kill -KILL $$", "signal: killed", ""},
 		{"kill -SEGV $$", "signal: segmentation fault", ""},
 	}

@@ -11,8 +11,8 @@ import (
 // lastPlainSignal is the last signal before those of real time.
 const lastPlainSignal = 31
 
-// caught receives the signals that Caddy wants to ignore. Nobody reads it:
-// signals that find it full are dropped.
+// caught receives the signals that Caddy wants to ignore. It has no
+// reader: signals that find it full are dropped.
 var caught = make(chan os.Signal, 1)
 
 // catch makes Caddy catch a signal that it ignores. To Caddy that is the same,

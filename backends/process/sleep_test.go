@@ -3,6 +3,7 @@
 package process
 
 import (
+	"log/slog"
 	"os"
 	"runtime"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+	"go.uber.org/zap/exp/zapslog"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-usher/usher/scaler"
@@ -27,7 +29,7 @@ func TestAThousandSleepingServicesHaveNoGoroutine(t *testing.T) {
 		provision(t, b)
 		var err error
 		runners[i], err = b.Open(scaler.Env{
-			Service: "s" + strconv.Itoa(i), Logger: zap.NewNop,
+			Service: "s" + strconv.Itoa(i), Logger: quiet,
 			Host:   &scaler.Host{Local: func() scaler.LocalOptions { return scaler.LocalOptions{} }},
 			Report: func(scaler.Report) {},
 		})
@@ -52,8 +54,10 @@ func TestAReloadLeavesNothingOfThePlanBefore(t *testing.T) {
 	b := open(t, shell("exec sleep 100"))
 	next := shell("exec sleep 100")
 	provision(t, next)
-	b.runner.Renew(next)
-	if b.runner.plan.Load() != next.plan {
+	if !b.runner.Update(next) {
+		t.Error("an equal backend is not taken over")
+	}
+	if b.runner.plan.Load() != next.state.current() {
 		t.Fatal("the runner goes on with the plan of an earlier configuration")
 	}
 	b.one()
@@ -87,7 +91,7 @@ func TestWhatAServiceManagerWouldDoIsSaidToItsServicesOnly(t *testing.T) {
 	}
 	for keep, words := range map[bool]string{true: "KillMode=process", false: "KillMode=mixed and a TimeoutStopSec"} {
 		core, logs := observer.New(zap.WarnLevel)
-		warnSystemd(zap.New(core), keep)
+		warnSystemd(slog.New(zapslog.NewHandler(core)), keep)
 		if logs.Len() != 1 || !strings.Contains(logs.All()[0].Message, words) {
 			t.Errorf("keep %v: %v", keep, logs.All())
 		}
@@ -100,7 +104,7 @@ func BenchmarkStart(b *testing.B) {
 		b.Fatal(err)
 	}
 	s, err := bk.Open(scaler.Env{
-		Service: "web", Logger: zap.NewNop,
+		Service: "web", Logger: quiet,
 		Host: &scaler.Host{
 			DataDir: b.TempDir(),
 			Local:   func() scaler.LocalOptions { return scaler.LocalOptions{PortFrom: 21000, PortTo: 31000} },

@@ -3,11 +3,10 @@ package process
 import (
 	"errors"
 	"fmt"
-	"net"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/caddy-usher/usher/scaler"
@@ -30,33 +29,67 @@ func socketBase() (dir string, given bool) {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("usher-%d", os.Geteuid())), false
 }
 
-// socketPath returns where the socket of an instance is.
-func socketPath(instance string) string {
-	base, _ := socketBase()
+// socketPath returns where the socket of an instance is, below a base.
+func socketPath(base, instance string) string {
 	return filepath.Join(base, instance, socketName)
 }
 
 // checkSocketLength refuses a base directory whose name is too long.
-func checkSocketLength() error {
-	path := socketPath(strings.Repeat("x", idLength))
+func checkSocketLength(base string) error {
+	path := socketPath(base, strings.Repeat("x", idLength))
 	if len(path) > maxSocketPath {
 		return fmt.Errorf("listen unix: the sockets would be named like %s, which is longer than the %d bytes a socket's name may have; set RUNTIME_DIRECTORY or TMPDIR to a shorter directory", path, maxSocketPath)
 	}
 	return nil
 }
 
+// errForeignBase tells that another user has the name of the base directory.
+var errForeignBase = errors.New("it belongs to another user")
+
+// readyBase returns the directory under which instances get theirs, and makes
+// it if that is up to Caddy. Everybody may create names in the temporary
+// directory: if another user has taken that of the base, one with a random name
+// stands in for it, and instead tells why.
+func readyBase() (base string, f *scaler.Failure, instead error) {
+	base, given := socketBase()
+	if !given {
+		err := makeSocketBase(base)
+		if errors.Is(err, errForeignBase) {
+			instead = err
+			base, err = otherBase(base)
+		}
+		if err != nil {
+			return "", socketFailure(base, err), nil
+		}
+	}
+	if err := checkSocketLength(base); err != nil {
+		return "", &scaler.Failure{Reason: scaler.ReasonExec, ForGood: true, Short: "the name of the socket is too long", Err: err}, nil
+	}
+	return base, nil, instead
+}
+
+// otherBase returns a directory of Caddy's own that stands in for base: one that
+// an earlier Caddy has made, or a new one.
+func otherBase(base string) (string, error) {
+	made, err := filepath.Glob(base + "-*")
+	if err != nil {
+		return base, err
+	}
+	for _, dir := range made {
+		if makeSocketBase(dir) == nil {
+			return dir, nil
+		}
+	}
+	dir, err := os.MkdirTemp(filepath.Dir(base), filepath.Base(base)+"-*")
+	if err != nil {
+		return base, err
+	}
+	return dir, makeSocketBase(dir)
+}
+
 // makeSocketDir makes the directory of an instance's socket, in which the user
 // that it runs as may create it and that only this user and Caddy can enter.
 func makeSocketDir(path string, a *account) *scaler.Failure {
-	if err := checkSocketLength(); err != nil {
-		return &scaler.Failure{Reason: scaler.ReasonExec, ForGood: true, Short: "the name of the socket is too long", Err: err}
-	}
-	base, given := socketBase()
-	if !given {
-		if err := makeSocketBase(base); err != nil {
-			return socketFailure(base, err)
-		}
-	}
 	dir := filepath.Dir(path)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return socketFailure(dir, err)
@@ -64,11 +97,13 @@ func makeSocketDir(path string, a *account) *scaler.Failure {
 	if a != nil && !a.Own {
 		if err := giveDir(dir, a); err != nil {
 			os.Remove(dir)
-			return socketFailure(dir, err)
+			f := socketFailure(dir, err)
+			if errors.Is(err, fs.ErrPermission) {
+				f.ForGood = true
+				f.Detail = "the socket's directory " + dir + " cannot be given to user " + a.Name + ": run Caddy as root, give it the capability CAP_CHOWN, or use listen tcp"
+			}
+			return f
 		}
-	}
-	if err := removeStale(path); err != nil {
-		return socketFailure(path, err)
 	}
 	return nil
 }
@@ -89,7 +124,7 @@ func makeSocketBase(base string) error {
 		return err
 	}
 	if !info.IsDir() || !ownedByCaddy(info) {
-		return fmt.Errorf("%s belongs to somebody else: remove it, or set RUNTIME_DIRECTORY", base)
+		return fmt.Errorf("%s cannot hold the sockets: %w; remove it, or set RUNTIME_DIRECTORY", base, errForeignBase)
 	}
 	if info.Mode().Perm() != 0o711 {
 		return os.Chmod(base, 0o711)
@@ -108,36 +143,10 @@ func socketFailure(path string, err error) *scaler.Failure {
 	return f
 }
 
-// removeStale removes the file of a socket that nobody serves any more. One
-// that answers belongs to somebody.
-func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	if err != nil {
-		return nil //nolint:nilerr // nothing there is what is wanted
-	}
-	if info.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("%s is in the way, and is no socket", path)
-	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		conn.Close()
-		return fmt.Errorf("%s is served by another program", path)
-	}
-	// Any other error, a full queue for one, is no proof.
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("%s may be served by another program: %w", path, err)
-	}
-	return os.Remove(path)
-}
-
-// removeSocket removes a socket that is no longer served, with the directory
-// that was made for it.
-func removeSocket(path string) {
-	if removeStale(path) != nil {
-		return
-	}
-	// Fails, rightly, when the instance left something else there.
-	_ = os.Remove(filepath.Dir(path))
+// removeSocket removes the directory of an ended instance: the socket and
+// everything else in it. It follows no link and connects to nothing.
+func removeSocket(path string) error {
+	return os.RemoveAll(filepath.Dir(path))
 }
 
 // isSocket tells whether the file of a socket has appeared.
@@ -153,35 +162,35 @@ type appearance interface {
 	close()
 }
 
-// The pauses of a wait that cannot be told and has to look.
+// The pauses between the looks of a socketPoller.
 const (
 	firstLook   = time.Millisecond
 	longestLook = 20 * time.Millisecond
 )
 
-// lookout looks for a socket again and again, where nothing tells when it
-// appears.
-type lookout struct {
+// socketPoller looks for a socket repeatedly, where the system does not report
+// new files.
+type socketPoller struct {
 	path   string
 	closed chan struct{}
 }
 
-func newLookout(path string) *lookout { return &lookout{path, make(chan struct{})} }
+func newSocketPoller(path string) *socketPoller { return &socketPoller{path, make(chan struct{})} }
 
-func (l *lookout) wait() bool {
+func (p *socketPoller) wait() bool {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for next := firstLook; ; next = min(2*next, longestLook) {
 		select {
-		case <-l.closed:
+		case <-p.closed:
 			return false
 		case <-pause.C:
 		}
-		if isSocket(l.path) {
+		if isSocket(p.path) {
 			return true
 		}
 		pause.Reset(next)
 	}
 }
 
-func (l *lookout) close() { close(l.closed) }
+func (p *socketPoller) close() { close(p.closed) }

@@ -153,15 +153,15 @@ const maxPlaceholderFile = 1 << 20
 // readPlaceholder returns the content of a file without its last newline.
 func readPlaceholder(path string) (string, error) {
 	info, err := os.Stat(path)
-	if err != nil {
-		return "", fmt.Errorf("placeholder {file.%s}: the file cannot be read: %w", path, err)
+	if err == nil && info.Size() > maxPlaceholderFile {
+		return "", fileUnusable(fmt.Errorf("placeholder {file.%s}: the file is larger than 1 MiB", path))
 	}
-	if info.Size() > maxPlaceholderFile {
-		return "", fmt.Errorf("placeholder {file.%s}: the file is larger than 1 MiB", path)
+	var content []byte
+	if err == nil {
+		content, err = os.ReadFile(path)
 	}
-	content, err := os.ReadFile(path)
 	if err != nil {
-		return "", fmt.Errorf("placeholder {file.%s}: the file cannot be read: %w", path, err)
+		return "", fileMissing("placeholder {file."+path+"}: the file", err)
 	}
 	return strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r"), nil
 }

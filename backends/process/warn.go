@@ -1,18 +1,18 @@
 package process
 
 import (
+	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"sync"
-
-	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/scaler"
 )
 
 // Said once in the life of Caddy.
-var saidSystemd, saidReduced sync.Once
+var saidSystemd, saidReduced, saidBase sync.Once
 
 // warnAtOpen says what about this machine may surprise.
 func warnAtOpen(env scaler.Env) {
@@ -22,10 +22,18 @@ func warnAtOpen(env scaler.Env) {
 	}
 	if runtime.GOOS != "linux" {
 		saidReduced.Do(func() {
-			env.Logger().Warn("on this system processes do not end by themselves when Caddy is killed, what they fork away is not found, and nobody checks whose port answers a probe",
-				zap.String("system", runtime.GOOS))
+			env.Logger().Warn("on this system processes do not end by themselves when Caddy is killed, what they fork away is not found, and connections to them are not checked",
+				slog.String("system", runtime.GOOS))
 		})
 	}
+}
+
+// warnBase says that the sockets are not where they are expected.
+func warnBase(env scaler.Env, socket string, why error) {
+	saidBase.Do(func() {
+		env.Logger().Warn("the sockets of instances are in a directory with a random name, because another user has taken the usual one",
+			slog.String("dir", filepath.Dir(filepath.Dir(socket))), slog.Any("error", why))
+	})
 }
 
 // underSystemd tells whether Caddy is the main process of a service. The
@@ -42,7 +50,7 @@ func underSystemd() bool {
 
 // warnSystemd says what to set. How the unit is set up cannot be seen from
 // inside, so this is said even if all is well.
-func warnSystemd(logger *zap.Logger, keep bool) {
+func warnSystemd(logger *slog.Logger, keep bool) {
 	if keep {
 		logger.Warn("on_exit keep under systemd: unless the unit of Caddy has KillMode=process, systemd ends all instances when it stops Caddy")
 		return

@@ -20,6 +20,7 @@ func newHandler(o options, deafen func()) http.Handler {
 	mux.HandleFunc("/json", writeJSON)
 	mux.HandleFunc("/echo", echo)
 	mux.HandleFunc("/sleep", sleep)
+	mux.HandleFunc("/burn", burn)
 	mux.HandleFunc("/hold", hold)
 	mux.HandleFunc("/status", answerStatus)
 	mux.HandleFunc("/slow-body", slowBody)
@@ -29,10 +30,13 @@ func newHandler(o options, deafen func()) http.Handler {
 	mux.HandleFunc("/hints", hints)
 	mux.HandleFunc("/abort", abort)
 	mux.HandleFunc("/reset", reset)
+	mux.HandleFunc("/early", early)
+	mux.HandleFunc("/fickle", fickle)
 	mux.HandleFunc("/usher-error", ownUsherError)
 	mux.HandleFunc("/env", environment)
 	mux.HandleFunc("/say", say)
 	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(exit(5)) })
+	mux.HandleFunc("/hog", hog)
 	mux.HandleFunc("/deafen", func(w http.ResponseWriter, r *http.Request) {
 		deafen()
 		identify(w, r)
@@ -78,7 +82,7 @@ func health(w http.ResponseWriter, o options) {
 	fmt.Fprintln(w, "fine")
 }
 
-// identify tells who answers: the instance and its process.
+// identify names the instance and process that answer.
 func identify(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintf(w, "instance %s pid %d\n", os.Getenv("USHER_INSTANCE"), os.Getpid())
 }
@@ -122,6 +126,20 @@ func sleep(w http.ResponseWriter, r *http.Request) {
 	if pause(r.Context().Done(), d) {
 		identify(w, r)
 	}
+}
+
+// burn answers at once, and works for a time ?d= in the background.
+func burn(w http.ResponseWriter, r *http.Request) {
+	d, err := time.ParseDuration(r.FormValue("d"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	go func() {
+		for until := time.Now().Add(d); time.Now().Before(until); {
+		}
+	}()
+	identify(w, r)
 }
 
 // hold answers as soon as the file ?gate= exists.
@@ -222,10 +240,57 @@ func reset(http.ResponseWriter, *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
+// early answers with the status ?code= before it has read the body, as an
+// instance does that decides by the header alone.
+func early(w http.ResponseWriter, r *http.Request) {
+	code, err := strconv.Atoi(r.URL.Query().Get("code"))
+	if err != nil {
+		code = http.StatusUnauthorized
+	}
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		// HTTP/2 does not mind.
+		w.WriteHeader(code)
+		return
+	}
+	defer conn.Close()
+	fmt.Fprintf(buf, "HTTP/1.1 %d %s\r\nX-Instance: %s\r\nConnection: close\r\nContent-Length: 5\r\n\r\nearly", code, http.StatusText(code), os.Getenv("USHER_INSTANCE"))
+	if buf.Flush() == nil {
+		_, _ = io.Copy(io.Discard, buf)
+	}
+}
+
+// fickle reads ?n= bytes of the body and closes the connection without an
+// answer, if the file ?once= exists. It removes the file, so that the next
+// attempt gets its body back.
+func fickle(w http.ResponseWriter, r *http.Request) {
+	if os.Remove(r.URL.Query().Get("once")) != nil {
+		echo(w, r)
+		return
+	}
+	if n, err := strconv.ParseInt(r.URL.Query().Get("n"), 10, 64); err == nil {
+		_, _ = io.CopyN(io.Discard, r.Body, n)
+	}
+	panic(http.ErrAbortHandler)
+}
+
 // ownUsherError claims to be an answer of Usher's.
 func ownUsherError(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Usher-Error", "queue_full")
 	identify(w, r)
+}
+
+// hog takes memory until there is none.
+func hog(_ http.ResponseWriter, r *http.Request) {
+	var all [][]byte
+	for r.Context().Err() == nil {
+		piece := make([]byte, 1<<20)
+		for i := 0; i < len(piece); i += 4096 {
+			piece[i] = 1
+		}
+		all = append(all, piece)
+	}
+	fmt.Println("the client has gone;", len(all), "MiB were taken")
 }
 
 func environment(w http.ResponseWriter, _ *http.Request) {

@@ -7,12 +7,14 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -21,6 +23,13 @@ import (
 	"syscall"
 	"time"
 )
+
+// untrusted returns a configuration with a certificate of no known authority.
+func untrusted() *tls.Config {
+	srv := httptest.NewTLSServer(nil)
+	defer srv.Close()
+	return &tls.Config{Certificates: srv.TLS.Certificates}
+}
 
 // options are what the command line asks of this instance.
 type options struct {
@@ -39,6 +48,7 @@ type options struct {
 	fork          bool
 	daemonize     bool
 	dieAfterReady time.Duration
+	tls           bool
 	print         string
 	printLines    int
 }
@@ -60,6 +70,7 @@ func parseOptions() options {
 	flag.BoolVar(&o.fork, "fork", false, "start a child in a session of its own that outlives this process")
 	flag.BoolVar(&o.daemonize, "daemonize", false, "leave the serving to a child in a session of its own, and exit")
 	flag.DurationVar(&o.dieAfterReady, "die-after-ready", 0, "exit with status 4 so long after the start of listening")
+	flag.BoolVar(&o.tls, "tls", false, "speak TLS, with an untrusted certificate")
 	flag.StringVar(&o.print, "print", "", "line to write to the standard output at the start")
 	flag.IntVar(&o.printLines, "print-lines", 1, "how often to write the line of -print")
 	flag.Parse()
@@ -114,6 +125,9 @@ func run(o options) int {
 	if err != nil {
 		log.Print(err)
 		return exit(2)
+	}
+	if o.tls {
+		ln = tls.NewListener(ln, untrusted())
 	}
 	deaf := make(chan struct{})
 	deafen := sync.OnceFunc(func() {

@@ -20,6 +20,10 @@ func websocket(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not a websocket handshake", http.StatusUpgradeRequired)
 		return
 	}
+	// A body comes before the first frame.
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		panic(http.ErrAbortHandler)
+	}
 	conn, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)

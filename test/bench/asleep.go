@@ -11,8 +11,8 @@ import (
 	"github.com/caddy-usher/usher/test/bench/sleep"
 )
 
-// asleep measures services that nobody asks for, and what happens when
-// somebody asks for many of them at once.
+// asleep measures sleeping services, and what happens when requests wake many
+// of them at once.
 func (b *bench) asleep() error {
 	if err := b.sleeping(); err != nil {
 		return err

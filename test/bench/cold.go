@@ -127,8 +127,8 @@ func (b *bench) coldRows(all []*starter, delay time.Duration) {
 	if delay > 0 {
 		suffix = fmt.Sprintf(", a program that needs %s", delay)
 	}
-	// What the system takes until a forked program runs is not of the one
-	// who forks it.
+	// The time that the system needs to run a forked program does not count for
+	// the program that forks it.
 	fork := make(series, 0, len(all[0].births))
 	own := make(series, 0, len(all[0].births))
 	for _, one := range all[0].births {

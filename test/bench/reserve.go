@@ -90,8 +90,8 @@ func (b *bench) reserver() error {
 		{"reserve and release, 100 instances", "ReserveRelease/least_loaded/100", atMost("P3", 100, "≤ 100 ns")},
 		{"reserve and release, 1000 instances", "ReserveRelease/least_loaded/1000", atMost("P3", 150, "≤ 150 ns")},
 		{"the same, contended on all cores, 100 instances", "ReserveReleaseContended/100", atMost("P3", 400, "≤ 400 ns")},
-		{"hand-over to the next of a line of 10 000", "HandOver/10000", nil},
-		{"leaving and joining a line of 10 000", "Cancel/10000", nil},
+		{"hand-over to the next of a queue of 10 000", "HandOver/10000", nil},
+		{"leaving and joining a queue of 10 000", "Cancel/10000", nil},
 	} {
 		ns, err := g.of(f.name, "ns/op")
 		if err != nil {

@@ -28,7 +28,7 @@ const (
 	lastPort  = 9999
 )
 
-// freePorts finds n neighbouring ports that nobody listens on. Each call
+// freePorts finds n neighbouring ports without a listener. Each call
 // begins behind what the last one has found.
 func (b *bench) freePorts(n int) (int, error) {
 	if b.nextPort == 0 {

@@ -57,7 +57,7 @@ func TestTheTableGoesBetweenTheMarksOfAPage(t *testing.T) {
 		strings.Count(text, "| new |") != 1 || strings.Contains(text, "old") {
 		t.Errorf("the page is\n%s", text)
 	}
-	if err := os.WriteFile(file, []byte("somebody's own"), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte("another file"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.write(file); err == nil {

@@ -3,7 +3,7 @@
 // there: every request, every message of the console and every violation of a
 // Content-Security-Policy is on record from the first moment.
 //
-// It promises that the browser asks nobody but this machine: whatever else a
+// It promises that the browser connects to this machine only: whatever else a
 // page names is not found, and is on record all the same. Everything ends
 // with the test.
 //
@@ -98,7 +98,7 @@ func New(t testing.TB) *Browser {
 	return &Browser{t: t, ctx: ctx}
 }
 
-// A Visitor is who opens a page, and with what. The zero value is a person at
+// A Visitor describes a person and the browser. The zero value is a person at
 // a desk who reads English and has the lights on.
 type Visitor struct {
 	// Width and Height are the size of the window, in CSS pixels. Default:
@@ -108,7 +108,7 @@ type Visitor struct {
 	// Phone is true for a touch screen with three pixels in one of CSS.
 	Phone bool
 
-	// Dark is true for one who prefers dark pages.
+	// Dark is true for a visitor that prefers dark pages.
 	Dark bool
 
 	// NoScript turns JavaScript off.

@@ -46,8 +46,8 @@ type Request struct {
 	id network.RequestID
 }
 
-// A Complaint is an error or warning on the console, an exception that nobody
-// caught, or a violation of a Content-Security-Policy.
+// A Complaint is an error or warning on the console, an uncaught
+// exception, or a violation of a Content-Security-Policy.
 type Complaint struct {
 	// Source is `console`, `exception`, `policy`, or the part of the browser
 	// that complains: `network`, `security`, ...
@@ -143,13 +143,19 @@ func (p *Page) Go(address string) {
 	p.do("opening "+address, chromedp.Navigate(address))
 }
 
+// Resize gives the window another size, in CSS pixels.
+func (p *Page) Resize(width, height int) {
+	p.t.Helper()
+	p.do("resizing", chromedp.EmulateViewport(int64(width), int64(height), chromedp.EmulateScale(1)))
+}
+
 // Reload does what the button of the browser does.
 func (p *Page) Reload() {
 	p.t.Helper()
 	p.do("reloading", chromedp.Reload())
 }
 
-// Close closes the page, as a person does who has seen enough.
+// Close closes the page, as a person would.
 func (p *Page) Close() { p.cancel() }
 
 // Click clicks on what a CSS selector finds, once it is there.
@@ -241,8 +247,8 @@ func (p *Page) WantNoComplaints(expected ...int) {
 	}
 }
 
-// WantOnlyOrigin fails the test if the page has asked anybody else for
-// anything. What a URL itself contains (data:) asks nobody.
+// WantOnlyOrigin fails the test if the page has contacted another
+// origin. A data: URL contacts none.
 func (p *Page) WantOnlyOrigin(origin string) {
 	p.t.Helper()
 	for _, r := range p.Requests() {

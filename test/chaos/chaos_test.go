@@ -76,11 +76,11 @@ func run(t *testing.T, p profile, round uint64) {
 	clients.Wait()
 	looks, broken := watching.end()
 	for _, text := range broken[:min(len(broken), 5)] {
-		t.Errorf("%s\n%s", text, "somebody waits beside a free slot")
+		t.Errorf("%s\n%s", text, "a request waits beside a free slot")
 	}
 
 	for _, name := range services {
-		// Who asks by hand need not wait for the end of a pause.
+		// A start by hand skips the pause.
 		c.Post(name+"/wake", "")
 	}
 	serveAll(t, c)

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// patience is how long a client waits for the end of anything. Nobody needs
-// it unless a request was forgotten.
+// patience is how long a client waits for the end of anything. It only
+// runs out if a request was forgotten.
 const patience = 40 * time.Second
 
 // downPause is how long a client leaves a Caddy alone that does not run.
@@ -155,7 +155,7 @@ func (c *client) overHTTP1(r *record, req *http.Request, t task, leave time.Dura
 		conn, err := net.DialTimeout("tcp", c.town.c.Addr, 5*time.Second)
 		if err != nil {
 			o.settle(err)
-			time.Sleep(downPause) // nobody is there
+			time.Sleep(downPause) // no Caddy is running
 			return
 		}
 		c.conn, c.in = conn, bufio.NewReader(conn)

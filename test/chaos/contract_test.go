@@ -92,7 +92,8 @@ func (b *books) judgeRefusal(r *record) {
 	case "wait_timeout":
 		allowed = took >= waitTimeout-10*time.Millisecond && took < waitTimeout+longest+slack
 	case "start_failed":
-		allowed = b.startsMayFail(r)
+		// Or it was held to the end, and no start became ready.
+		allowed = b.startsMayFail(r) || took >= waitTimeout-10*time.Millisecond && took < waitTimeout+longest+slack
 	case "asleep":
 		allowed = r.quiet
 	case "suspended":
@@ -135,8 +136,8 @@ func (b *books) judgeNoAnswer(r *record) {
 		return
 	}
 	if len(b.stays[r.seq]) == 0 && len(b.access[r.seq]) == 0 && touched(b.events.reloading, r.began, r.over) {
-		// The kernel drops what nobody has accepted yet when a listener is
-		// replaced. Caddy has not seen it.
+		// When a listener is replaced, the kernel drops connections that have
+		// not been accepted. Caddy has not seen it.
 		return
 	}
 	if b.brokenBecause(r) == "" {

@@ -50,8 +50,8 @@ func (v *vandal) do(s step) {
 	case stopInstance:
 		v.strike(s, syscall.SIGSTOP)
 	case deafenInstance:
-		// The listener of the service fd is Usher's own, too: nobody can make
-		// it refuse.
+		// The listener of the service fd is Usher's own, too, so it cannot
+		// be made to refuse.
 		if s.service != "fd" {
 			v.strike(s, syscall.SIGUSR1)
 		}

@@ -12,9 +12,9 @@
 //   - every request has one outcome, and what was done to it allows that one;
 //   - what Usher answered with an error of its own, no instance has seen;
 //   - no instance had more requests inside than slots;
-//   - who came first was served first, where that can be told;
+//   - requests were served in order of arrival, where that can be told;
 //   - nothing was executed twice unless the retry rules allow it;
-//   - when all is over nothing is left: no slot in use, nobody in a line, no
+//   - when all is over nothing is left: no slot in use, no request in a queue, no
 //     process, port, socket, record, file descriptor, goroutine or memory.
 //
 // A finding is printed with the request's record, what the journal, the access

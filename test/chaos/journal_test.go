@@ -71,8 +71,8 @@ func (b *books) checkOnce() {
 // order to be certain: what the log tells are times of before and after.
 const apart = 250 * time.Millisecond
 
-// checkOrder checks that who came first was served first (G2), as far as the
-// access log tells, and returns how many pairs it could compare. Requests that
+// checkOrder checks that requests were served in order of arrival (G2), as far
+// as the access log tells, and returns how many pairs it could compare. Requests that
 // may have been tried again go before others, and do not count.
 func (b *books) checkOrder() (pairs int) {
 	byService := make(map[string][]*logged)

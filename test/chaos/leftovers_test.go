@@ -114,8 +114,8 @@ func checkAsleep(t *testing.T, c *harness.Caddy, ports string) {
 			found, _ := filepath.Glob(c.Path(glob))
 			left = append(left, found...)
 		}
-		// Whose a half-written record is nobody knows: what a killed Caddy left
-		// is removed when one starts that finds it a minute old.
+		// A half-written record has no known owner. A Caddy that starts removes
+		// it once it is a minute old.
 		left = slices.DeleteFunc(left, func(path string) bool { return strings.HasSuffix(path, ".json.new") })
 		from, to, _ := cutPorts(ports)
 		for _, port := range harness.ListeningIn(from, to) {
@@ -159,7 +159,7 @@ type watch struct {
 	broken []string
 }
 
-// watchBooks begins to look. In no moment somebody may wait beside a free
+// watchBooks begins to look. At no moment may a request wait beside a free
 // slot: the counters of a service are taken together.
 func watchBooks(c *harness.Caddy) *watch {
 	w := &watch{stop: make(chan struct{})}

@@ -210,7 +210,7 @@ func (w *town) bad(s step) (harness.Config, map[string]settings) {
 	case 0: // it shows when the listeners are opened: everything was in force
 		cfg.Sites = "http://" + w.c.SpareAddr + " {\n\trespond ok\n}\n"
 	case 1:
-		cfg.Site += "\nusher nobody-defines-this"
+		cfg.Site += "\nusher not-defined"
 	case 2:
 		cfg.Site = strings.Replace(cfg.Site, "idle_timeout 1s", "idle_timeout soon", 1)
 	case 3:

@@ -109,11 +109,11 @@ func TestAdminAnswersMistakesAsJSON(t *testing.T) {
 		method, path, body string
 		status             int
 	}{
-		{"GET", "/usher/services/nobody", "", 404},
-		{"GET", "/usher/services/nobody/decisions", "", 404},
-		{"POST", "/usher/services/nobody/wake", "", 404},
-		{"POST", "/usher/services/nobody/suspend", `{"reason":"x"}`, 404},
-		{"DELETE", "/usher/services/nobody/instances/x", "", 404},
+		{"GET", "/usher/services/missing", "", 404},
+		{"GET", "/usher/services/missing/decisions", "", 404},
+		{"POST", "/usher/services/missing/wake", "", 404},
+		{"POST", "/usher/services/missing/suspend", `{"reason":"x"}`, 404},
+		{"DELETE", "/usher/services/missing/instances/x", "", 404},
 		{"DELETE", "/usher/services/web/instances/x", "", 404},
 		{"GET", "/usher/nothing", "", 404},
 		{"GET", "/usher/services/web/nothing", "", 404},

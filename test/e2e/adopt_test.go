@@ -173,7 +173,7 @@ func TestEndOfAnAdoptedInstanceIsSeen(t *testing.T) {
 		return len(list) == 1 && list[0].ID != kept.ID && list[0].State == "ready"
 	}, "it is replaced")
 	if !c.Logged("an adopted instance ended by itself") {
-		t.Error("nobody is told")
+		t.Error("the log does not say so")
 	}
 	endKept(t, c)
 }
@@ -262,7 +262,7 @@ func TestKeptInstanceThatDoesNotAnswerIsReplaced(t *testing.T) {
 			}
 			harness.Eventually(t, soon, func() bool { return c.Count() == 1 && onlyPID(t, c) != pid }, "the kept one is ended")
 			if !c.Logged("an adopted instance does not answer: it is stopped") {
-				t.Error("nobody is told")
+				t.Error("the log does not say so")
 			}
 			if e := c.Service("web").LastError; e != nil {
 				t.Errorf("it counts as a failed start: %v", e)

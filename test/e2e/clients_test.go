@@ -11,14 +11,14 @@ import (
 	"github.com/caddy-usher/usher/test/harness"
 )
 
-// released checks that nobody is inside and nobody waits, and that every slot
-// of web can be had again.
+// released checks that no request is inside or waits, and that every slot of
+// web is free again.
 func released(t *testing.T, c *harness.Caddy, slots int) {
 	t.Helper()
 	harness.Eventually(t, soon, func() bool {
 		s := c.Service("web")
 		return s.Slots.InUse == 0 && s.Waiting == 0
-	}, "nobody is inside or waits")
+	}, "no request is inside or waits")
 	before := len(c.Journal().Of("begin"))
 	var all []*harness.Pending
 	for range slots {
@@ -35,7 +35,7 @@ func TestG3_EveryReservationIsReleasedHoweverItEnds(t *testing.T) {
 	c := newCaddy(t)
 	const slots = 4
 	c.Start(web(c, nil, "instances 0 1", "concurrency "+strconv.Itoa(slots), "wait_timeout 300ms"))
-	c.Post("web/wake", "") // who waits no longer than that may be too late for a start
+	c.Post("web/wake", "") // so short a wait can end before a start
 	c.AwaitReady("web", 1, soon)
 
 	ends := map[string]func(){
@@ -150,7 +150,7 @@ func TestG4_NoFurtherStartIsTriedForClientsThatHaveGone(t *testing.T) {
 	conn.Abort()
 	c.AwaitWaiting("web", 0)
 	harness.Throughout(t, 2500*time.Millisecond, func() bool { return c.Journal().Starts() == 1 },
-		"nobody waits, so nothing is started after the pause of a second")
+		"no request waits, so nothing is started after the pause of a second")
 }
 
 func TestHeldBodiesReachTheInstanceWhole(t *testing.T) {

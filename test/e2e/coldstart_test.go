@@ -167,7 +167,7 @@ func TestG2_NewcomerNeverOvertakesAWaiter(t *testing.T) {
 	wantAllOK(t, load.Stop())
 	wantOK(t, first.Wait(t, soon))
 
-	// All of the burst stood in the line before the load began.
+	// All of the burst stood in the queue before the load began.
 	want := make([]string, 20)
 	for i := range want {
 		want[i] = strconv.Itoa(i)

@@ -26,7 +26,7 @@ func TestCommandsOperateAService(t *testing.T) {
 		}
 	}
 	want("list", "asleep", 0)
-	want("explain web", "nobody has asked for it", 0)
+	want("explain web", "no request has come", 0)
 	want("wake web", "web wakes up.", 0)
 	c.AwaitState("web", "awake", soon)
 	want("explain web", "asked for by an operator", 0)
@@ -41,7 +41,7 @@ func TestCommandsOperateAService(t *testing.T) {
 	wantOK(t, c.Get("/"))
 	want("sleep web", "web goes to sleep.", 0)
 	c.AwaitProcesses(0, soon)
-	want("show nobody", "there is no service nobody", 4)
+	want("show missing", "there is no service missing", 4)
 	want("show", "accepts 1 arg", 1)
 	want("dance", "unknown", 1)
 	if out, status := c.Run("usher", "list", "--address", c.SpareAddr); status != 1 || !strings.Contains(out, "does not answer") {

@@ -69,14 +69,6 @@ func TestServiceThatNobodyDefinesFailsTheLoad(t *testing.T) {
 	harness.Eventually(t, soon, func() bool { return c.Get("/").Body == "ok" }, "what was there before serves on")
 }
 
-func TestUserThatDoesNotExistFailsTheLoad(t *testing.T) {
-	c := newCaddy(t)
-	err := c.TryStart(harness.Config{Site: harness.Usher("web", c.BackendWith("user no-such-user"))})
-	if err == nil || !strings.Contains(err.Error(), "no-such-user") || !strings.Contains(err.Error(), "web") {
-		t.Errorf("the message names not both: %v", err)
-	}
-}
-
 func TestEqualDefinitionsMayStandTwice(t *testing.T) {
 	c := newCaddy(t)
 	block := webBlock(c, nil, "instances 0 1")
@@ -102,7 +94,7 @@ func TestWaitTimeoutBeyondWriteTimeoutIsWarnedAbout(t *testing.T) {
 	t.Error("no warning names write_timeout")
 }
 
-// jsonConfig is what somebody writes who does not use a Caddyfile.
+// jsonConfig is a configuration in JSON, as written by hand.
 func jsonConfig(t *testing.T, c *harness.Caddy, define bool) harness.Config {
 	t.Helper()
 	type object = map[string]any

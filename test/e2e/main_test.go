@@ -16,8 +16,8 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// soon is the time for what has to happen by itself in a moment. Nobody
-// waits so long unless something is wrong.
+// soon is the time for what has to happen by itself in a moment. It
+// runs out only if something is wrong.
 var soon = harness.Slow(15 * time.Second)
 
 // atOnce is the bound for what the contract wants done in milliseconds. It

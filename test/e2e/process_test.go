@@ -86,7 +86,11 @@ func TestInstanceThatDiesShortlyAfterReadyCountsAsAFailedStart(t *testing.T) {
 func TestInstanceThatNeverListensIsEndedAfterStartTimeout(t *testing.T) {
 	c := newCaddy(t)
 	c.Start(web(c, args("-never-listen"), "start_timeout 200ms", "stop_timeout 200ms", "wait_timeout 700ms"))
-	wantRefusal(t, c.Get("/"), "wait_timeout")
+	r := c.Get("/")
+	wantRefusal(t, r, "start_failed")
+	if !strings.Contains(r.Body, "not ready within 200ms") {
+		t.Errorf("the answer says %s", r.Body)
+	}
 	c.AwaitProcesses(0, soon)
 	if got := c.Metrics("caddy_usher_start_failures_total")[`caddy_usher_start_failures_total{reason="timeout",service="web"}`]; got == "" || got == "0" {
 		t.Errorf("start failures: %v", c.Metrics("caddy_usher_start_failures_total"))
@@ -199,8 +203,9 @@ func TestAllPortsTakenIsToldAndOvercome(t *testing.T) {
 	harness.Eventually(t, harness.Slow(15*time.Second), func() bool { return c.Get("/").Status == 200 }, "the service answers")
 }
 
-func TestProgramOrDirectoryThatDoesNotExistFailsTheLoad(t *testing.T) {
+func TestProgramOrDirectoryThatDoesNotExistFailsTheReload(t *testing.T) {
 	c := newCaddy(t)
+	c.Start(harness.Config{Site: harness.Usher("web", c.Backend())})
 	if err := os.WriteFile(c.Path("plain"), []byte("#!/bin/sh\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -209,12 +214,9 @@ func TestProgramOrDirectoryThatDoesNotExistFailsTheLoad(t *testing.T) {
 		"/no/such/directory": c.BackendWith("dir /no/such/directory"),
 		c.Path("plain"):      c.Command("", c.Path("plain")),
 	} {
-		err := c.TryStart(harness.Config{Site: harness.Usher("web", backend)})
+		err := c.Reload(harness.Config{Site: harness.Usher("web", backend)})
 		if err == nil || !strings.Contains(err.Error(), culprit) || !strings.Contains(err.Error(), "web") {
 			t.Errorf("%s: the message names not both: %v", culprit, err)
-		}
-		if c.Running() {
-			c.Stop()
 		}
 	}
 }

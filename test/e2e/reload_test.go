@@ -195,14 +195,14 @@ func TestReloadThatFailsKeepsEverything(t *testing.T) {
 
 func TestChangedBackendIsANewRevisionThatTakesOver(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, args("-print", "one")))
+	c.Start(web(c, args("-print", "one"), "overlap on"))
 	old := c.Get("/")
 	wantOK(t, old)
 	inOld := c.Send(harness.Request{Path: hold(c, "gate")})
 	inside(t, c, 2)
 	before := c.Service("web").InstanceList[0]
 
-	c.MustReload(web(c, args("-print", "two")))
+	c.MustReload(web(c, args("-print", "two"), "overlap on"))
 	harness.Eventually(t, soon, func() bool {
 		r := c.Get("/")
 		wantOK(t, r)
@@ -277,8 +277,8 @@ func TestValidateAndAdaptHaveNoSideEffects(t *testing.T) {
 		if status != 0 {
 			t.Errorf("%s: status %d: %s", command, status, out)
 		}
-		if command == "adapt" && (!strings.Contains(out, `"handler":"usher"`) || !strings.Contains(out, `"source":"usher"`)) {
-			t.Errorf("adapt does not show the two handlers: %s", out)
+		if command == "adapt" && (!strings.Contains(out, `"handler":"usher"`) || !strings.Contains(out, `"proxy":{}`)) {
+			t.Errorf("adapt does not show the handler with its proxy: %s", out)
 		}
 	}
 	if n := c.Journal().Starts(); n != 0 {

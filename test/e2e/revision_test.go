@@ -12,7 +12,7 @@ import (
 
 func TestOldRevisionServesUntilTheNewOneIsReadyAndThenTheLineMoves(t *testing.T) {
 	c := newCaddy(t)
-	options := []string{"instances 0 1", "concurrency 1", "drain_timeout 30s"}
+	options := []string{"instances 0 1", "overlap on", "concurrency 1", "drain_timeout 30s"}
 	c.Start(web(c, nil, options...))
 	first := c.Get("/")
 	wantOK(t, first)
@@ -66,11 +66,11 @@ func TestNewRevisionThatCannotStartLeavesTheOldOneAndSaysSo(t *testing.T) {
 		says string
 	}{
 		"it exits": {
-			func(c *harness.Caddy) harness.Config { return web(c, args("-exit-code", "7")) }, "exit status 7",
+			func(c *harness.Caddy) harness.Config { return web(c, args("-exit-code", "7"), "overlap on") }, "exit status 7",
 		},
 		"it never listens": {
 			func(c *harness.Caddy) harness.Config {
-				return web(c, args("-never-listen"), "start_timeout 300ms", "stop_timeout 300ms")
+				return web(c, args("-never-listen"), "overlap on", "start_timeout 300ms", "stop_timeout 300ms")
 			}, "not ready within 300ms",
 		},
 		"it cannot be executed": {
@@ -80,13 +80,13 @@ func TestNewRevisionThatCannotStartLeavesTheOldOneAndSaysSo(t *testing.T) {
 				if err := os.WriteFile(script, []byte("#!/nonexistent/interpreter\n"), 0o755); err != nil {
 					t.Fatal(err)
 				}
-				return harness.Config{Site: "log\n" + harness.Usher("web", c.Command("", script))}
+				return harness.Config{Site: "log\n" + harness.Usher("web", c.Command("", script), "overlap on")}
 			}, "interpreter does not exist",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCaddy(t)
-			good := web(c, nil)
+			good := web(c, nil, "overlap on")
 			c.Start(good)
 			first := c.Get("/")
 			wantOK(t, first)

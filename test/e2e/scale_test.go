@@ -71,7 +71,7 @@ func TestDrainTimeoutEndsWhatDoesNotFinish(t *testing.T) {
 	if took := time.Since(start); took < 300*time.Millisecond {
 		t.Errorf("the instance was stopped after %s, with a drain_timeout of 300ms", took)
 	}
-	// The instance has seen the request: nobody may be told to send it again.
+	// The instance has seen the request: the client must not be told to resend.
 	if r := held.Wait(t, soon); r.Status == 200 || r.Status == 503 {
 		t.Errorf("the request inside was answered with %d", r.Status)
 	}
@@ -192,8 +192,8 @@ func TestG9_RefusedOnlyInstanceKeepsThePlaceOfItsRequest(t *testing.T) {
 	c := newCaddy(t)
 	c.Start(web(c, nil, "instances 0 1", "concurrency 1", "start_timeout 1s", "transport http {\n\tkeepalive off\n}"))
 	wantOK(t, c.Get("/deafen"))
-	// Nobody else is there: it waits until the deaf one is replaced, and goes
-	// before those that came after it.
+	// There is no other instance: the request waits until the deaf one is
+	// replaced, and goes before later requests.
 	first := c.Send(harness.Request{Method: "POST", Path: "/", Header: http.Header{"X-Seq": {"first"}}})
 	harness.Eventually(t, soon, func() bool { return c.Service("web").Instances.Ejected == 1 }, "the deaf instance is ejected")
 	burst := c.Burst("web", 3, "/")

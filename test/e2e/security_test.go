@@ -330,7 +330,7 @@ func TestGreedyClientTakesPlacesInTheLineAndNoMore(t *testing.T) {
 	c.AwaitWaiting("web", places)
 	wantRefusal(t, c.Get("/late"), "queue_full")
 	if first.Done() || next.Done() {
-		t.Error("somebody who waited was sent away")
+		t.Error("a waiting request was rejected")
 	}
 	c.Open("gate")
 	wantOK(t, first.Wait(t, soon))
@@ -341,5 +341,5 @@ func TestGreedyClientTakesPlacesInTheLineAndNoMore(t *testing.T) {
 	harness.Eventually(t, soon, func() bool {
 		s := c.Service("web")
 		return s.Slots.InUse == 0 && s.Waiting == 0
-	}, "nobody is inside or waits")
+	}, "no request is inside or waits")
 }

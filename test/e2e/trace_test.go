@@ -53,7 +53,7 @@ func TestTracesShowTheColdStartBelowTheRequestThatWokeTheService(t *testing.T) {
 	c.Start(cfg)
 	r := c.Get("/")
 	wantOK(t, r)
-	want := []string{"front", "usher.wait", "usher.cold_start", "usher.queue", "usher.start", "usher.probe"}
+	want := []string{"front", "usher.wait", "usher.cold_start", "usher.schedule", "usher.start", "usher.probe"}
 	harness.Eventually(t, soon, func() bool {
 		all := spans(c)
 		return !slices.ContainsFunc(want, func(name string) bool { return len(all[name]) != 1 })
@@ -61,7 +61,7 @@ func TestTracesShowTheColdStartBelowTheRequestThatWokeTheService(t *testing.T) {
 	all := spans(c)
 	for k, below := range map[string]string{
 		"usher.wait": "front", "usher.cold_start": "usher.wait",
-		"usher.queue": "usher.cold_start", "usher.start": "usher.cold_start", "usher.probe": "usher.cold_start",
+		"usher.schedule": "usher.cold_start", "usher.start": "usher.cold_start", "usher.probe": "usher.cold_start",
 	} {
 		if s, parent := all[k][0], all[below][0]; s.Parent.SpanID != parent.SpanContext.SpanID || s.SpanContext.TraceID != parent.SpanContext.TraceID {
 			t.Errorf("%s is not below %s", k, below)
@@ -96,7 +96,11 @@ func TestCaddysEventsTellWhatHappensToAService(t *testing.T) {
 		}
 		return all
 	}
-	harness.Eventually(t, soon, func() bool { return events()["usher.asleep"] != nil }, "the last event")
+	// An operator's word takes effect at once: the target follows the state.
+	harness.Eventually(t, soon, func() bool {
+		all := events()
+		return all["usher.asleep"] != nil && all["usher.scaled"]["to"] == 0.0
+	}, "the last events")
 	all := events()
 	for name, want := range map[string]map[string]any{
 		"usher.waking": {"service": "web", "from": "asleep"},

@@ -121,7 +121,7 @@ func TestWithoutScriptsThePageAsksAgainByItself(t *testing.T) {
 
 func TestAFetchOfTheSameURLIsHeldAndGetsItsJSON(t *testing.T) {
 	c, b := start(t)
-	c.Start(harness.Config{Site: "respond /static <<HTML\n<link rel=\"icon\" href=\"data:,\"><p>static</p>\nHTML\n" + wiki(c, "waiting_page")})
+	c.Start(harness.Config{Site: "header /static Content-Type text/html\nrespond /static <<HTML\n<link rel=\"icon\" href=\"data:,\"><p>static</p>\nHTML\n" + wiki(c, "waiting_page")})
 	fetching := b.Open(browser.Visitor{})
 	fetching.Go(origin(c) + "/static")
 	waiting := b.Open(browser.Visitor{})
@@ -180,12 +180,12 @@ func TestAnOpenPageKeepsTheServiceAwakeUntilItHasArrived(t *testing.T) {
 	}
 	harness.Eventually(t, soon, func() bool { return c.Service("wiki").State == "asleep" }, "it sleeps while the tab is open")
 
-	// One who leaves before it is ready is no reason to stay awake.
+	// A visitor that leaves before it is ready does not keep it awake.
 	p = b.Open(browser.Visitor{})
 	p.Go(address)
 	shows(p, "Starting")
 	p.Close()
-	harness.Eventually(t, soon, func() bool { return c.Service("wiki").State == "asleep" && c.Count() == 0 }, "nobody waits, and it sleeps")
+	harness.Eventually(t, soon, func() bool { return c.Service("wiki").State == "asleep" && c.Count() == 0 }, "no visitor waits, and it sleeps")
 }
 
 // Open pages do not hold up a reload, and go on afterwards.

@@ -18,8 +18,8 @@ import (
 	"github.com/caddy-usher/usher/test/harness"
 )
 
-// TestLiveViewPictures takes the pictures of README.md. Everything in them
-// runs, but the past hour, for which nobody wants to wait, is made up.
+// TestLiveViewPictures takes the pictures of README.md and docs/. Everything in them
+// runs, but the past hour is made up, to save the time.
 func TestLiveViewPictures(t *testing.T) {
 	if !*pictures {
 		t.Skip("pictures are taken with -pictures")

@@ -12,7 +12,7 @@ import (
 )
 
 // viewed is a configuration with a live view at /status, the service web, and
-// others that nobody asks for.
+// others that get no requests.
 func viewed(c *harness.Caddy, others int, view string, options ...string) harness.Config {
 	var usher strings.Builder
 	for k := range others {
@@ -123,6 +123,26 @@ func TestLiveViewTellsWhatAPlatformSays(t *testing.T) {
 	clean(t, c, p)
 }
 
+func TestLiveViewSaysWhoHoldsThePlaceThatAStartWaitsFor(t *testing.T) {
+	c, b := start(t)
+	c.Start(harness.Config{
+		Usher: "start_limit 1",
+		Site: "handle /status* {\nusher_status\n}\nhandle /hog* {\n" + harness.Usher("hog", c.Backend("-never-listen")) + "\n}\nhandle {\n" +
+			harness.Usher("web", c.Backend()) + "\n}",
+	})
+	p := b.Open(browser.Desk)
+	open(c, p)
+	hog := c.Send(harness.Request{Path: "/hog"})
+	c.AwaitWaiting("hog", 1)
+	web := c.Send(harness.Request{Path: "/"})
+	p.Await(soon, row(`web?.querySelector(".trouble").textContent.includes("The next start waits for one of 1 places to start, held by hog")`))
+	if res := web.Wait(t, soon); res.Status != http.StatusOK {
+		t.Errorf("%+v", res)
+	}
+	hog.Cancel()
+	clean(t, c, p)
+}
+
 func TestLiveViewButtonsWork(t *testing.T) {
 	c, b := start(t)
 	c.Start(viewed(c, 2, "control on"))
@@ -215,6 +235,6 @@ func TestLiveViewIsBehindItsPassword(t *testing.T) {
 		found = found || e.Msg == "asked for in the live view" && e.Fields["user"] == "ann"
 	}
 	if !found {
-		t.Error("the log does not tell who has woken the service")
+		t.Error("the log does not name the user that woke the service")
 	}
 }

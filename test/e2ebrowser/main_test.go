@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-usher/usher/test/harness"
 )
 
-// pictures is where -pictures puts what is shown in README.md.
+// pictures is where -pictures puts what README.md and docs/ show.
 var pictures = flag.Bool("pictures", false, "take the pictures in docs/images anew")
 
 const pictureDir = "../../docs/images"
@@ -21,7 +21,7 @@ const pictureDir = "../../docs/images"
 func TestMain(m *testing.M) { harness.Main(m) }
 
 // soon is the time for what has to happen by itself in a moment, on a machine
-// that has much else to do. Nobody waits so long unless something is wrong.
+// that has much else to do. It runs out only if something is wrong.
 var soon = harness.Slow(20 * time.Second)
 
 // start starts a Caddy and a browser. The tests run one after the other: a
@@ -41,8 +41,8 @@ func shows(p *browser.Page, words string) {
 
 func quoted(s string) string { return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"` }
 
-// clean checks that the page has asked nobody else, and that the browser has
-// nothing to complain of but the status of the waiting page.
+// clean checks that the page has contacted no other origin, and that the
+// browser has nothing to complain of but the status of the waiting page.
 func clean(t *testing.T, c *harness.Caddy, p *browser.Page) {
 	t.Helper()
 	p.WantOnlyOrigin(origin(c))

@@ -74,7 +74,7 @@ func TestWhoWaitsForAFreePlaceSeesHowManyAreBefore(t *testing.T) {
 	if got := browser.Must[string](p, `document.title`); got != "wiki" {
 		t.Errorf("it is %q's turn, which comes second", got)
 	}
-	// One who comes later stands behind the page.
+	// A later request stands behind the visitor.
 	later := c.Send(harness.Request{Path: "/hold?gate=" + c.Path("third")})
 	c.AwaitWaiting("wiki", 1)
 	c.Open("second")
@@ -134,7 +134,7 @@ func TestATemplateOfOnesOwn(t *testing.T) {
 	}
 }
 
-// The pictures of README.md, in all the ways in which people see the page.
+// The pictures of README.md and docs/, in all the ways in which people see the page.
 func TestPictures(t *testing.T) {
 	if !*pictures {
 		t.Skip("pictures are taken with -pictures")

@@ -18,13 +18,13 @@ func TestWhatAnOperatorDoesByHand(t *testing.T) {
 		t.Helper()
 		harness.Eventually(t, soon, func() bool { return w.sim.UpdateApp("/web", patch, false) == nil }, "the operator gets through")
 	}
-	// More are taken over, and go when nobody needs them.
+	// Usher takes over more tasks, and stops them when they are not needed.
 	by(map[string]int{"instances": 3})
 	w.AwaitReady("web", 3, soon)
 	w.awaitTasks("/web", 0)
 	w.AwaitState("web", "asleep", soon)
 
-	// An upgrade under load: whoever serves, nobody waits in vain.
+	// An upgrade under load: every request is answered, by either version.
 	load := w.Load(3, "/sleep?d=10ms")
 	w.AwaitReady("web", 1, soon)
 	before := w.running("/web")

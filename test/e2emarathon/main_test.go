@@ -182,7 +182,7 @@ func wantFewCut(t *testing.T, all []harness.Response, most int) {
 	}
 }
 
-// wantFrom checks that nobody but tasks of an app has answered.
+// wantFrom checks that only tasks of an app have answered.
 func wantFrom(t *testing.T, all []harness.Response, prefix string) {
 	t.Helper()
 	wrong := make(map[string]int)

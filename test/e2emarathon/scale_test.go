@@ -73,7 +73,7 @@ func TestFromZeroToThreeAndBackUnderLoad(t *testing.T) {
 	}
 	w.awaitTasks("/web", 0)
 	w.AwaitState("web", "asleep", soon)
-	// Nobody had a request inside when it was told to end.
+	// No task had a request inside when it was told to end.
 	inside := make(map[string]int)
 	for _, e := range w.Journal() {
 		switch e.Event {

@@ -13,7 +13,7 @@ import (
 )
 
 // TestSoak lets everything go wrong at once, at a rate drawn from a seed,
-// under load that comes and goes. Afterwards nobody was answered by another
+// under load that comes and goes. Afterwards no client was answered by another
 // app, no slot is taken, and the books are equal.
 //
 //	go test ./test/e2emarathon -run TestSoak -soak 2m -seed 42

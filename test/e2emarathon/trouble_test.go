@@ -198,7 +198,7 @@ func (w *town) task(app string) marathonsim.TaskRecord {
 	return found[0]
 }
 
-// awaitCalm waits until nobody looks at an app closely any more.
+// awaitCalm waits until Usher reads an app at its slow pace again.
 func (w *town) awaitCalm(app string) {
 	w.t.Helper()
 	harness.Eventually(w.t, 3*soon, func() bool {

@@ -130,7 +130,7 @@ func (c *Caddy) AwaitState(name, state string, timeout time.Duration) {
 	Eventually(c.t, timeout, func() bool { return c.Service(name).State == state }, "%s is %s", name, state)
 }
 
-// AwaitWaiting waits until so many requests stand in the line of the service.
+// AwaitWaiting waits until so many requests stand in the queue of the service.
 func (c *Caddy) AwaitWaiting(name string, n int) {
 	c.t.Helper()
 	Eventually(c.t, Slow(5*time.Second), func() bool { return c.Service(name).Waiting == n }, "%d requests wait", n)

@@ -32,7 +32,7 @@ var (
 // Main runs the tests of a package that uses the harness: it sees to it that
 // tests which mostly wait do so side by side, that no goroutine is left over,
 // and that what was built goes away. Call it from TestMain.
-func Main(m *testing.M) {
+func Main(m interface{ Run() int }) {
 	flag.Parse()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })

@@ -35,7 +35,7 @@ type Caddy struct {
 	Dir       string // everything that this Caddy writes is in here
 	Addr      string // host:port of the site
 	TLSAddr   string // host:port for a site with TLS
-	SpareAddr string // host:port that nobody uses
+	SpareAddr string // host:port that is not in use
 	AdminAddr string // host:port of the admin API
 
 	t      testing.TB
@@ -47,6 +47,7 @@ type Caddy struct {
 	admin  *http.Client
 	loads  atomic.Int64 // how many Loads there were
 
+	attr *syscall.SysProcAttr // of the process, if it is a particular one
 	cmd  *exec.Cmd
 	done chan struct{} // closed when cmd has ended
 }
@@ -114,7 +115,7 @@ func (c *Caddy) App() string { return c.bin.App }
 // Path returns a path in the directory of this Caddy.
 func (c *Caddy) Path(name string) string { return filepath.Join(c.Dir, name) }
 
-// Open creates a file that somebody waits for (-gate, /hold, -fail-health).
+// Open creates a file that a process waits for (-gate, /hold, -fail-health).
 func (c *Caddy) Open(gate string) {
 	c.t.Helper()
 	if err := os.WriteFile(c.Path(gate), nil, 0o644); err != nil {
@@ -149,7 +150,7 @@ func (c *Caddy) TryStart(cfg Config) error {
 	before := len(c.RawLog())
 
 	cmd := exec.Command(c.bin.Caddy, append([]string{"run"}, c.configArgs(cfg)...)...)
-	cmd.Dir, cmd.Env = c.Dir, c.env
+	cmd.Dir, cmd.Env, cmd.SysProcAttr = c.Dir, c.env, c.attr
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := start(cmd); err != nil {
 		return err

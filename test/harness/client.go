@@ -144,7 +144,7 @@ func (p *Pending) fill(res *http.Response, err error) {
 	p.res.Body, p.res.Err, p.res.Close = string(body), err, res.Close
 }
 
-// newClient returns a client that follows nothing and asks nobody; protocols
+// newClient returns a client without redirects and proxies; protocols
 // nil means HTTP/1.1.
 func newClient(protocols *http.Protocols) *http.Client {
 	if protocols == nil {

@@ -81,7 +81,7 @@ type Burst struct {
 
 // Burst sends n requests to a service that holds them. Each has its number
 // in X-Seq, and the next is sent only when Usher says that the one before
-// stands in the line, so the order is certain.
+// stands in the queue, so the order is certain.
 func (c *Caddy) Burst(service string, n int, path string) *Burst {
 	c.t.Helper()
 	b := new(Burst)
@@ -91,7 +91,7 @@ func (c *Caddy) Burst(service string, n int, path string) *Burst {
 		conn.SendHead(http.MethodGet, path, "X-Seq: "+strconv.Itoa(i), "Connection: close")
 		b.Conns = append(b.Conns, conn)
 		Eventually(c.t, Slow(5*time.Second), func() bool { return c.Service(service).Waiting >= before+i+1 },
-			"request %d stands in the line", i)
+			"request %d stands in the queue", i)
 	}
 	for _, conn := range b.Conns {
 		answer := make(chan Response, 1)

@@ -88,7 +88,7 @@ func Failed(all []Response) []Response {
 
 // Lost returns those failed answers to requests that Caddy had read. When a
 // listener is replaced, as any reload does, the kernel drops connections that
-// nobody has accepted yet; such a request never reached a handler and is in
+// are not accepted yet; such a request never reached a handler and is in
 // no log, and a client can tell that there was not one byte of an answer.
 // The site must have an access log.
 func (c *Caddy) Lost(all []Response) []Response {

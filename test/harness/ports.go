@@ -23,7 +23,7 @@ const (
 	portAdmin   = 1
 	portHTTP    = 2
 	portTLS     = 3
-	portSpare   = 4 // a second site, or somebody else's listener
+	portSpare   = 4 // a second site, or a foreign listener
 	portProcess = 8 // from here to the end: for processes
 )
 

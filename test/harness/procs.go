@@ -24,8 +24,8 @@ type Process struct {
 }
 
 // Processes lists what of this test runs now: every process with
-// USHER_INSTANCE and the mark of this test in its environment. Nobody can
-// lose those by a fork or a new session, and other tests have other marks.
+// USHER_INSTANCE and the mark of this test in its environment. A process
+// keeps those through a fork or a new session, and other tests have other marks.
 func (c *Caddy) Processes() []Process {
 	var found []Process
 	dirs, _ := filepath.Glob("/proc/[0-9]*")

@@ -103,7 +103,7 @@ func (s *space) wake(seq string) coldStart {
 		}
 	}
 	if c.patched.IsZero() {
-		s.t.Error("nobody has patched the scale")
+		s.t.Error("the scale was not patched")
 	}
 	for _, e := range s.Journal().Of("listen") {
 		if e.Instance == life.Metadata.Name {

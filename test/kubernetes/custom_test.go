@@ -69,7 +69,7 @@ func TestCustomResource(t *testing.T) {
 	figure(t, "0 -> 1 -> 2 -> 1 -> 0, the first answer's pod went first; %d pods in all", len(s.pods.all()))
 }
 
-// controlFleet is a controller as somebody might write it: it makes and
+// controlFleet is a simple custom controller: it makes and
 // deletes plain pods until there are as many as the resource says.
 func (s *space) controlFleet(fleet string) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -111,7 +111,7 @@ func (s *space) reconcile(fleet string, made int) int {
 			made++
 		}
 	case missing < 0:
-		// The newest, as nobody has told it better.
+		// The newest, because no pod is named.
 		victim := live[len(live)-1].Metadata.Name
 		for _, p := range live {
 			if strings.HasPrefix(p.Metadata.Annotations["controller.kubernetes.io/pod-deletion-cost"], "-") {

@@ -17,7 +17,7 @@ import (
 // noPatch are rights that lack the one to scale.
 var noPatch = strings.ReplaceAll(rights, "scale], verbs: [get, patch]", "scale], verbs: [get]")
 
-// A hopeless workload cannot start, and who waits for it learns why.
+// A hopeless workload cannot start, and waiting clients get the reason.
 type hopeless struct {
 	name   string
 	pods   workload

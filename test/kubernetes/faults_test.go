@@ -29,8 +29,8 @@ func failedAfter(all []harness.Response, n int) []harness.Response {
 	return harness.Failed(all[min(n, len(all)):])
 }
 
-// TestPodKilledUnderLoad ends a pod as the machine would, and then as somebody
-// who is in a hurry would. Only what was inside may suffer.
+// TestPodKilledUnderLoad ends a pod as the machine would, and then as a
+// hurried operator would. Only what was inside may suffer.
 func TestPodKilledUnderLoad(t *testing.T) {
 	const clients = 8
 	s := newSpace(t)
@@ -83,7 +83,7 @@ func kill(t *testing.T, pod string) {
 }
 
 // TestNodeCutOffUnderLoad unplugs the node of one of two pods. What is inside
-// there hangs, as nobody can know better; everything else goes to the other.
+// there hangs, because its fate cannot be known; everything else goes to the other.
 func TestNodeCutOffUnderLoad(t *testing.T) {
 	const clients = 8
 	s := newSpace(t)

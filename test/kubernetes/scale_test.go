@@ -39,7 +39,7 @@ func (s *space) holdThree() (byPod map[string]int, pending []*harness.Pending) {
 
 // gone waits until n pods are going in which a request was, and returns their
 // names. Others may go as well: replacements that the controller has made
-// between two orders, and which nobody has used.
+// between two orders, and that have served nothing.
 func (s *space) gone(n int) []string {
 	s.t.Helper()
 	var going []string
@@ -60,7 +60,7 @@ func (s *space) gone(n int) []string {
 	return going
 }
 
-// staying returns the pods that nobody has deleted.
+// staying returns the pods that are not being deleted.
 func (w *podWatch) staying() []podLife {
 	return slices.DeleteFunc(w.all(), func(l podLife) bool { return !l.goingAt.IsZero() })
 }
@@ -158,11 +158,11 @@ func TestStatefulSet(t *testing.T) {
 	figure(t, "0 -> 3 in %s ms, one after the other; db-2 drained and went first", ms(up))
 }
 
-// TestScaledByHand lets somebody else write the number of replicas.
+// TestScaledByHand lets another client write the number of replicas.
 func TestScaledByHand(t *testing.T) {
 	s := newSpace(t)
 	s.create(workload{})
-	// What a pod may have seen when somebody takes it is only sent again if the
+	// A request that a deleted pod may have seen is only resent if the
 	// configuration allows it.
 	s.Start(s.site("deployment/web", "instances 0 3", "concurrency 100", "idle_timeout 2s", "lb_retries 2", fast))
 	held := s.Send(harness.Request{Path: s.hold("gate")})

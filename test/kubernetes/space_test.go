@@ -17,8 +17,8 @@ import (
 	"github.com/caddy-usher/usher/test/kubernetes/kube"
 )
 
-// soon is the time for what the cluster does by itself. Nobody waits so long
-// unless something is wrong.
+// soon is the time for what the cluster does by itself. It runs out only
+// if something is wrong.
 var soon = harness.Slow(40 * time.Second)
 
 // recovered is the time in which Kubernetes itself has come back after its API
@@ -90,7 +90,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: usher}]
 		if err := cluster.Delete("/api/v1/namespaces/" + name); err != nil {
 			t.Error(err)
 		}
-		// Requests have ended: nobody needs the pods' grace.
+		// Requests have ended: the pods need no grace period.
 		gone := func() bool {
 			_ = cluster.Delete("/api/v1/namespaces/" + name + "/pods?gracePeriodSeconds=0")
 			var list struct{ Items []kube.Pod }

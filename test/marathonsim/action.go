@@ -102,7 +102,7 @@ func (a *action) finish() {
 }
 
 // allGone tells whether of these instances nothing holds a deployment up: an
-// unreachable one does not, since nobody knows when it would end.
+// unreachable one does not, since its end cannot be foreseen.
 func (a *action) allGone(list []*instance) bool {
 	for _, i := range list {
 		if a.e.instances[i.id] != i || isTerminal(i.condition) {

@@ -98,7 +98,7 @@ func (e *engine) exited(t *task, x exit) {
 	delete(e.tasks, t.id)
 	switch {
 	case t.agent.lost:
-		// Nobody is there to tell.
+		// The agent cannot be reached.
 	case t.order.asked:
 		e.say(t, "KILLED", "Command terminated with signal Terminated")
 	case x.signal != "":
@@ -217,8 +217,8 @@ func (e *engine) heal(a *agent) {
 	e.scheduleOffers()
 }
 
-// lose is the sudden end of a machine: its processes are gone at once, and
-// nobody says so. Mesos finds out, and calls it unreachable; what was there
+// lose is the sudden end of a machine: its processes are gone at once,
+// without a message. Mesos finds out, and calls it unreachable; what was there
 // is reported as gone when the machine is back.
 func (e *engine) lose(a *agent) {
 	if a.lost {

@@ -159,7 +159,7 @@ func (s *Sim) route(q *request) *response {
 	case path == "/v2/queue" && q.method == http.MethodGet:
 		return s.listQueue()
 	case strings.HasPrefix(path, "/v2/queue/") && strings.HasSuffix(path, "/delay") && q.method == http.MethodDelete:
-		return s.resetDelay(strings.TrimSuffix(strings.TrimPrefix(path, "/v2/queue"), "/delay"))
+		return s.resetDelay(absoluteID(strings.TrimSuffix(strings.TrimPrefix(path, "/v2/queue"), "/delay")))
 	}
 	if s.engine.profile.unknownURI == http.StatusNotFound {
 		return message(http.StatusNotFound, "URI not found: %s", strings.TrimPrefix(q.path, "/"))

@@ -26,7 +26,7 @@ func (s *Sim) startControl() error {
 	return nil
 }
 
-// ControlURL is where the control server is, for those who are in another
+// ControlURL is where the control server is, for tests in another
 // process than the simulator.
 func (s *Sim) ControlURL() string { return "http://" + s.controlAddr + "/_sim" }
 

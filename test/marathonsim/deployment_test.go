@@ -174,7 +174,7 @@ func TestNamedTasksAreTheVictims(t *testing.T) {
 	if a.num("app.instances") != 2 {
 		t.Errorf("instances: %d", a.num("app.instances"))
 	}
-	// The youngest goes when nobody is named.
+	// The youngest goes when no task is named.
 	youngest := running(a)[0]
 	for _, task := range running(a) {
 		if task["startedAt"].(string) > youngest["startedAt"].(string) {

@@ -27,7 +27,7 @@ const (
 	FaultEventLost      = "event_lost"
 	FaultEventTwice     = "event_twice"
 	FaultEventLate      = "event_late"      // by up to Delay (2s), so the order is lost
-	FaultUnknownEvent   = "unknown_event"   // one of a type that nobody knows, before another
+	FaultUnknownEvent   = "unknown_event"   // one of an unknown type, before another
 	FaultHugeEvent      = "huge_event"      // an api_post_event of a megabyte, before another
 	FaultSilentStream   = "silent_stream"   // a new stream says nothing from its first byte on
 	FaultTruncatedFrame = "truncated_frame" // a stream ends in the middle of a line

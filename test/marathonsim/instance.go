@@ -342,7 +342,7 @@ func (e *engine) becomeInactiveLater(i *instance) {
 }
 
 // expungeUnreachable forgets those that are unreachable for too long; their
-// processes may live on, and come back as tasks that nobody knows.
+// processes may live on, and come back as unknown tasks.
 func (e *engine) expungeUnreachable() {
 	for _, id := range sortedKeys(e.instances) {
 		i := e.instances[id]

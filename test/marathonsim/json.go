@@ -13,7 +13,7 @@ import (
 // An object is a JSON object written out member by member, in Marathon's own
 // order. Structs with omitempty would flatten the difference between null,
 // empty and absent, which is where real Marathons trip their clients: here a
-// member is absent because nobody appended it, and for no other reason.
+// member is absent only if it was not appended.
 type object []member
 
 type member struct {

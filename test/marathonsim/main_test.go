@@ -211,9 +211,20 @@ func (s *sim) settled(id string, n int) answer {
 	eventually(s.t, fmt.Sprintf("%s has %d tasks and no deployment", id, n), func() bool {
 		a = s.get("/v2/apps" + id)
 		return a.status == 200 && a.num("app.tasksRunning") == n && len(a.list("app.deployments")) == 0 &&
-			len(running(a)) == n
+			len(running(a)) == n && s.upToDate(a)
 	})
 	return a
+}
+
+// upToDate reports whether all tasks that a shows running are to run. What can be
+// read of a task may be late: a stopped one may still be shown while its
+// successor is not shown yet, and then the number is right and the tasks are not.
+func (s *sim) upToDate(a answer) bool {
+	stays := map[any]bool{}
+	for _, r := range s.Tasks() {
+		stays[r.ID] = r.Goal == "Running" && r.State == "TASK_RUNNING"
+	}
+	return !slices.ContainsFunc(running(a), func(t map[string]any) bool { return !stays[t["id"]] })
 }
 
 // renewed is settled after a change that replaces all tasks. What can be read

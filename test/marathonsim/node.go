@@ -174,7 +174,7 @@ func (nd *node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	// As many tries as Marathon makes until it knows who leads.
+	// As many tries as Marathon makes until it knows the leader.
 	for try := 0; ; try++ {
 		leader := nd.s.leader()
 		switch {
@@ -274,7 +274,7 @@ func (nd *node) write(w http.ResponseWriter, r *http.Request, resp *response) {
 }
 
 // forward hands a request on to the leader, as a standby does. It can lead in
-// a circle when two nodes do not agree on who leads.
+// a circle when two nodes do not agree on the leader.
 func (nd *node) forward(w http.ResponseWriter, r *http.Request, leader *node, path string, body []byte) {
 	via := "1.1 " + nd.addr
 	target := "http://" + leader.addr + r.URL.RequestURI()

@@ -49,8 +49,8 @@ func (s *Sim) Partition(agent int) { s.engine.do(func() { s.engine.partition(s.a
 // Heal brings a partitioned or lost agent back.
 func (s *Sim) Heal(agent int) { s.engine.do(func() { s.engine.heal(s.agents[agent]) }) }
 
-// Lose ends an agent as a power cut does: the processes are gone, and nobody
-// says so until Heal.
+// Lose ends an agent as a power cut does: the processes are gone, without a
+// message until Heal.
 func (s *Sim) Lose(agent int) { s.engine.do(func() { s.engine.lose(s.agents[agent]) }) }
 
 // Drain stops or resumes the agent's offers.
@@ -137,7 +137,7 @@ func (s *Sim) SendEvent(kind, body string) {
 	}
 }
 
-// Lock is a deployment of somebody else that holds the app and does not end:
+// Lock is a foreign deployment that holds the app and does not end:
 // an upgrade whose new tasks do not get ready. It returns the id and what
 // lets it end. By force, or by a DELETE, it can be cancelled as any other.
 func (s *Sim) Lock(app string) (id string, release func(), err error) {

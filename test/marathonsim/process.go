@@ -206,7 +206,7 @@ func (p *process) signal(s syscall.Signal) {
 
 // wait waits for the end, and kills what is left of the group, as an agent
 // destroys the container of a task that has ended. It does so before the
-// leader is reaped: until then nobody else can get its number.
+// leader is reaped: until then no other process can get its pid.
 func (p *process) wait() exit {
 	for {
 		err := unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)

@@ -9,7 +9,10 @@ import (
 // at equal condition by the app's kill selection. Health plays no part.
 //
 // What Marathon has no weight for goes last: an instance that still waits for
-// an offer outlives one that serves.
+// an offer outlives one that serves. So does one that was launched and of which
+// Mesos has said nothing yet: the API shows it as TASK_STAGING, but its
+// condition is Provisioned. What counts is the condition now, and not what the
+// API shows of it.
 func (e *engine) victims(app string, n int, named []string) []*instance {
 	d := e.root[app]
 	var pool []*instance

@@ -23,7 +23,7 @@ type Sim struct {
 	agents      []*agent
 	frameworkID string
 	claim       net.Listener // holds the simulator's addresses
-	deadEnd     string       // an address at which nobody listens
+	deadEnd     string       // an address without a listener
 	control     *http.Server
 	controlAddr string
 	background  sync.WaitGroup

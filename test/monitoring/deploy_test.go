@@ -79,7 +79,7 @@ func troubled(t *testing.T) *harness.Caddy {
 // returns what goes on with it, to be called again and again, and what ends it.
 func trouble(t *testing.T, c *harness.Caddy) (again, end func()) {
 	t.Helper()
-	c.AwaitReady("vain", 1, soon) // who cannot wait long cannot wake it
+	c.AwaitReady("vain", 1, soon) // so short a wait cannot wake it
 	c.AwaitReady("full", 1, soon)
 	send := func(path, gate string) *harness.Pending {
 		return c.Send(harness.Request{Path: path + "/hold?gate=" + c.Path(gate)})
@@ -114,7 +114,7 @@ func trouble(t *testing.T, c *harness.Caddy) (again, end func()) {
 			waits = send("/slow", "gate")
 			held = append(held, waits)
 		case time.Since(began) > 11*time.Second:
-			c.Open("slow") // who waits is granted after ten seconds and more
+			c.Open("slow") // waiting requests get a slot after more than ten seconds
 		}
 	}
 	return again, func() {
@@ -191,7 +191,7 @@ func TestEveryPanelOfTheDashboardShowsWhatItIsMeantFor(t *testing.T) {
 		for _, target := range panel.Targets {
 			expr := strings.NewReplacer("$__rate_interval", "1m", "$service", ".*").Replace(target.Expr)
 			if strings.Contains(expr, "$") {
-				t.Errorf("%s: nobody fills in %s", panel.Title, expr)
+				t.Errorf("%s: nothing fills in %s", panel.Title, expr)
 			}
 			expressions[panel.Title+", "+target.LegendFormat] = expr
 		}

@@ -1,4 +1,4 @@
-// Package monitoring tests what deploy/ offers to those who watch Usher: every
+// Package monitoring tests the monitoring files of deploy/: every
 // panel of the Grafana dashboard and every alert, as they stand there, against
 // a running Usher, by a real Prometheus that scrapes it.
 //

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	_ "github.com/caddy-usher/usher"
+	"github.com/caddy-usher/usher/caddymodule"
 	_ "github.com/caddy-usher/usher/test/bench/standin"
 )
 
@@ -48,12 +49,14 @@ func TestMain(m *testing.M) {
 
 const firstPort = 11000
 
-// usher is the site with Usher and n instances.
+// usher is the site with Usher and n instances. Its transport is configured, as
+// disconnect needs it to be: the default one does not exist before a request.
 func usher(n int) string {
 	return fmt.Sprintf("usher web {\n"+
 		"backend existing 127.0.0.1 %d\n"+
 		"instances %d %d\n"+
 		"ready platform\n"+
+		"transport http {\nkeepalive_idle_conns_per_host 256\n}\n"+
 		"}", firstPort, n, n)
 }
 
@@ -99,11 +102,18 @@ func serve(b *testing.B, site string) *caddyhttp.Server {
 func disconnect(routes caddyhttp.RouteList) (n int) {
 	for _, route := range routes {
 		for _, h := range route.Handlers {
+			if own, ok := h.(*caddymodule.Handler); ok && own.Proxy != nil {
+				h = own.Proxy
+			}
 			switch h := h.(type) {
 			case *caddyhttp.Subroute:
 				n += disconnect(h.Routes)
 			case *reverseproxy.Handler:
-				h.Transport.(*reverseproxy.HTTPTransport).Transport.RegisterProtocol("http", echo{})
+				transport := h.Transport
+				if w, ok := transport.(interface{ Unwrap() http.RoundTripper }); ok {
+					transport = w.Unwrap()
+				}
+				transport.(*reverseproxy.HTTPTransport).Transport.RegisterProtocol("http", echo{})
 				n++
 			}
 		}

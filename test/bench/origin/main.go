@@ -35,7 +35,7 @@ func (g *gate) wait() <-chan struct{} {
 	return g.open
 }
 
-// swing opens the gate for those who wait, and shuts it for who comes later.
+// swing opens the gate for waiting requests, and shuts it for later ones.
 func (g *gate) swing() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

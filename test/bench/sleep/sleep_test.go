@@ -14,9 +14,8 @@ var (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
-// bytesPerService is what a service may cost here. It is more than the budget
-// by what two runs on a busy machine may differ.
-const bytesPerService = 7 << 9
+// bytesPerService is what a service may cost: the budget is for a thousand.
+const bytesPerService = Budget / 1000
 
 func measure(t *testing.T, cfg Config) Result {
 	t.Helper()

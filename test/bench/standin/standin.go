@@ -96,6 +96,6 @@ func (*existing) Close(context.Context, time.Duration) error { return nil }
 
 var (
 	_ scaler.Backend        = (*Existing)(nil)
-	_ scaler.Traiter        = (*existing)(nil)
+	_ scaler.Scaler         = (*existing)(nil)
 	_ caddyfile.Unmarshaler = (*Existing)(nil)
 )

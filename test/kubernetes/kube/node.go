@@ -39,7 +39,7 @@ func (n *Node) cgroup() string       { return n.cluster.id + "-" + n.Name }
 func (n *Node) socket() string       { return "/run/" + n.Name + "/containerd.sock" }
 func (n *Node) path(e string) string { return n.cluster.path(n.Name, e) }
 
-// Cut unplugs the node: nobody reaches it or its pods, which run on. The first
+// Cut unplugs the node: it and its pods run on, but cannot be reached. The first
 // node cannot be cut off.
 func (n *Node) Cut() error { return run("ip", "link", "set", n.link, "down") }
 

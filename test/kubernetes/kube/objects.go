@@ -34,7 +34,7 @@ type Condition struct {
 // Ready tells whether the kubelet takes the pod for ready.
 func (p Pod) Ready() bool { return conditionTrue(p.Status.Conditions, "Ready") }
 
-// Going tells whether somebody has deleted the pod.
+// Going tells whether the pod is being deleted.
 func (p Pod) Going() bool { return p.Metadata.DeletionTimestamp != nil }
 
 // Restarts counts how often containers of the pod were started again.

@@ -1,0 +1,129 @@
+package admin
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-usher/usher/caddymodule/answer"
+	"github.com/caddy-usher/usher/caddymodule/hub"
+)
+
+func init() {
+	caddy.RegisterModule(Admin{})
+}
+
+// Admin is Usher's part of Caddy's admin API, below /usher/. It keeps no
+// state: Caddy makes a new one for every configuration, and never cleans up.
+type Admin struct{}
+
+// CaddyModule returns the Caddy module information.
+func (Admin) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.usher",
+		New: func() caddy.Module { return new(Admin) },
+	}
+}
+
+// Routes implements caddy.AdminRouter.
+func (a Admin) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{{Pattern: "/usher/", Handler: caddy.AdminHandlerFunc(a.serve)}}
+}
+
+// serve finds the call.
+func (a Admin) serve(w http.ResponseWriter, r *http.Request) error {
+	parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/usher/"), "/")
+	var call func(http.ResponseWriter, *http.Request, *hub.Hub, *hub.Service, string) error
+	method := http.MethodGet
+	named := len(parts) >= 2 && parts[0] == "services"
+	switch {
+	case len(parts) == 1 && parts[0] == "services":
+		call = listServices
+	case len(parts) == 1 && parts[0] == "events":
+		call = streamEvents
+	case named && len(parts) == 2:
+		call = showService
+	case named && len(parts) == 3 && parts[2] == "decisions":
+		call = listDecisions
+	case named && len(parts) == 3 && parts[2] == "logs":
+		call = serviceLogs
+	case named && len(parts) == 3 && hub.IsOperation(parts[2]):
+		call, method = operate, http.MethodPost
+	case named && len(parts) == 4 && parts[2] == "instances":
+		call, method = deleteInstance, http.MethodDelete
+	}
+	if call == nil {
+		return answer.ApiError(http.StatusNotFound, "there is nothing at %s", r.URL.Path)
+	}
+	h := hub.Latest.Load()
+	var s *hub.Service
+	if named {
+		if h != nil {
+			s = h.Service(parts[1])
+		}
+		if s == nil {
+			return answer.ApiError(http.StatusNotFound, "there is no service %s", parts[1])
+		}
+	}
+	if r.Method != method && (method != http.MethodGet || r.Method != http.MethodHead) {
+		w.Header().Set("Allow", method)
+		return answer.ApiError(http.StatusMethodNotAllowed, "%s is answered to %s, not to %s", r.URL.Path, method, r.Method)
+	}
+	return call(w, r, h, s, parts[len(parts)-1])
+}
+
+// operate is a call that does something with a service. It has no body, but
+// for suspend, which may have a reason.
+func operate(w http.ResponseWriter, r *http.Request, h *hub.Hub, s *hub.Service, what string) error {
+	var body struct {
+		Reason string `json:"reason"`
+	}
+	var err error
+	if what == hub.VerbSuspend {
+		err = answer.ReadBody(r, &body)
+	} else {
+		err = answer.NoBody(r)
+	}
+	if err != nil {
+		return err
+	}
+	if err := answer.OperationError(h.Operate(r.Context(), s, what, body.Reason)); err != nil {
+		return err
+	}
+	return answer.WriteJSON(w, s.Summary())
+}
+
+func deleteInstance(w http.ResponseWriter, r *http.Request, _ *hub.Hub, s *hub.Service, id string) error {
+	if err := answer.NoBody(r); err != nil {
+		return err
+	}
+	if !s.Loop.StopInstance(id) {
+		return answer.ApiError(http.StatusNotFound, "service %s has no instance %s", s.Name, id)
+	}
+	return answer.WriteJSON(w, s.Summary())
+}
+
+func listServices(w http.ResponseWriter, _ *http.Request, h *hub.Hub, _ *hub.Service, _ string) error {
+	list := []hub.ServiceSummary{}
+	if h != nil {
+		for _, s := range h.All() {
+			list = append(list, s.Summary())
+		}
+	}
+	return answer.WriteJSON(w, list)
+}
+
+func showService(w http.ResponseWriter, _ *http.Request, _ *hub.Hub, s *hub.Service, _ string) error {
+	details, err := s.Details()
+	if err != nil {
+		return caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
+	}
+	return answer.WriteJSON(w, details)
+}
+
+func listDecisions(w http.ResponseWriter, _ *http.Request, _ *hub.Hub, s *hub.Service, _ string) error {
+	return answer.WriteJSON(w, s.Loop.Decisions())
+}
+
+var _ caddy.AdminRouter = (*Admin)(nil)

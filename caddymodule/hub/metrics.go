@@ -1,0 +1,216 @@
+package hub
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/scaler/control"
+)
+
+// The metrics live as long as the process: Caddy makes a new registry for
+// every configuration, and counters shall survive that.
+var (
+	waitSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "wait_seconds",
+		Help:    "Time that requests waited for a slot, by what became of them.",
+		Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120},
+	}, []string{"service", "outcome"})
+
+	coldStartSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "cold_start_seconds",
+		Help:    "Time from the request that woke a service to its first ready instance.",
+		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120},
+	}, []string{"service"})
+
+	reservationsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "reservations_total",
+		Help: "Requests that asked for a slot, by what became of them.",
+	}, []string{"service", "outcome"})
+
+	decisionsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "decisions_total",
+		Help: "Changes of the target, by direction.",
+	}, []string{"service", "direction"})
+
+	startFailuresTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "start_failures_total",
+		Help: "Starts of instances that failed, by reason.",
+	}, []string{"service", "reason"})
+
+	sessionsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "sessions_total",
+		Help: "Requests of sessions that got a slot, by what that means for the session.",
+	}, []string{"service", "outcome"})
+
+	gauges = newGaugeCollector()
+)
+
+// RegisterMetrics adds the metrics to a configuration's registry.
+func RegisterMetrics(reg *prometheus.Registry) error {
+	for _, c := range []prometheus.Collector{
+		waitSeconds, coldStartSeconds, reservationsTotal, decisionsTotal, startFailuresTotal, sessionsTotal, gauges,
+	} {
+		if err := reg.Register(c); err != nil {
+			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// OutcomeGranted is the outcome of a request that got a slot.
+const OutcomeGranted = "granted"
+
+// serviceMetrics are the series of one service. A service that no request has
+// asked for has none; the most frequent ones are looked up once.
+type serviceMetrics struct {
+	gone    atomic.Bool // nothing is counted any more: it would come back
+	granted atomic.Pointer[outcomeSeries]
+}
+
+// outcomeSeries are the series of one outcome of one service.
+type outcomeSeries struct {
+	total prometheus.Counter
+	wait  prometheus.Observer
+}
+
+func newOutcomeSeries(service, code string) *outcomeSeries {
+	return &outcomeSeries{total: reservationsTotal.WithLabelValues(service, code), wait: waitSeconds.WithLabelValues(service, code)}
+}
+
+// Outcome counts what became of a request that asked for a slot.
+func (s *Service) Outcome(code string, waited time.Duration) {
+	m := &s.metrics
+	if m.gone.Load() {
+		return
+	}
+	var series *outcomeSeries
+	switch {
+	case code != OutcomeGranted:
+		series = newOutcomeSeries(s.Name, code)
+	case m.granted.Load() == nil:
+		// Two at the same time make the same.
+		series = newOutcomeSeries(s.Name, code)
+		m.granted.Store(series)
+	default:
+		series = m.granted.Load()
+	}
+	if waited > 0 && code == OutcomeGranted {
+		s.Loop.Waited(waited)
+	}
+	series.total.Inc()
+	series.wait.Observe(waited.Seconds())
+}
+
+// count counts what happened to a service.
+func (m *serviceMetrics) count(e Entry) {
+	if m.gone.Load() {
+		return
+	}
+	switch event := e.Event.(type) {
+	case control.Decision:
+		direction := "up"
+		if event.To < event.From {
+			direction = "down"
+		}
+		decisionsTotal.WithLabelValues(e.Service, direction).Inc()
+	case control.StartFailure:
+		startFailuresTotal.WithLabelValues(e.Service, string(event.Reason)).Inc()
+	case control.ColdStart:
+		coldStartSeconds.WithLabelValues(e.Service).Observe(event.Ready.Seconds())
+	}
+}
+
+// forget removes all series of the service.
+func (m *serviceMetrics) forget(name string) {
+	m.gone.Store(true)
+	match := prometheus.Labels{"service": name}
+	waitSeconds.DeletePartialMatch(match)
+	coldStartSeconds.DeletePartialMatch(match)
+	reservationsTotal.DeletePartialMatch(match)
+	decisionsTotal.DeletePartialMatch(match)
+	startFailuresTotal.DeletePartialMatch(match)
+	sessionsTotal.DeletePartialMatch(match)
+}
+
+// gaugeCollector reads the gauges from the services when they are asked for.
+type gaugeCollector struct {
+	waiting, waitingBound, sessionKeys, visitors, maxWaiting, slots, instances, target, predicted, idleSeconds, avoidable, platformUp, state *prometheus.Desc
+}
+
+func newGaugeCollector() *gaugeCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(prometheus.BuildFQName("caddy", "usher", name), help, append([]string{"service"}, labels...), nil)
+	}
+	return &gaugeCollector{
+		waiting:      desc("waiting", "Requests in the queue."),
+		waitingBound: desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
+		sessionKeys:  desc("session_keys", "Keys of sessions that are remembered."),
+		visitors:     desc("visitors", "Those who wait in their browser, with the waiting page."),
+		maxWaiting:   desc("max_waiting", "The limit of the queue."),
+		slots:        desc("slots", "Slots of the instances that take requests; those of instances without a limit are not counted.", "state"),
+		instances:    desc("instances", "Instances, by state.", "state"),
+		target:       desc("target", "How many instances are wanted."),
+		predicted:    desc("predicted", "How many instances are there because of what the policy expects."),
+		idleSeconds:  desc("idle_seconds_total", "Time that ready instances had no request inside, summed up."),
+		avoidable:    desc("avoidable_cold_starts_total", "Cold starts that the last instance would have spared, had it stayed for idle_timeout."),
+		platformUp:   desc("platform_up", "Whether the platform can be asked."),
+		state:        desc("state", "1 for the state that the service is in; there is no series for the others.", "state"),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
+	h := Latest.Load()
+	if h == nil {
+		return
+	}
+	for _, s := range h.All() {
+		gauge := func(d *prometheus.Desc, v int, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), append([]string{s.Name}, labels...)...)
+		}
+		stats, status := s.Reserver.Stats(), s.Loop.Status()
+		gauge(g.waiting, stats.Waiting)
+		if sessions := s.Sessions.Load(); sessions != nil {
+			gauge(g.waitingBound, stats.Bound)
+			if sessions.Remembers() {
+				gauge(g.sessionKeys, stats.Sessions)
+			}
+		}
+		gauge(g.visitors, stats.Visitors)
+		gauge(g.maxWaiting, s.Live.Load().maxWaiting)
+		gauge(g.state, 1, string(status.State))
+		gauge(g.slots, stats.InUse, "in_use")
+		if !stats.Unlimited {
+			gauge(g.slots, stats.Slots, "total")
+		}
+		gauge(g.instances, status.Starting, "starting")
+		gauge(g.instances, status.Ready, "ready")
+		gauge(g.instances, status.Ejected, "ejected")
+		gauge(g.instances, status.Draining, "draining")
+		gauge(g.target, status.Target)
+		gauge(g.predicted, status.Outlook.Predicted)
+		counter := func(d *prometheus.Desc, v float64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, s.Name)
+		}
+		counter(g.idleSeconds, status.IdleTime.Seconds())
+		counter(g.avoidable, float64(status.Avoidable))
+		up := 1
+		if status.Trouble != nil && status.Trouble.Reason == scaler.ReasonPlatform {
+			up = 0
+		}
+		gauge(g.platformUp, up)
+	}
+}

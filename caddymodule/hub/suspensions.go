@@ -1,0 +1,148 @@
+package hub
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-usher/usher/scaler"
+)
+
+// Suspension is what is stored of a service that an operator turned off. It
+// survives reloads and restarts.
+type Suspension struct {
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
+}
+
+// suspensionsPrefix is where suspensions are kept in Caddy's storage.
+const suspensionsPrefix = "usher/suspended"
+
+// storageTimeout bounds one use of the storage.
+const storageTimeout = 5 * time.Second
+
+func suspensionKey(name string) string { return path.Join(suspensionsPrefix, name) }
+
+// readSuspensions reads from the storage which services of g that have never
+// been in force are suspended. The hub's lock is not held: a storage can take
+// its time.
+func (h *Hub) readSuspensions(g *Generation) map[*Service]*Suspension {
+	fresh := make(map[string]*Service)
+	h.mu.Lock()
+	for name, s := range g.Services {
+		if !s.active {
+			fresh[name] = s
+		}
+	}
+	h.mu.Unlock()
+	if len(fresh) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
+	defer cancel()
+	keys, err := g.Storage.List(ctx, suspensionsPrefix, false)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			g.Logger.Error("the storage does not tell which services are suspended: none is", zap.Error(err))
+		}
+		return nil
+	}
+	found := make(map[*Service]*Suspension)
+	for _, key := range keys {
+		s := fresh[path.Base(key)]
+		if s == nil {
+			continue
+		}
+		sus := new(Suspension)
+		b, err := g.Storage.Load(ctx, key)
+		if err == nil {
+			err = json.Unmarshal(b, sus)
+		}
+		if err != nil {
+			g.Logger.Error("the suspension cannot be read: the service is suspended without the reason",
+				zap.String("service", s.Name), zap.String("key", key), zap.Error(err))
+		}
+		found[s] = sus
+	}
+	return found
+}
+
+// applySuspensions suspends the services that the storage says are suspended,
+// unless an operator has suspended or resumed them since: that is newer than
+// what was read. The lock is held.
+func (h *Hub) applySuspensions(found map[*Service]*Suspension) {
+	for s, sus := range found {
+		if s.operated {
+			continue
+		}
+		s.suspension = sus
+		s.Loop.Suspend(sus.Reason)
+		s.Log().Info("service is suspended", zap.String("reason", scaler.Readable(sus.Reason)), zap.Time("since", sus.Since))
+	}
+}
+
+// current returns s, and what has taken its place since s was looked up: a
+// reload that brings a removed service back makes a new one, which may have
+// read the suspensions before this one was written. The lock is held.
+func (h *Hub) current(s *Service) []*Service {
+	if now := h.services[s.Name]; now != nil && now != s {
+		return []*Service{s, now}
+	}
+	return []*Service{s}
+}
+
+// Suspend turns s off and remembers it. If it cannot be remembered nothing
+// is done.
+func (h *Hub) Suspend(ctx context.Context, s *Service, reason string) error {
+	h.operating.Lock()
+	defer h.operating.Unlock()
+	storage, err := h.storage()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	sus := &Suspension{Reason: scaler.Readable(reason), Since: time.Now()}
+	b, err := json.Marshal(sus)
+	if err != nil {
+		return err
+	}
+	if err := storage.Store(ctx, suspensionKey(s.Name), b); err != nil {
+		return fmt.Errorf("service %s is not suspended, because that could not be stored: %w", s.Name, err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.current(s) {
+		s.suspension, s.operated = sus, true
+		s.Loop.Suspend(sus.Reason)
+	}
+	return nil
+}
+
+// resume ends a suspension.
+func (h *Hub) resume(ctx context.Context, s *Service) error {
+	h.operating.Lock()
+	defer h.operating.Unlock()
+	storage, err := h.storage()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	if err := storage.Delete(ctx, suspensionKey(s.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("service %s stays suspended, because that could not be stored: %w", s.Name, err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.current(s) {
+		s.suspension, s.operated = nil, true
+		s.Loop.Resume()
+	}
+	return nil
+}

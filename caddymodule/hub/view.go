@@ -1,0 +1,175 @@
+package hub
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/caddy-usher/usher/scaler/control"
+)
+
+// ServiceSummary is one service in a list.
+type ServiceSummary struct {
+	Name            string         `json:"name"`
+	Backend         string         `json:"backend"`
+	State           control.State  `json:"state"`
+	Target          int            `json:"target"`
+	Min             int            `json:"min"`
+	Max             int            `json:"max"`
+	Instances       InstanceCounts `json:"instances"`
+	Slots           SlotCounts     `json:"slots"`
+	Waiting         int            `json:"waiting"`
+	Visitors        int            `json:"visitors,omitempty"`      // wait in their browser
+	WaitingBound    int            `json:"waiting_bound,omitempty"` // requests that wait for the instance of their session
+	SessionKeys     *int           `json:"session_keys,omitempty"`  // those that are remembered; nil where none are
+	OldestWaitMS    int64          `json:"oldest_wait_ms"`
+	NeededBy        string         `json:"needed_by,omitempty"` // the services that keep it awake
+	ColdStarts      int            `json:"cold_starts"`
+	LastColdStartMS int64          `json:"last_cold_start_ms"`
+	LastError       *string        `json:"last_error"`
+	Start           *StartSummary  `json:"start,omitempty"` // while one is in progress, or after some have failed
+}
+
+// ScheduleSummary is the floor of the schedule, and the next one.
+type ScheduleSummary struct {
+	Min     int       `json:"min"`
+	NextMin int       `json:"next_min"`
+	Next    time.Time `json:"next,omitzero"` // zero: it never changes
+}
+
+// InstanceCounts are the numbers of instances, by state.
+type InstanceCounts struct {
+	Starting int `json:"starting"`
+	Ready    int `json:"ready"`
+	Ejected  int `json:"ejected"`
+	Draining int `json:"draining"`
+}
+
+// SlotCounts are the slots of the instances that take requests.
+type SlotCounts struct {
+	Total *int `json:"total"` // null: unlimited
+	InUse int  `json:"in_use"`
+}
+
+// ServiceDetails is one service, whole.
+type ServiceDetails struct {
+	ServiceSummary
+	InstanceList []InstanceDetails `json:"instance_list"`
+	Config       json.RawMessage   `json:"config"`
+	Suspension   *Suspension       `json:"suspension,omitempty"` // while it is suspended
+
+	// Why the policy wants what it wants now, how many instances are there
+	// because of what it expects, and what the schedule says.
+	Why       string           `json:"why,omitempty"`
+	Predicted int              `json:"predicted,omitempty"`
+	Schedule  *ScheduleSummary `json:"schedule,omitempty"` // nil without one
+}
+
+// InstanceDetails is one instance.
+type InstanceDetails struct {
+	ID       string                `json:"id"`
+	Address  string                `json:"address"`
+	State    control.InstanceState `json:"state"`
+	Revision string                `json:"revision"`
+	Slots    *int                  `json:"slots"` // null: unlimited
+	InUse    int                   `json:"in_use"`
+	Since    time.Time             `json:"since"`
+
+	// Until when a session of it may go on, if no further request of one comes;
+	// zero if none is known.
+	SessionUntil time.Time `json:"session_until,omitzero"`
+
+	// What it works at in the background, which keeps it from being stopped.
+	Busy string `json:"busy,omitempty"`
+}
+
+// Current returns the definition in force.
+func (s *Service) Current() *Definition {
+	s.Hub.mu.Lock()
+	defer s.Hub.mu.Unlock()
+	return s.definition
+}
+
+// Summary describes the service as it is now, in short.
+func (s *Service) Summary() ServiceSummary {
+	d := s.Current()
+	stats, st := s.Reserver.Stats(), s.Loop.Status()
+	sum := ServiceSummary{
+		Name: s.Name, Backend: d.BackendType(), State: st.State, Target: st.Target,
+		Min: d.Service.Instances.Min, Max: d.Service.Instances.Max,
+		Instances: InstanceCounts{Starting: st.Starting, Ready: st.Ready, Ejected: st.Ejected, Draining: st.Draining},
+		Slots:     SlotCounts{InUse: stats.InUse}, Waiting: stats.Waiting, Visitors: stats.Visitors,
+		ColdStarts: st.ColdStarts, LastColdStartMS: st.ColdStart.Milliseconds(),
+	}
+	sum.WaitingBound, sum.NeededBy = stats.Bound, st.KeptBy
+	if s.Sessions.Load().Remembers() {
+		sum.SessionKeys = &stats.Sessions
+	}
+	if *d.Service.Concurrency != Unlimited {
+		total := stats.Slots
+		sum.Slots.Total = &total
+	}
+	if !stats.OldestWait.IsZero() {
+		sum.OldestWaitMS = time.Since(stats.OldestWait).Milliseconds()
+	}
+	if t := s.Trouble.Load(); t != nil {
+		sum.LastError = &t.Message
+	} else if st.LastError != nil {
+		msg := st.LastError.Error()
+		sum.LastError = &msg
+	}
+	sum.Start = summarizeStart(st.Start, Cut)
+	return sum
+}
+
+// Details describes the service as it is now, with its instances and its
+// configuration.
+func (s *Service) Details() (ServiceDetails, error) {
+	config, err := s.Current().Shown()
+	if err != nil {
+		return ServiceDetails{}, err
+	}
+	sum := s.Summary()
+	// Of one service, all is told.
+	sum.Start = summarizeStart(s.Loop.Status().Start, func(message string) string { return message })
+	outlook := s.Loop.Status().Outlook
+	var schedule *ScheduleSummary
+	if len(s.Current().Service.At) > 0 {
+		schedule = &ScheduleSummary{Min: outlook.Floor, NextMin: outlook.NextFloor, Next: outlook.FloorChange}
+	}
+	return ServiceDetails{
+		Why: outlook.Reason, Predicted: outlook.Predicted, Schedule: schedule,
+		ServiceSummary: sum, InstanceList: s.Instances(), Config: config, Suspension: s.Suspended(),
+	}, nil
+}
+
+// Instances describes the instances, oldest first.
+func (s *Service) Instances() []InstanceDetails {
+	unlimited := *s.Current().Service.Concurrency == Unlimited
+	list := []InstanceDetails{}
+	for _, i := range s.Loop.Instances() {
+		e := InstanceDetails{
+			ID: i.ID, Address: DialAddress(i.Network, i.Address), State: i.State, Revision: i.Revision,
+			InUse: i.InUse, Since: i.Since, SessionUntil: i.SessionUntil, Busy: i.Busy,
+		}
+		if !unlimited {
+			e.Slots = &i.Slots
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+// Suspended returns the suspension, or nil.
+func (s *Service) Suspended() *Suspension {
+	s.Hub.mu.Lock()
+	defer s.Hub.mu.Unlock()
+	return s.suspension
+}
+
+// DialAddress writes an address as Caddy does.
+func DialAddress(network, address string) string {
+	if network == "unix" {
+		return "unix/" + address
+	}
+	return address
+}

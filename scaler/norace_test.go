@@ -1,5 +1,0 @@
-//go:build !race
-
-package scaler
-
-const shallower = 0

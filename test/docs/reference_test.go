@@ -1,0 +1,116 @@
+package docs
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-usher/usher/test/harness"
+)
+
+// The reference has every name that a running Usher shows: the fields of the
+// admin API, the metrics and the events; and it has no metric that there is not.
+func TestReferenceIsComplete(t *testing.T) {
+	t.Parallel()
+	c := harness.New(t)
+	c.Start(harness.Config{
+		Global: "metrics",
+		Site: "metrics /metrics\n" +
+			harness.Usher("/broken broken", c.Command("", "sh", "-c", "echo it fails; exit 7"), "start_attempts 1") + "\n" +
+			harness.Usher("/slow slow", c.Backend("-never-listen"), "start_timeout 5m", "wait_timeout 50ms") + "\n" +
+			harness.Usher("web", c.Backend(), "idle_timeout 200ms", "affinity key {client_ip}"),
+	})
+	for _, path := range []string{"/", "/broken", "/slow"} {
+		if r := c.Get(path); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	ask := func(method, path string) string {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+c.AdminAddr+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return askAll(t, req)
+	}
+	harness.Eventually(t, harness.Slow(15*time.Second), func() bool {
+		return strings.Contains(ask("GET", "/usher/services/web"), `"state":"asleep"`)
+	}, "web is asleep again")
+	ask("POST", "/usher/services/web/suspend")
+
+	page := read(t, "docs/reference.md")
+	fields := 0
+	for _, path := range []string{
+		"/usher/services", "/usher/services/web", "/usher/services/web/decisions", "/usher/services/broken", "/usher/services/broken/logs",
+		"/usher/services/slow", "/usher/services/broken/decisions",
+	} {
+		var v any
+		answer := ask("GET", path)
+		if err := json.Unmarshal([]byte(answer), &v); err != nil {
+			t.Fatalf("%s: %v: %s", path, err, answer)
+		}
+		for _, field := range fieldsOf(v) {
+			fields++
+			if !strings.Contains(page, "`"+field+"`") {
+				t.Errorf("%s has the field %s, which the reference does not have", path, field)
+			}
+		}
+	}
+	if fields < 60 {
+		t.Errorf("only %d fields", fields)
+	}
+
+	scraped := c.Get("/metrics").Body
+	shown := make(map[string]bool)
+	for _, m := range regexp.MustCompile("(?m)^\\| `(caddy_usher_[a-z_]+)").FindAllStringSubmatch(page, -1) {
+		shown[m[1]] = true
+		if !strings.Contains(scraped, "# TYPE "+m[1]+" ") {
+			t.Errorf("the reference has the metric %s, which there is not", m[1])
+		}
+	}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (caddy_usher_\S+) `).FindAllStringSubmatch(scraped, -1) {
+		if !shown[m[1]] {
+			t.Errorf("there is the metric %s, which the reference does not have", m[1])
+		}
+	}
+}
+
+func askAll(t *testing.T, req *http.Request) string {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.StatusCode != http.StatusOK {
+		t.Fatalf("%s %s: status %d: %s", req.Method, req.URL, res.StatusCode, body)
+	}
+	return string(body)
+}
+
+// fieldsOf returns the names of all fields of v, but those of configurations.
+func fieldsOf(v any) []string {
+	var all []string
+	switch v := v.(type) {
+	case map[string]any:
+		for name, inner := range v {
+			all = append(all, name)
+			if name != "config" {
+				all = append(all, fieldsOf(inner)...)
+			}
+		}
+	case []any:
+		for _, inner := range v {
+			all = append(all, fieldsOf(inner)...)
+		}
+	}
+	return all
+}
