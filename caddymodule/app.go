@@ -63,7 +63,7 @@ type draft struct {
 	options map[string]*hub.Options // by the JSON that gives them
 	// addresses are those that only one service can have, and which it is.
 	addresses map[string]string
-	servers   map[*caddyhttp.Server]*serverPlace
+	servers   map[*caddyhttp.Server]*serverShared
 	// ordered are the handlers that order the queue of their service.
 	ordered []*Handler
 }
@@ -71,7 +71,7 @@ type draft struct {
 func newDraft() draft {
 	return draft{
 		used: make(map[string]string), options: make(map[string]*hub.Options), addresses: make(map[string]string),
-		servers: make(map[*caddyhttp.Server]*serverPlace),
+		servers: make(map[*caddyhttp.Server]*serverShared),
 	}
 }
 
@@ -277,7 +277,7 @@ func (a *App) Start() error {
 	}
 	for _, h := range a.draft.ordered {
 		if err := h.checkQueue(a.generation.Definitions[h.Service]); err != nil {
-			return fmt.Errorf("service %s (%s): %w", h.Service, h.place.name, err)
+			return fmt.Errorf("service %s (%s): %w", h.Service, h.shared.name, err)
 		}
 	}
 	a.draft = newDraft()

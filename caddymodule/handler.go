@@ -80,7 +80,7 @@ type Handler struct {
 
 	wake    caddyhttp.MatcherSets
 	service *hub.Service
-	place   *serverPlace
+	shared  *serverShared
 }
 
 // What Handler.noted can have.
@@ -111,15 +111,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	app := appAny.(*App)
 	server, _ := ctx.Context.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
-	h.place = app.placeOf(server)
+	h.shared = app.sharedOf(server)
 	if h.Define != nil {
-		if err := app.define(ctx, h.Service, h.Define, h.place.name); err != nil {
+		if err := app.define(ctx, h.Service, h.Define, h.shared.name); err != nil {
 			return err
 		}
 		// Its provisioned form is kept, not this one.
 		h.Define = nil
 	}
-	h.service = app.use(h.Service, h.place.name)
+	h.service = app.use(h.Service, h.shared.name)
 
 	if h.WaitTimeout == 0 {
 		h.WaitTimeout = caddy.Duration(hub.DefaultWaitTimeout)
@@ -146,7 +146,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		if err := h.WaitingPage.provision(ctx, time.Duration(h.WaitTimeout)); err != nil {
 			return fmt.Errorf("service %s: waiting_page: %w", h.Service, err)
 		}
-		if err := app.loadPage(h.Service, h.place.name, h.WaitingPage); err != nil {
+		if err := app.loadPage(h.Service, h.shared.name, h.WaitingPage); err != nil {
 			return fmt.Errorf("service %s: waiting_page: %w", h.Service, err)
 		}
 	}
@@ -170,8 +170,8 @@ func (h *Handler) checkWriteTimeout(ctx caddy.Context, server *caddyhttp.Server)
 	}
 }
 
-// serverPlace is what the handlers of one HTTP server share.
-type serverPlace struct {
+// serverShared is what the handlers of one HTTP server share.
+type serverShared struct {
 	name       string            // for messages
 	server     *caddyhttp.Server // nil for handlers that stand elsewhere
 	generation *hub.Generation
@@ -181,25 +181,25 @@ type serverPlace struct {
 	ended      chan struct{}         // closed when the server shuts down
 }
 
-// placeOf returns what the handlers of server share; it is nil for handlers
+// sharedOf returns what the handlers of server share; it is nil for handlers
 // that stand elsewhere. It is called while the configuration is provisioned.
-func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
-	place := a.draft.servers[server]
-	if place != nil {
-		return place
+func (a *App) sharedOf(server *caddyhttp.Server) *serverShared {
+	shared := a.draft.servers[server]
+	if shared != nil {
+		return shared
 	}
-	place = &serverPlace{name: "a handler of the HTTP app", server: server, generation: a.generation, readAhead: readAheadOf(a.hub), ended: make(chan struct{})}
-	a.draft.servers[server] = place
+	shared = &serverShared{name: "a handler of the HTTP app", server: server, generation: a.generation, readAhead: readAheadOf(a.hub), ended: make(chan struct{})}
+	a.draft.servers[server] = shared
 	if server == nil {
-		return place
+		return shared
 	}
 	if name := server.Name(); name != "" {
-		place.name = "a handler of the HTTP server " + name
+		shared.name = "a handler of the HTTP server " + name
 	}
 	// On exit, answer waiting requests as soon as the server shuts down, after
 	// shutdown_delay. Otherwise the server would wait for them.
 	h := a.hub
-	end := sync.OnceFunc(func() { close(place.ended) })
+	end := sync.OnceFunc(func() { close(shared.ended) })
 	server.RegisterOnShutdown(func() {
 		// The server would wait for the streams of open pages, which come
 		// again.
@@ -208,7 +208,7 @@ func (a *App) placeOf(server *caddyhttp.Server) *serverPlace {
 			h.Exit()
 		}
 	})
-	return place
+	return shared
 }
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.

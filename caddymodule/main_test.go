@@ -25,6 +25,7 @@ import (
 	_ "github.com/caddy-usher/usher/caddymodule/admin"
 	"github.com/caddy-usher/usher/caddymodule/hub"
 	_ "github.com/caddy-usher/usher/caddymodule/liveview"
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 // patience is how long a test waits for what should come at once.
@@ -345,12 +346,7 @@ func serving(t *testing.T, name string) *hub.Service {
 // eventually polls: for what no event tells a test.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !cond(); {
-		if time.Now().After(end) {
-			t.Fatalf("%s does not come", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	harness.Eventually(t, patience, cond, "%s", what)
 }
 
 // waiting waits until so many requests are in the queue.

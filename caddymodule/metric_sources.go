@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/caddymodule/option"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -132,7 +133,7 @@ func numberIn(v any) (float64, error) {
 //		interval <duration>
 //	}
 func (m *PrometheusMetric) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	return unmarshalMetric(d, m.Validate, func() (err error) {
+	return option.Block(d, m.Validate, func() (err error) {
 		switch name := d.Val(); name {
 		case "url":
 			return one(d, &m.URL)
@@ -211,7 +212,7 @@ func (m *HTTPMetric) Read(ctx context.Context, _ scaler.Observed) (float64, erro
 //		interval  <duration>
 //	}
 func (m *HTTPMetric) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	return unmarshalMetric(d, m.Validate, func() (err error) {
+	return option.Block(d, m.Validate, func() (err error) {
 		switch name := d.Val(); name {
 		case "url":
 			return one(d, &m.URL)
@@ -279,7 +280,7 @@ func (m *ServiceMetric) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	m.What = d.Val()
 	d.Prev()
-	return unmarshalMetric(d, m.Validate, func() (err error) {
+	return option.Block(d, m.Validate, func() (err error) {
 		switch name := d.Val(); name {
 		case "interval":
 			m.Every, err = positive(d)
@@ -288,29 +289,6 @@ func (m *ServiceMetric) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Errf("unknown option '%s' of the metric service: use interval", name)
 		}
 	})
-}
-
-// unmarshalMetric reads the block of a source.
-func unmarshalMetric(d *caddyfile.Dispenser, validate func() error, read func() error) error {
-	d.Next() // the name of the source, or its argument
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	seen := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		name := d.Val()
-		if seen[name] {
-			return d.Errf("%s is given twice", name)
-		}
-		seen[name] = true
-		if err := read(); err != nil {
-			return err
-		}
-	}
-	if err := validate(); err != nil {
-		return d.WrapErr(err)
-	}
-	return nil
 }
 
 func one(d *caddyfile.Dispenser, value *string) error {

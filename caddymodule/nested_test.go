@@ -49,7 +49,7 @@ func TestPlaceholdersBelongToTheOuterUsherAgainWhenTheInnerOneHasEnded(t *testin
 	r = r.WithContext(context.WithValue(r.Context(), caddy.ReplacerCtxKey, repl))
 	c := start(t, site(newFleet(t).usher()+secondFleet(t).usher()))
 	a, b := serving(t, serviceFor(t)), c.app.hub.Service("other."+serviceFor(t)[:min(50, len(serviceFor(t)))])
-	h := func(s *hub.Service) *Handler { return &Handler{service: s, place: &serverPlace{}} }
+	h := func(s *hub.Service) *Handler { return &Handler{service: s, shared: &serverShared{}} }
 	service := func() string { s, _ := repl.GetString("http.usher.service"); return s }
 	outer := newRequest(h(a), httptest.NewRecorder(), r, false)
 	inner := newRequest(h(b), httptest.NewRecorder(), r, false)

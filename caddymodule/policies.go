@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/caddymodule/option"
 	"github.com/caddy-usher/usher/scaler"
 	"github.com/caddy-usher/usher/scaler/policies"
 )
@@ -81,6 +82,26 @@ func checkUtilization(u float64) error {
 	return nil
 }
 
+func (p *QueuePolicy) complete() error {
+	p.dropDefaults()
+	return p.Validate()
+}
+
+func utilization(d *caddyfile.Dispenser) (float64, error) {
+	var s string
+	if !d.AllArgs(&s) {
+		return 0, d.ArgErr()
+	}
+	u, err := strconv.ParseFloat(s, 64)
+	if err != nil {
+		return 0, d.Errf("utilization must be a number between %v and 1, not '%s'", scaler.MinUtilization, s)
+	}
+	if err := checkUtilization(u); err != nil {
+		return 0, d.WrapErr(err)
+	}
+	return u, nil
+}
+
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
 //	scale queue {
@@ -89,52 +110,19 @@ func checkUtilization(u float64) error {
 //		target_wait <duration>
 //	}
 func (p *QueuePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next()
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	seen := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
-		if seen[option] {
-			return d.Errf("%s is given twice", option)
-		}
-		seen[option] = true
-		switch option {
+	return option.Block(d, p.complete, func() (err error) {
+		switch name := d.Val(); name {
 		case "utilization":
-			var s string
-			if !d.AllArgs(&s) {
-				return d.ArgErr()
-			}
-			u, err := strconv.ParseFloat(s, 64)
-			if err != nil {
-				return d.Errf("utilization must be a number between %v and 1, not '%s'", scaler.MinUtilization, s)
-			}
-			if err := checkUtilization(u); err != nil {
-				return d.WrapErr(err)
-			}
-			p.Utilization = u
+			p.Utilization, err = utilization(d)
 		case "down_window":
-			w, err := duration(d)
-			if err != nil {
-				return err
-			}
-			if w <= 0 {
-				return d.Errf("down_window must be positive")
-			}
-			p.DownWindow = w
+			p.DownWindow, err = positive(d)
 		case "target_wait":
-			w, err := positive(d)
-			if err != nil {
-				return err
-			}
-			p.TargetWait = w
+			p.TargetWait, err = positive(d)
 		default:
-			return d.Errf("unknown option '%s' of the policy queue: use utilization, down_window or target_wait", option)
+			err = d.Errf("unknown option '%s' of the policy queue: use utilization, down_window or target_wait", name)
 		}
-	}
-	p.dropDefaults()
-	return nil
+		return err
+	})
 }
 
 var (

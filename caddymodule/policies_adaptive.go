@@ -86,6 +86,11 @@ func (p *AdaptivePolicy) Validate() error {
 	return nil
 }
 
+func (p *AdaptivePolicy) complete() error {
+	p.dropDefaults()
+	return p.Validate()
+}
+
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
 //	scale adaptive {
@@ -95,19 +100,8 @@ func (p *AdaptivePolicy) Validate() error {
 //		target_wait <duration>
 //	}
 func (p *AdaptivePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next()
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	seen := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		name := d.Val()
-		if seen[name] {
-			return d.Errf("%s is given twice", name)
-		}
-		seen[name] = true
-		var err error
-		switch name {
+	return option.Block(d, p.complete, func() (err error) {
+		switch name := d.Val(); name {
 		case "prewarm":
 			var on bool
 			on, err = option.OnOff(d)
@@ -119,17 +113,10 @@ func (p *AdaptivePolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "target_wait":
 			p.TargetWait, err = positive(d)
 		default:
-			return d.Errf("unknown option '%s' of the policy adaptive: use prewarm, min_idle, max_idle or target_wait", name)
+			err = d.Errf("unknown option '%s' of the policy adaptive: use prewarm, min_idle, max_idle or target_wait", name)
 		}
-		if err != nil {
-			return err
-		}
-	}
-	p.dropDefaults()
-	if err := p.Validate(); err != nil {
-		return d.WrapErr(err)
-	}
-	return nil
+		return err
+	})
 }
 
 var (

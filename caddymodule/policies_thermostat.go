@@ -102,28 +102,13 @@ func (p *ThermostatPolicy) Validate() error {
 //		cooldown <duration>
 //	}
 func (p *ThermostatPolicy) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next()
-	if d.NextArg() {
-		return d.ArgErr()
-	}
-	seen := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		name := d.Val()
-		if seen[name] {
-			return d.Errf("%s is given twice", name)
+	complete := func() error {
+		if len(p.MetricRaw) == 0 {
+			return errors.New("the policy thermostat needs a metric: metric prometheus { ... }, metric http { ... } or metric service <what>")
 		}
-		seen[name] = true
-		if err := p.readOption(d); err != nil {
-			return err
-		}
+		return p.Validate()
 	}
-	if len(p.MetricRaw) == 0 {
-		return d.Err("the policy thermostat needs a metric: metric prometheus { ... }, metric http { ... } or metric service <what>")
-	}
-	if err := p.Validate(); err != nil {
-		return d.WrapErr(err)
-	}
-	return nil
+	return option.Block(d, complete, func() error { return p.readOption(d) })
 }
 
 func (p *ThermostatPolicy) readOption(d *caddyfile.Dispenser) (err error) {

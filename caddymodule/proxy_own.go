@@ -29,8 +29,8 @@ var ownedInProxy = map[string]string{
 // goes to comes with the request, and most of what a route costs is its proxy.
 func (h *Handler) loadProxy(ctx caddy.Context) error {
 	plain := bytes.Equal(h.ProxyRaw, noProxyOptions)
-	if plain && h.place.proxy != nil {
-		h.Proxy, h.ProxyRaw = h.place.proxy, nil
+	if plain && h.shared.proxy != nil {
+		h.Proxy, h.ProxyRaw = h.shared.proxy, nil
 		return nil
 	}
 	raw, err := completeProxy(h.ProxyRaw)
@@ -43,7 +43,7 @@ func (h *Handler) loadProxy(ctx caddy.Context) error {
 	}
 	h.Proxy, h.ProxyRaw = mod.(*reverseproxy.Handler), nil
 	if plain {
-		h.place.proxy = h.Proxy
+		h.shared.proxy = h.Proxy
 	}
 	return nil
 }

@@ -129,9 +129,9 @@ func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) 
 	// Caddy wraps every body, so that one that is not there looks like one
 	// that is; the length tells.
 	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 {
-		q.body = newRequestBody(r, &h.place.readAhead.held)
-		q.body.duplex = h.place.server != nil && h.place.server.EnableFullDuplex
-		h.place.readAhead.uploads.join(q.body, r)
+		q.body = newRequestBody(r, &h.shared.readAhead.held)
+		q.body.duplex = h.shared.server != nil && h.shared.server.EnableFullDuplex
+		h.shared.readAhead.uploads.join(q.body, r)
 	}
 
 	q.replacer, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -145,7 +145,7 @@ func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) 
 	}
 	q.vars, _ = r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	// Caddy makes a new table at each call: not for a server without a log.
-	if server := h.place.server; server == nil || server.Logs != nil {
+	if server := h.shared.server; server == nil || server.Logs != nil {
 		if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 			extra.Set(zap.Object("usher", q))
 		}

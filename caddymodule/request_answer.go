@@ -230,8 +230,8 @@ func (q *request) ownHeaders() http.Header {
 // offer offers an error to the server's error routes, with the body of the
 // request as it was when it came: a fallback may want it.
 func (q *request) offer(w http.ResponseWriter, err caddyhttp.HandlerError, own http.Header) bool {
-	place := q.handler.place
-	if !place.errors.answered(place.server, w, q.with(q.came.Context()), err, own) {
+	shared := q.handler.shared
+	if !shared.errors.answered(shared.server, w, q.with(q.came.Context()), err, own) {
 		return false
 	}
 	q.body.linger(w)

@@ -323,7 +323,7 @@ func TestG3SlotComesBackWhateverFollows(t *testing.T) {
 	if r := c.get("/"); r.status != 200 {
 		t.Fatalf("%+v", r)
 	}
-	h := &Handler{Service: f.name, service: serving(t, f.name), place: &serverPlace{generation: new(hub.Generation)}}
+	h := &Handler{Service: f.name, service: serving(t, f.name), shared: &serverShared{generation: new(hub.Generation)}}
 	for name, next := range map[string]caddyhttp.HandlerFunc{
 		"a panic":  func(http.ResponseWriter, *http.Request) error { panic(http.ErrAbortHandler) },
 		"an error": func(http.ResponseWriter, *http.Request) error { return caddyhttp.Error(418, nil) },

@@ -363,7 +363,7 @@ func TestInterruptedRequestIs502InEveryMoment(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t)
 			start(t, site(f.usher()))
-			h := &Handler{Service: f.name, service: serving(t, f.name), place: &serverPlace{generation: new(hub.Generation)}, WaitTimeout: caddy.Duration(patience)}
+			h := &Handler{Service: f.name, service: serving(t, f.name), shared: &serverShared{generation: new(hub.Generation)}, WaitTimeout: caddy.Duration(patience)}
 			rec := httptest.NewRecorder()
 			err := h.ServeHTTP(rec, httptest.NewRequest("GET", "/", nil), caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 				return next(t, requestOf(r.Context()), w, r)

@@ -63,7 +63,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool, tur
 	defer func() { _ = out.Rc.SetWriteDeadline(time.Time{}) }()
 	done := make(chan struct{})
 	var watching sync.WaitGroup
-	watching.Go(func() { out.EndWith(h.place.ended, done) })
+	watching.Go(func() { out.EndWith(h.shared.ended, done) })
 	defer watching.Wait()
 	defer close(done)
 
@@ -153,7 +153,7 @@ func (l *listener) run(r *http.Request, out *answer.EventWriter) error {
 				if out.Event(l.state()) != nil {
 					return nil
 				}
-			case <-l.handler.place.ended:
+			case <-l.handler.shared.ended:
 				_ = out.Event(answer.Bye)
 				return nil
 			case <-r.Context().Done():

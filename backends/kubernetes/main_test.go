@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -198,11 +199,7 @@ func (b *bench) scale(n int, stop ...string) {
 // eventually polls for something that no report tells.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for: %s", what)
-		}
-	}
+	harness.Eventually(t, patience, is, "%s", what)
 }
 
 // wrap makes an object what the client makes of it.

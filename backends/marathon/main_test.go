@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -306,12 +307,7 @@ func wantChanges(t *testing.T, m *masters, want ...string) {
 // eventually waits for something that should happen soon.
 func eventually(t *testing.T, ok func() bool, what string, args ...any) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !ok(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: "+what, append([]any{patience}, args...)...)
-		}
-		<-time.After(2 * time.Millisecond)
-	}
+	harness.Eventually(t, patience, ok, append([]any{what}, args...)...)
 }
 
 // bench is a revision with its surroundings.

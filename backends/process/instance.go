@@ -92,8 +92,8 @@ func (in *instance) told() netip.AddrPort {
 	return onLoopback(in.port)
 }
 
-// takePlace gets what the instance listens on.
-func (in *instance) takePlace(p *plan, local scaler.LocalOptions) *scaler.Failure {
+// takeEndpoint gets what the instance listens on.
+func (in *instance) takeEndpoint(p *plan, local scaler.LocalOptions) *scaler.Failure {
 	if p.fixed.IsValid() {
 		return in.takeFixed(p.fixed)
 	}
@@ -115,8 +115,8 @@ func (in *instance) takePlace(p *plan, local scaler.LocalOptions) *scaler.Failur
 	return f
 }
 
-// makePlace makes what it needs for that on the file system.
-func (in *instance) makePlace(p *plan) *scaler.Failure {
+// makeEndpoint makes what it needs for that on the file system.
+func (in *instance) makeEndpoint(p *plan) *scaler.Failure {
 	if in.socket == "" {
 		return nil
 	}
@@ -127,9 +127,9 @@ func (in *instance) makePlace(p *plan) *scaler.Failure {
 	return nil
 }
 
-// leavePlace gives it back. The directory of the socket stays if something of
+// leaveEndpoint gives it back. The directory of the socket stays if something of
 // the instance still runs.
-func (in *instance) leavePlace(ran, gone bool) {
+func (in *instance) leaveEndpoint(ran, gone bool) {
 	in.passed.close()
 	if in.appears != nil && !ran {
 		in.appears.close()

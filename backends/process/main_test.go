@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 // The test binary is also the program of the instances: `<binary> child <role>`.
@@ -216,11 +217,7 @@ func (b *bench) awaitEnd(id string) scaler.Instance {
 // eventually polls for something that no report tells.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for: %s", what)
-		}
-	}
+	harness.Eventually(t, patience, is, "%s", what)
 }
 
 // messages returns what was logged for the output of instances.

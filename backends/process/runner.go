@@ -117,8 +117,8 @@ func (r *runner) start() *scaler.Failure {
 	}
 	local := r.env.Local()
 	in := &instance{id: newID(), since: time.Now(), keep: local.Keep, uid: r.plan.Load().socketUser()}
-	if f := in.takePlace(r.plan.Load(), local); f != nil {
-		in.leavePlace(false, true)
+	if f := in.takeEndpoint(r.plan.Load(), local); f != nil {
+		in.leaveEndpoint(false, true)
 		return f
 	}
 	if in.instead != nil {
@@ -129,7 +129,7 @@ func (r *runner) start() *scaler.Failure {
 		f = r.fork(in, l)
 	}
 	if f != nil {
-		in.leavePlace(false, true)
+		in.leaveEndpoint(false, true)
 		if in.record != nil {
 			r.forget(in)
 		}
@@ -163,7 +163,7 @@ func (r *runner) fork(in *instance, l launch) *scaler.Failure {
 		// The next Caddy would neither adopt nor end it.
 		in.endWithCaddy(&l)
 	}
-	if f := in.makePlace(r.plan.Load()); f != nil {
+	if f := in.makeEndpoint(r.plan.Load()); f != nil {
 		return f
 	}
 	if f := in.openOutput(r.plan.Load(), dir, r.env); f != nil {
@@ -233,7 +233,7 @@ func (r *runner) watch(in *instance) {
 	asked, deadline := r.ended(in, words)
 
 	gone := in.child.endRest(in.id, r.plan.Load().stopSignal, asked, deadline)
-	in.leavePlace(true, gone)
+	in.leaveEndpoint(true, gone)
 	unfollow()
 	r.restEnded(in, asked)
 	in.child.reap()

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -12,10 +14,5 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !cond(); {
-		if time.Now().After(end) {
-			t.Fatalf("%s does not come", what)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	harness.Eventually(t, 30*time.Second, cond, "%s", what)
 }

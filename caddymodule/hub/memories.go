@@ -3,9 +3,7 @@ package hub
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"sync"
 	"time"
@@ -111,51 +109,33 @@ func (s *Service) saveMemory(ctx context.Context, storage certmagic.Storage) err
 // readMemories reads from the storage what the policies of those services of g
 // have learned that have never been in force. The hub's lock is not held.
 func (h *Hub) readMemories(g *Generation) map[string]scaler.Memory {
-	fresh := make(map[string]*Definition)
-	h.mu.Lock()
-	for name, s := range g.Services {
-		if d := g.Definitions[name]; d != nil && !s.active {
-			if _, ok := d.policy.(scaler.Rememberer); ok {
-				fresh[name] = d
-			}
-		}
-	}
-	h.mu.Unlock()
-	if len(fresh) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
-	defer cancel()
-	keys, err := g.Storage.List(ctx, memoriesPrefix, false)
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			g.Logger.Warn("the storage does not tell what the policies have learned: they learn anew", zap.Error(err))
-		}
-		return nil
-	}
 	found := make(map[string]scaler.Memory)
-	for _, key := range keys {
-		name := path.Base(key)
-		d := fresh[name]
+	remembers := func(d *Definition) bool {
 		if d == nil {
-			continue
+			return false
 		}
-		m, err := d.readMemory(ctx, g.Storage, key)
+		_, ok := d.policy.(scaler.Rememberer)
+		return ok
+	}
+	err := h.readStored(g, memoriesPrefix, remembers, func(s *Service, key string, b []byte, err error) {
+		var m scaler.Memory
+		if err == nil {
+			m, err = g.Definitions[s.Name].decodeMemory(b)
+		}
 		if err != nil {
 			g.Logger.Warn("what the policy has learned cannot be used and is dropped: it learns anew",
-				zap.String("service", name), zap.String("key", key), zap.Error(err))
-			continue
+				zap.String("service", s.Name), zap.String("key", key), zap.Error(err))
+			return
 		}
-		found[name] = m
+		found[s.Name] = m
+	})
+	if err != nil {
+		g.Logger.Warn("the storage does not tell what the policies have learned: they learn anew", zap.Error(err))
 	}
 	return found
 }
 
-func (d *Definition) readMemory(ctx context.Context, storage certmagic.Storage, key string) (scaler.Memory, error) {
-	b, err := storage.Load(ctx, key)
-	if err != nil {
-		return nil, err
-	}
+func (d *Definition) decodeMemory(b []byte) (scaler.Memory, error) {
 	var stored storedMemory
 	if err := json.Unmarshal(b, &stored); err != nil {
 		return nil, err

@@ -24,43 +24,15 @@ type Suspension struct {
 // suspensionsPrefix is where suspensions are kept in Caddy's storage.
 const suspensionsPrefix = "usher/suspended"
 
-// storageTimeout bounds one use of the storage.
-const storageTimeout = 5 * time.Second
-
 func suspensionKey(name string) string { return path.Join(suspensionsPrefix, name) }
 
 // readSuspensions reads from the storage which services of g that have never
-// been in force are suspended. The hub's lock is not held: a storage can take
-// its time.
+// been in force are suspended. The hub's lock is not held.
 func (h *Hub) readSuspensions(g *Generation) map[*Service]*Suspension {
-	fresh := make(map[string]*Service)
-	h.mu.Lock()
-	for name, s := range g.Services {
-		if !s.active {
-			fresh[name] = s
-		}
-	}
-	h.mu.Unlock()
-	if len(fresh) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
-	defer cancel()
-	keys, err := g.Storage.List(ctx, suspensionsPrefix, false)
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			g.Logger.Error("the storage does not tell which services are suspended: none is", zap.Error(err))
-		}
-		return nil
-	}
 	found := make(map[*Service]*Suspension)
-	for _, key := range keys {
-		s := fresh[path.Base(key)]
-		if s == nil {
-			continue
-		}
+	all := func(*Definition) bool { return true }
+	err := h.readStored(g, suspensionsPrefix, all, func(s *Service, key string, b []byte, err error) {
 		sus := new(Suspension)
-		b, err := g.Storage.Load(ctx, key)
 		if err == nil {
 			err = json.Unmarshal(b, sus)
 		}
@@ -69,6 +41,9 @@ func (h *Hub) readSuspensions(g *Generation) map[*Service]*Suspension {
 				zap.String("service", s.Name), zap.String("key", key), zap.Error(err))
 		}
 		found[s] = sus
+	})
+	if err != nil {
+		g.Logger.Error("the storage does not tell which services are suspended: none is", zap.Error(err))
 	}
 	return found
 }

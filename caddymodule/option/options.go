@@ -55,3 +55,27 @@ func Once(d *caddyfile.Dispenser, seen map[string]bool, of string) error {
 	seen[d.Val()] = true
 	return nil
 }
+
+// Block reads the block of a module: the current token's line has no more
+// arguments than the module's name, read reads each option of the block, whose
+// name is then the current token, and no option is given twice. At the end
+// validate is called.
+func Block(d *caddyfile.Dispenser, validate, read func() error) error {
+	d.Next() // the name of the module
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	seen := make(map[string]bool)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := Once(d, seen, ""); err != nil {
+			return err
+		}
+		if err := read(); err != nil {
+			return err
+		}
+	}
+	if err := validate(); err != nil {
+		return d.WrapErr(err)
+	}
+	return nil
+}

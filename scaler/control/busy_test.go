@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddy-usher/usher/reserver"
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 // A busy instance is a real server, so its tests are in real time: the pauses are
@@ -51,11 +52,7 @@ func liveBench(t *testing.T, s Settings, p *platform) *bench {
 
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("not in time: %s", what)
-		}
-	}
+	harness.Eventually(t, 20*time.Second, is, "%s", what)
 }
 
 func TestABusyInstanceIsNotStoppedUntilItIsFree(t *testing.T) {

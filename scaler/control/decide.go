@@ -141,7 +141,7 @@ func (l *Loop) readyBy(i *instance) time.Time {
 		}
 		limit = min(limit, soon)
 	}
-	if i.refuses() {
+	if i.unreachable() {
 		// It was ready: it comes back in a moment, or not at all. The time
 		// counts from the first probe after it was ejected.
 		limit = min(limit, i.slots.Pause()+adoptTimeout+l.settings.Check.timeout())
@@ -161,8 +161,8 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 		l.condemn(i, now)
 		return
 	}
-	if i.refuses() {
-		l.replaceRefusing(i, now)
+	if i.unreachable() {
+		l.replaceUnreachable(i, now)
 		return
 	}
 	f := l.notReady(i, "within "+l.settings.StartTimeout.String())

@@ -133,11 +133,11 @@ func TestARemoteInstanceWithoutAnAnswerMayBeBehindANetworkThatIsDown(t *testing.
 		defer b.mu.Unlock()
 		for _, i := range b.current().instances {
 			i.lastProbe = unreachable
-			if i.refuses() {
+			if i.unreachable() {
 				t.Error("it would be replaced")
 			}
 			i.revision.traits.SameMachine = true
-			if !i.refuses() {
+			if !i.unreachable() {
 				t.Error("a local one would not be replaced")
 			}
 			i.revision.traits.SameMachine = false

@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/caddy-usher/usher/test/harness"
 	"github.com/caddy-usher/usher/test/marathonsim"
 )
 
@@ -180,13 +181,7 @@ func (s *sim) want(status int, method, path, body string) answer {
 
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
-	for !cond() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not in time: %s", what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
+	harness.Eventually(t, 15*time.Second, cond, "%s", what)
 }
 
 // create posts an app that runs the instance program; extra are further

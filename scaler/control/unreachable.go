@@ -11,10 +11,10 @@ import (
 	"github.com/caddy-usher/usher/scaler"
 )
 
-// refuses says whether i was ready and takes no connections any more, as far
+// unreachable says whether i was ready and takes no connections any more, as far
 // as the probes tell since it was ejected. Where a network lies in between, only
 // a refused connection counts: without an answer, the network may be at fault.
-func (i *instance) refuses() bool {
+func (i *instance) unreachable() bool {
 	if i.stage != ready || i.Unhealthy || !i.slots.Stats().Ejected {
 		return false
 	}
@@ -25,9 +25,9 @@ func (i *instance) refuses() bool {
 	return ok && op.Op == "dial" && i.revision.traits.SameMachine
 }
 
-// replaceRefusing gives up on an instance that was ready and takes no
+// replaceUnreachable gives up on an instance that was ready and takes no
 // connections any more. The lock is held.
-func (l *Loop) replaceRefusing(i *instance, now time.Time) {
+func (l *Loop) replaceUnreachable(i *instance, now time.Time) {
 	f := &scaler.Failure{Reason: scaler.ReasonTimeout, Short: "it was ready, and refuses connections", Err: i.lastProbe}
 	proven := i.unreadyFrom.Sub(i.readySince) >= ProvenAfter
 	l.condemn(i, now)
