@@ -166,6 +166,11 @@ type Advice struct {
 	// what it expects rather than of what is asked now.
 	Predicted int
 
+	// ExpectedFrom and ExpectedTo are the span of time in which the policy
+	// expects the next request, if it starts an instance ahead of it; zero
+	// otherwise.
+	ExpectedFrom, ExpectedTo time.Time
+
 	// Floor is the least number that a schedule asks for now, and NextFloor the
 	// one from FloorChange on; the time is zero without a schedule, or if its
 	// floor never changes.

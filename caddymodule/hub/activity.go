@@ -103,6 +103,10 @@ type observer Service
 // Observe implements control.Observer.
 func (o *observer) Observe(event control.Event) {
 	s, e := (*Service)(o), Entry{Time: time.Now(), Service: o.Name, Event: event}
+	if outlook, ok := event.(control.Outlook); ok {
+		s.foresaw(e.Time, outlook)
+		return // it is drawn, but nothing has happened
+	}
 	if d, ok := event.(control.Decision); ok {
 		e.Time = d.Time
 	}

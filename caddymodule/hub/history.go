@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	// targetsFor is how long targets are remembered, and targetStep the
-	// time within which only the last and the highest are.
-	targetsFor = time.Hour
-	targetStep = 15 * time.Second
+	// spansFor is how long numbers of instances are remembered, and spanStep
+	// the time within which only the last and the highest are.
+	spansFor = time.Hour
+	spanStep = 15 * time.Second
 
 	// startsKept is how many cold starts, and how many failed ones, of a
 	// service are remembered, and messageMax what is kept of a message.
@@ -25,19 +25,24 @@ const (
 
 // History is what happened to one service lately, each list oldest first.
 type History struct {
-	Targets    []TargetSpan
+	// Targets is how many instances were wanted, Needed how many the requests
+	// inside and waiting needed, Predicted how many were there because of what
+	// the policy expected, and Floors the least number by the schedule.
+	Targets, Needed, Predicted, Floors []Span
+
 	ColdStarts []ColdStart
 	Failures   []StartFailure
 }
 
-// TargetSpan is what the target was within one span of time.
-type TargetSpan struct {
-	At         uint32 // seconds of Unix time, a multiple of targetStep
+// Span is what a number of instances was within one span of time, and from then
+// on.
+type Span struct {
+	At         uint32 // seconds of Unix time, a multiple of spanStep
 	High, Last uint32
 }
 
 // MarshalJSON writes `[<time>, <highest>, <last>]`.
-func (t TargetSpan) MarshalJSON() ([]byte, error) {
+func (t Span) MarshalJSON() ([]byte, error) {
 	return json.Marshal([3]uint32{t.At, t.High, t.Last})
 }
 
@@ -82,7 +87,7 @@ func (h *history) add(e Entry) {
 	h.made++
 	switch event := e.Event.(type) {
 	case control.Decision:
-		h.target(e.Time, event.To)
+		h.Targets = spanned(h.Targets, e.Time, event.To, event.To)
 	case control.ColdStart:
 		h.ColdStarts = latest(append(h.ColdStarts, ColdStart{e.Time, event.Ready.Milliseconds()}))
 	case control.StartFailure:
@@ -90,19 +95,50 @@ func (h *history) add(e Entry) {
 	}
 }
 
-func (h *history) target(at time.Time, n int) {
-	span := uint32(at.Truncate(targetStep).Unix())
+// spanned adds that the number was high at most and is last, at that time.
+func spanned(all []Span, at time.Time, high, last int) []Span {
+	next := Span{uint32(at.Truncate(spanStep).Unix()), uint32(max(high, last)), uint32(last)}
 	// Of what is older, one is needed to know how the hour began.
-	from := span - uint32(targetsFor/time.Second)
-	for len(h.Targets) > 1 && h.Targets[1].At <= from {
-		h.Targets = slices.Delete(h.Targets, 0, 1)
+	from := next.At - uint32(spansFor/time.Second)
+	for len(all) > 1 && all[1].At <= from {
+		all = slices.Delete(all, 0, 1)
 	}
-	if k := len(h.Targets) - 1; k >= 0 && h.Targets[k].At == span {
-		h.Targets[k].High = max(h.Targets[k].High, uint32(n))
-		h.Targets[k].Last = uint32(n)
-		return
+	if k := len(all) - 1; k >= 0 && all[k].At >= next.At {
+		all[k].High, all[k].Last = max(all[k].High, next.High), next.Last
+		return all
 	}
-	h.Targets = append(h.Targets, TargetSpan{span, uint32(n), uint32(n)})
+	return append(all, next)
+}
+
+// changed adds what is new; of what is as it was, nothing is kept.
+func changed(all []Span, at time.Time, high, last int) []Span {
+	was := Span{}
+	if n := len(all); n > 0 {
+		was = all[n-1]
+	}
+	if uint32(last) == was.Last && uint32(high) <= was.Last {
+		return all
+	}
+	return spanned(all, at, high, last)
+}
+
+// foresaw adds what the policy said. A service of which there is nothing to draw
+// has no history.
+func (s *Service) foresaw(at time.Time, o control.Outlook) {
+	h := s.history.Load()
+	if h == nil {
+		if o.NeededPeak+o.Predicted+o.Floor == 0 {
+			return
+		}
+		h = new(history)
+		s.history.Store(h)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.made++
+	h.Needed = changed(h.Needed, o.NeededSince, o.NeededPeak, o.Needed)
+	h.Predicted = changed(h.Predicted, at, o.Predicted, o.Predicted)
+	h.Floors = changed(h.Floors, at, o.Floor, o.Floor)
 }
 
 // latest is all without what is too much of it, at the front.
@@ -120,14 +156,20 @@ func Cut(message string) string {
 
 // History returns what happened to the service lately.
 func (s *Service) History() History {
-	v := History{[]TargetSpan{}, []ColdStart{}, []StartFailure{}}
+	v := History{[]Span{}, []Span{}, []Span{}, []Span{}, []ColdStart{}, []StartFailure{}}
 	if h := s.history.Load(); h != nil {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		v.Targets = append(v.Targets, h.Targets...)
+		v.Needed = append(v.Needed, h.Needed...)
+		v.Predicted = append(v.Predicted, h.Predicted...)
+		v.Floors = append(v.Floors, h.Floors...)
 		v.ColdStarts = append(v.ColdStarts, h.ColdStarts...)
 		v.Failures = append(v.Failures, h.Failures...)
 	}
+	// What changes between two decisions is seen at the next one, and here.
+	needed := s.Loop.Status().Needed
+	v.Needed = changed(v.Needed, time.Now(), needed, needed)
 	return v
 }
 

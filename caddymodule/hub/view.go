@@ -29,6 +29,26 @@ type ServiceSummary struct {
 	Start           *StartSummary  `json:"start,omitempty"` // while one is in progress, or after some have failed
 }
 
+// Outlook is what a service needs now and what is expected of it.
+type Outlook struct {
+	// How many instances the requests inside and waiting need.
+	Needed int `json:"needed"`
+
+	// How many instances are there because of what the policy expects, and when
+	// it expects the next request; nil if it starts none ahead.
+	Predicted int       `json:"predicted,omitempty"`
+	Expected  *Expected `json:"expected,omitempty"`
+
+	// What the schedule says; nil without one.
+	Schedule *ScheduleSummary `json:"schedule,omitempty"`
+}
+
+// Expected is the span of time in which the next request is likely.
+type Expected struct {
+	From time.Time `json:"from"`
+	To   time.Time `json:"to"`
+}
+
 // ScheduleSummary is the floor of the schedule, and the next one.
 type ScheduleSummary struct {
 	Min     int       `json:"min"`
@@ -57,11 +77,10 @@ type ServiceDetails struct {
 	Config       json.RawMessage   `json:"config"`
 	Suspension   *Suspension       `json:"suspension,omitempty"` // while it is suspended
 
-	// Why the policy wants what it wants now, how many instances are there
-	// because of what it expects, and what the schedule says.
-	Why       string           `json:"why,omitempty"`
-	Predicted int              `json:"predicted,omitempty"`
-	Schedule  *ScheduleSummary `json:"schedule,omitempty"` // nil without one
+	// Why the policy wants what it wants now.
+	Why string `json:"why,omitempty"`
+
+	Outlook
 }
 
 // InstanceDetails is one instance.
@@ -131,15 +150,24 @@ func (s *Service) Details() (ServiceDetails, error) {
 	sum := s.Summary()
 	// Of one service, all is told.
 	sum.Start = summarizeStart(s.Loop.Status().Start, func(message string) string { return message })
-	outlook := s.Loop.Status().Outlook
-	var schedule *ScheduleSummary
-	if len(s.Current().Service.At) > 0 {
-		schedule = &ScheduleSummary{Min: outlook.Floor, NextMin: outlook.NextFloor, Next: outlook.FloorChange}
-	}
 	return ServiceDetails{
-		Why: outlook.Reason, Predicted: outlook.Predicted, Schedule: schedule,
+		Why: s.Loop.Status().Outlook.Reason, Outlook: s.Outlook(),
 		ServiceSummary: sum, InstanceList: s.Instances(), Config: config, Suspension: s.Suspended(),
 	}, nil
+}
+
+// Outlook says what the service needs now and what is expected of it.
+func (s *Service) Outlook() Outlook {
+	st := s.Loop.Status()
+	o := st.Outlook
+	f := Outlook{Needed: st.Needed, Predicted: o.Predicted}
+	if !o.ExpectedFrom.IsZero() {
+		f.Expected = &Expected{From: o.ExpectedFrom.UTC(), To: o.ExpectedTo.UTC()}
+	}
+	if len(s.Current().Service.At) > 0 {
+		f.Schedule = &ScheduleSummary{Min: o.Floor, NextMin: o.NextFloor, Next: o.FloorChange}
+	}
+	return f
 }
 
 // Instances describes the instances, oldest first.

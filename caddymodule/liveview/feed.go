@@ -27,14 +27,15 @@ type serviceView struct {
 	hub.ServiceSummary
 	InstanceList []hub.InstanceDetails `json:"instance_list"` // the oldest, at most shownInstances
 	Suspension   *hub.Suspension       `json:"suspension,omitempty"`
-	Targets      []hub.TargetSpan      `json:"targets"` // all that is remembered
+	Targets      []hub.Span            `json:"targets"` // all that is remembered
+	hub.Outlook
 }
 
 func viewOf(s *hub.Service) serviceView {
 	list := s.Instances()
 	return serviceView{
 		ServiceSummary: s.Summary(), InstanceList: list[:min(len(list), shownInstances)],
-		Suspension: s.Suspended(), Targets: s.History().Targets,
+		Suspension: s.Suspended(), Targets: s.History().Targets, Outlook: s.Outlook(),
 	}
 }
 

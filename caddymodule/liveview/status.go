@@ -162,7 +162,10 @@ func (h *Status) serveJSON(w http.ResponseWriter, _ *http.Request, name string) 
 // serviceCloseView is one service, and what happened to it.
 type serviceCloseView struct {
 	serviceView
-	ColdStarts []hub.ColdStart    `json:"cold_start_list"` // oldest first, as all that follows
+	Needed     []hub.Span         `json:"needed_list"` // oldest first, as all that follows
+	Predicted  []hub.Span         `json:"predicted_list"`
+	Floors     []hub.Span         `json:"floor_list"`
+	ColdStarts []hub.ColdStart    `json:"cold_start_list"`
 	Failures   []hub.StartFailure `json:"failures"`
 	Decisions  []decisionView     `json:"decisions"`
 }
@@ -176,7 +179,7 @@ type decisionView struct {
 func closeViewOf(s *hub.Service) serviceCloseView {
 	past := s.History()
 	v := serviceCloseView{
-		serviceView: viewOf(s), ColdStarts: past.ColdStarts, Failures: past.Failures, Decisions: []decisionView{},
+		serviceView: viewOf(s), Needed: past.Needed, Predicted: past.Predicted, Floors: past.Floors, ColdStarts: past.ColdStarts, Failures: past.Failures, Decisions: []decisionView{},
 	}
 	v.InstanceList = s.Instances() // all
 	for _, d := range s.Loop.Decisions() {

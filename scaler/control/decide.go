@@ -233,8 +233,10 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 	}
 	switch {
 	case l.suspended != nil:
+		l.expectNothing(in)
 		return scaler.Advice{Reason: "suspended", Mark: scaler.NoMark}, stats
 	case l.asleep:
+		l.expectNothing(in)
 		return scaler.Advice{Reason: "put to sleep by an operator"}, stats
 	case l.retired && in.Demand == 0:
 		return scaler.Advice{Reason: "no longer configured"}, stats
@@ -244,7 +246,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 		l.record().memory = memory
 	}
 	a.Target = max(in.Min, min(a.Target, in.Max))
-	l.foresee(a)
+	l.foresee(a, in)
 	a = l.current().held(l.inCompany(a, stats))
 	// The policy has seen this demand: only more than that is news to it.
 	a.Mark = max(a.Mark, stats.Demand)

@@ -7,8 +7,8 @@ import (
 )
 
 // An Event is one thing that happened to a service: a Decision, a StateChange,
-// an InstanceStatus that is new, a StartFailure or a ColdStart that has
-// succeeded. It does not change any more.
+// an InstanceStatus that is new, a StartFailure, a ColdStart that has succeeded
+// or a new Outlook. It does not change any more.
 type Event interface{ event() }
 
 // StateChange is a change of the state of a service.
@@ -33,6 +33,7 @@ func (StateChange) event()    {}
 func (InstanceStatus) event() {}
 func (StartFailure) event()   {}
 func (ColdStart) event()      {}
+func (Outlook) event()        {}
 
 // An Observer learns what happens to a service, in order. The loop calls
 // Observe with its lock held: it returns at once and calls nothing of the loop.

@@ -9,13 +9,25 @@ import (
 
 // Outlook is what the policy says of the present target and of what comes. It
 // can change while the target stays the same.
+//
+// It is an event whenever anything but the reason has changed.
 type Outlook struct {
 	// Reason says why there are so many instances.
 	Reason string
 
+	// Needed is how many instances the requests inside and waiting need, and
+	// NeededSince since when. NeededPeak is the most that they needed since the
+	// outlook before.
+	Needed, NeededPeak int
+	NeededSince        time.Time
+
 	// Predicted is how many of them are there because of what the policy
 	// expects.
 	Predicted int
+
+	// ExpectedFrom and ExpectedTo are the span of time in which the policy
+	// expects the next request, if it starts an instance ahead of it.
+	ExpectedFrom, ExpectedTo time.Time
 
 	// Floor is the least number by the schedule, and NextFloor the one from
 	// FloorChange on. The time is zero if the floor never changes.
@@ -25,13 +37,58 @@ type Outlook struct {
 
 // foresee takes note of an advice. A service that was never asked for has
 // nothing to say, unless it has a schedule. The lock is held.
-func (l *Loop) foresee(a scaler.Advice) {
+func (l *Loop) foresee(a scaler.Advice, in scaler.Inputs) {
 	if l.done == nil && a.FloorChange.IsZero() {
 		return
 	}
-	l.record().outlook = Outlook{
-		Reason: a.Reason, Predicted: a.Predicted, Floor: a.Floor, NextFloor: a.NextFloor, FloorChange: a.FloorChange,
+	l.expect(in, Outlook{
+		Reason: a.Reason, Predicted: a.Predicted, ExpectedFrom: a.ExpectedFrom, ExpectedTo: a.ExpectedTo,
+		Floor: a.Floor, NextFloor: a.NextFloor, FloorChange: a.FloorChange,
+	})
+}
+
+// expectNothing takes note that the policy was not asked: nothing is predicted,
+// whatever it said before. The lock is held.
+func (l *Loop) expectNothing(in scaler.Inputs) {
+	if l.done == nil {
+		return
 	}
+	o := l.done.outlook
+	o.Predicted, o.ExpectedFrom, o.ExpectedTo = 0, time.Time{}, time.Time{}
+	l.expect(in, o)
+}
+
+// expect keeps an outlook with the need of now, and tells of it if it is new.
+// The lock is held.
+func (l *Loop) expect(in scaler.Inputs, o Outlook) {
+	h := l.record()
+	was := h.outlook
+	o.Needed, o.NeededPeak = instancesFor(in.Demand, in.Concurrency), instancesFor(in.Peak, in.Concurrency)
+	o.NeededSince = was.NeededSince
+	if o.Needed != was.Needed || o.NeededPeak > was.Needed {
+		o.NeededSince = in.Now
+		if in.Demand == 0 && in.IdleSince.Before(in.Now) && in.IdleSince.After(was.NeededSince) {
+			o.NeededSince = in.IdleSince // no decision was needed then
+		}
+	}
+	h.outlook = o
+	// What was told as the peak before is over.
+	was.Reason, was.NeededPeak = o.Reason, was.Needed
+	if o != was {
+		l.observer.Observe(o)
+	}
+}
+
+// instancesFor is how many instances so many requests need if each takes so many
+// at a time; 0 is without a limit.
+func instancesFor(demand, concurrency int) int {
+	switch {
+	case demand <= 0:
+		return 0
+	case concurrency <= 0:
+		return 1
+	}
+	return (demand-1)/concurrency + 1
 }
 
 // countIdle sums up how long instances are idle. The load is spread, so one is

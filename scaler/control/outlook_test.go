@@ -91,3 +91,49 @@ func TestTheScheduleStartsInstancesWithoutARequest(t *testing.T) {
 		b.runs(2)
 	})
 }
+
+func TestAnOutlookIsToldWhenTheNeedChanges(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency, s.IdleTimeout = 3, 2, 5*time.Minute }), &platform{local: true, startTime: time.Second}, nil)
+		last := func() Outlook {
+			t.Helper()
+			all := b.rec.outlooks()
+			if len(all) == 0 {
+				t.Fatal("nothing is told")
+			}
+			return all[len(all)-1]
+		}
+		var inside []*reserver.Reservation
+		for range 5 {
+			inside = append(inside, b.inside())
+		}
+		if o := last(); o.Needed != 3 || b.Status().Needed != 3 {
+			t.Errorf("5 requests of which an instance takes 2: %+v, now %d", o, b.Status().Needed)
+		}
+		n := len(b.rec.outlooks())
+		time.Sleep(10 * time.Second)
+		b.Trigger()
+		waitIdle()
+		if len(b.rec.outlooks()) != n {
+			t.Errorf("the same is told again: %+v", last())
+		}
+		for _, r := range inside {
+			r.Release(reserver.Answered)
+		}
+		ended := time.Now()
+		if now := b.Status().Needed; now != 0 {
+			t.Errorf("without a request, %d are needed", now)
+		}
+		time.Sleep(4 * time.Minute)
+		b.Trigger()
+		waitIdle()
+		if o := last(); o.Needed != 0 || !o.NeededSince.Equal(ended) {
+			t.Errorf("nothing is needed since %v: %+v", ended, o)
+		}
+		b.Suspend("moving")
+		waitIdle()
+		if o := b.Status().Outlook; o.Predicted != 0 || !o.ExpectedFrom.IsZero() {
+			t.Errorf("of a suspended service something is expected: %+v", o)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -10,6 +11,7 @@ import (
 type recorder struct {
 	mu     sync.Mutex
 	events []string
+	views  []Outlook
 }
 
 func (r *recorder) add(format string, args ...any) {
@@ -34,7 +36,18 @@ func (r *recorder) Observe(e Event) {
 		r.add("failed %s", e.Short)
 	case ColdStart:
 		r.add("cold %v", e.Ready)
+	case Outlook:
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.views = append(r.views, e)
 	}
+}
+
+// outlooks returns those that were told so far.
+func (r *recorder) outlooks() []Outlook {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.views)
 }
 
 // count returns how many events begin with prefix.

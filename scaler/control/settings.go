@@ -146,6 +146,9 @@ type Status struct {
 	Avoidable int
 	IdleTime  time.Duration
 
+	// Needed is how many instances the requests inside and waiting need now.
+	// Outlook is what was said at the latest decision.
+	Needed  int
 	Outlook Outlook
 }
 

@@ -41,6 +41,9 @@ func (m *adaptiveMemory) keep(n now, more int) (a scaler.Advice, until time.Time
 			if v.on {
 				a.Predicted = max(a.Predicted, min(high, n.Max))
 			}
+			if low == 1 && n.Demand == 0 && v.stay.from > 0 {
+				a.ExpectedFrom, a.ExpectedTo = f.Since.Add(seconds(v.stay.from)), f.Since.Add(seconds(v.stay.to))
+			}
 			if v.on && high > a.Target {
 				a.Target, why = high, v
 			} else if low == 1 && !v.on {

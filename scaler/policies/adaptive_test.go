@@ -161,6 +161,30 @@ func TestAServiceThatIsAskedForEachTenMinutesIsReadyInTime(t *testing.T) {
 	}
 }
 
+func TestThePolicySaysWhenItExpectsTheNextRequest(t *testing.T) {
+	l := newLife(t, Adaptive{}, 5*time.Second)
+	for range 5 {
+		l.visit()
+		l.pass(10*time.Minute - time.Second)
+	}
+	l.visit()
+	l.pass(time.Minute)
+	next := l.in.IdleSince.Add(10 * time.Minute)
+	if a := l.advice; a.Target != 0 || a.ExpectedFrom.After(next) || a.ExpectedTo.Before(next) || a.ExpectedTo.Sub(a.ExpectedFrom) > 2*time.Minute {
+		t.Errorf("the next request comes at %v: %+v", next, a)
+	}
+	l.come(1)
+	if a := l.advice; !a.ExpectedFrom.IsZero() {
+		t.Errorf("while a request is inside, it expects one: %+v", a)
+	}
+	once := newLife(t, Adaptive{NoPrewarm: true}, 5*time.Second)
+	once.visit()
+	once.pass(time.Minute)
+	if a := once.advice; !a.ExpectedFrom.IsZero() {
+		t.Errorf("without pre-warming it expects a request: %+v", a)
+	}
+}
+
 func TestPrewarmOffStartsNothingBeforeARequest(t *testing.T) {
 	l := newLife(t, Adaptive{NoPrewarm: true}, 5*time.Second)
 	for range 20 {

@@ -35,7 +35,11 @@ func TestLiveViewPictures(t *testing.T) {
 	service("images", []string{"-gate", c.Path("never")}, "instances 0 2")
 	service("reports", nil)
 	service("search", nil, "instances 0 2", "concurrency 4")
-	service("shop", nil, "instances 0 6", "concurrency 8")
+	// The floor changes in ten minutes.
+	change, form := time.Now().UTC().Add(10*time.Minute), "15:04"
+	service("shop", nil, "instances 0 6", "concurrency 8", "scale adaptive",
+		"at daily "+change.Add(-12*time.Hour).Format(form)+"-"+change.Format(form)+" UTC {\nmin 4\n}",
+		"at daily "+change.Format(form)+"-"+change.Add(2*time.Hour).Format(form)+" UTC {\nmin 2\n}")
 	for _, name := range []string{
 		"archive", "blog", "calendar", "docs", "exports", "feeds", "forms", "geo", "invoices", "jobs", "kiosk", "legacy-api", "mailer",
 		"metrics", "newsletter", "photos", "preview-412", "preview-415", "preview-418", "shortlinks", "staging", "tickets", "tiles", "translate", "webhooks", "wiki",
@@ -65,11 +69,9 @@ func TestLiveViewPictures(t *testing.T) {
 	}
 	hold("api", 33)
 	hold("chat", 5)
-	hold("shop", 8)
-	c.AwaitReady("shop", 1, soon)
-	hold("shop", 21)
-	hold("search", 11)
 	c.AwaitReady("shop", 4, soon)
+	hold("shop", 29)
+	hold("search", 11)
 	c.AwaitState("billing", "failing", soon)
 	c.AwaitWaiting("search", 3)
 	hold("images", 2)
@@ -151,7 +153,18 @@ func remember(v any) {
 		}
 	case map[string]any:
 		if targets, ok := v["targets"].([]any); ok && len(targets) > 0 {
-			v["targets"] = append(past(v["name"].(string), int(v["max"].(float64))), targets...)
+			name, most, floor := v["name"].(string), int(v["max"].(float64)), 0
+			if _, ok := v["schedule"]; ok {
+				floor = 4
+				v["floor_list"] = []any{[]int64{scheduledFrom(), 4, 4}}
+			}
+			v["targets"] = append(past(name, most, floor, 0), targets...)
+			if needed, ok := v["needed_list"].([]any); ok {
+				v["needed_list"] = append(past(name, most, 0, 1), needed...)
+			}
+			if predicted, ok := v["predicted_list"].([]any); ok && floor > 0 {
+				v["predicted_list"] = append(past(name, most, 0, 2), predicted...)
+			}
 			return
 		}
 		for _, e := range v {
@@ -160,15 +173,26 @@ func remember(v any) {
 	}
 }
 
-// past is an hour that looks like one: the same for the same name.
-func past(name string, most int) []any {
+// scheduledFrom is when the floor of the schedule began.
+func scheduledFrom() int64 {
+	return time.Now().Add(-20 * time.Minute).Truncate(15 * time.Second).Unix()
+}
+
+// past is an hour that looks like one: the same for the same name. Of what is
+// needed or predicted, there are some less now and then; a floor holds since
+// scheduledFrom.
+func past(name string, most, floor, less int) []any {
 	h := fnv.New32()
 	_, _ = io.WriteString(h, name)
 	seed := h.Sum32()
 	var spans []any
 	at := time.Now().Add(-70 * time.Minute).Truncate(15 * time.Second).Unix()
 	for n := 1; at < time.Now().Add(-time.Minute).Unix(); {
-		spans = append(spans, []int64{at, int64(n), int64(n)})
+		shown := max(0, n-less*(len(spans)%3))
+		if at >= scheduledFrom() {
+			shown = max(shown, floor)
+		}
+		spans = append(spans, []int64{at, int64(shown), int64(shown)})
 		seed = seed*1664525 + 1013904223
 		at += 15 * int64(4+seed>>24%22)
 		seed = seed*1664525 + 1013904223

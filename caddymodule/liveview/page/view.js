@@ -200,36 +200,98 @@
 		write(s.much, all === 0 ? "" : more + (d.slots.total === null ? "no limit" : d.slots.in_use + " of " + several(d.slots.total, "slot")));
 	}
 
-	// ---- the plot of the last hour
+	// ---- the plot of the last hour, and of what is known of the next minutes
 
-	/** path returns the steps of the targets, highest first within a span. */
-	function path(targets, from, top, height) {
-		if (!targets.length) return "";
-		const y = (n) => (height - (n / top) * (height - 1.5)).toFixed(1);
+	const ahead = 900; // seconds
+
+	/** height returns where a number of instances is drawn. */
+	const height = (n, top) => (24 - (n / top) * 22.5).toFixed(1);
+
+	/** path returns the steps of a number, highest first within a span. */
+	function path(spans, from, top) {
+		if (!spans.length) return "";
 		let d = "", last = 0;
-		for (const [at, high, end] of targets) {
+		for (const [at, high, end] of spans) {
 			const x = at - from;
 			if (x >= 0) {
-				d += (d ? "H" + x : "M" + x + " " + y(last)) + "V" + y(high);
-				if (end !== high) d += "H" + (x + 15) + "V" + y(end);
+				d += (d ? "H" + x : "M" + x + " " + height(last, top)) + "V" + height(high, top);
+				if (end !== high) d += "H" + (x + 15) + "V" + height(end, top);
 			}
 			last = end;
-			if (x < 0) d = "M0 " + y(last);
+			if (x < 0) d = "M0 " + height(last, top);
 		}
-		return (d || "M0 " + y(last)) + "H" + hour;
+		return (d || "M0 " + height(last, top)) + "H" + hour;
 	}
 
+	/** filled is the area under a path. */
+	const filled = (line) => line && line + "V24H" + line.slice(1, line.indexOf(" ")) + "Z";
+
+	const most = (spans) => Math.max(0, ...spans.map((t) => t[1]));
+
 	function top(d) {
-		return Math.max(1, d.target, ...d.targets.map((t) => t[1]));
+		return Math.max(1, d.target, most(d.targets));
+	}
+
+	/** when writes a time of the next days. */
+	function when(iso) {
+		const t = new Date(iso), soon = Math.abs(t / 1000 - now()) < 20 * hour;
+		return t.toLocaleTimeString([], { hour12: false, hour: "2-digit", minute: "2-digit", ...(soon ? {} : { weekday: "short" }) });
+	}
+
+	/** lines returns what the plot of a service shows: its lines, with their words. */
+	function lines(d, from) {
+		const { needed_list: needed = [], predicted_list: predicted = [], floor_list: floors = [], schedule, expected } = d;
+		const next = schedule?.next ? Math.round(Date.parse(schedule.next) / 1000 - from) : Infinity;
+		const later = next < hour + ahead;
+		const high = Math.max(top(d), d.needed || 0, most(needed), most(predicted), most(floors), later ? schedule.next_min : 0);
+		const all = [
+			{ kind: "target", d: path(d.targets, from, high), words: "target " + d.target, most: top(d) },
+			{ kind: "needed", d: path(needed, from, high) || "M0 " + height(0, high) + "H" + hour, words: "needed by requests " + (d.needed || 0), most: most(needed) },
+		];
+		if (d.predicted || most(predicted)) all.push({ kind: "predicted", d: path(predicted, from, high), words: "predicted by the policy " + (d.predicted || 0), most: most(predicted) });
+		if (schedule) {
+			const change = later ? "H" + Math.max(hour, next) + "V" + height(schedule.next_min, high) : "";
+			all.push({
+				kind: "floor", d: (path(floors, from, high) || "M0 " + height(schedule.min, high) + "H" + hour) + change + "H" + (hour + ahead),
+				words: "scheduled: at least " + schedule.min + (schedule.next ? " until " + when(schedule.next) + ", then " + schedule.next_min : ""), most: most(floors),
+			});
+		}
+		if (expected) {
+			const begin = Math.max(0, Date.parse(expected.from) / 1000 - from), end = Math.min(hour + ahead, Date.parse(expected.to) / 1000 - from);
+			all.push({
+				kind: "expected", words: "next request expected " + when(expected.from) + " to " + when(expected.to),
+				d: end < 0 || begin > hour + ahead ? "" : "M" + begin.toFixed() + " 0V24H" + Math.max(end, begin + 15).toFixed() + "V0Z",
+			});
+		}
+		return { all, high, end: schedule || expected ? hour + ahead : hour };
+	}
+
+	/** plot draws the lines, and a legend that says in words what they show. */
+	function plot(d) {
+		const { all, high, end } = lines(d, Math.floor(now()) - hour);
+		const words = all.map((l) => l.words + (l.most > 0 ? ", at most " + l.most + " in the last hour" : "")).join("; ");
+		const across = (y, kind) => draw("line", { class: kind, x1: 0, x2: end, y1: y, y2: y });
+		const axis = make("span", { className: end > hour ? "axis ahead" : "axis" }, ...["an hour ago", "30 min", "now", ...(end > hour ? ["+15 min"] : [])].map((w) => make("span", {}, w)));
+		return make("div", {},
+			make("div", { className: "plot" }, make("span", {}, String(high)),
+				draw("svg", { class: "spark", viewBox: "0 0 " + end + " 24", preserveAspectRatio: "none", role: "img", "aria-label": "Instances: " + words },
+					across(24, ""), across(1.5, ""), ...(end > hour ? [draw("line", { class: "now", x1: hour, x2: hour, y1: 0, y2: 24 })] : []),
+					...all.filter((l) => l.kind === "expected").map((l) => draw("path", { class: l.kind, d: l.d })),
+					draw("path", { class: "under", d: filled(all[0].d) }),
+					...all.filter((l) => l.kind !== "expected").map((l) => draw("path", { class: l.kind, d: l.d }))),
+				make("span", { className: "low" }, "0"), axis),
+			make("ul", { className: "legend" }, ...all.map((l) => make("li", {},
+				draw("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, draw("path", { class: l.kind, d: l.kind === "expected" ? "M0 0H26V10H0Z" : "M0 5H26" })),
+				make("span", {}, l.words)))));
 	}
 
 	function curve(s) {
 		const from = Math.floor(now()) - hour;
-		const line = path(s.data.targets, from, top(s.data), 24);
+		const line = path(s.data.targets, from, top(s.data));
 		if (line === s.drawn) return;
 		s.drawn = line;
 		s.curve.setAttribute("d", line);
-		s.under.setAttribute("d", line && line + "V24H" + line.slice(1, line.indexOf(" ")) + "Z");
+		s.under.setAttribute("d", filled(line));
 	}
 
 	// ---- what is behind a name
@@ -309,14 +371,6 @@
 			return e;
 		};
 		const none = () => make("p", { className: "none" }, "none");
-		const most = top(d);
-		const line = path(d.targets, Math.floor(now()) - hour, most, 24);
-		const plot = make("div", { className: "plot" }, make("span", {}, String(most)),
-			draw("svg", { class: "spark", viewBox: "0 0 3600 24", preserveAspectRatio: "none", role: "img", "aria-label": "Target over the last hour: now " + d.target + ", at most " + most },
-				draw("line", { x1: 0, x2: 3600, y1: 24, y2: 24 }), draw("line", { x1: 0, x2: 3600, y1: 1.5, y2: 1.5 }),
-				draw("path", { class: "under", d: line && line + "V24H" + line.slice(1, line.indexOf(" ")) + "Z" }), draw("path", { d: line })),
-			make("span", { className: "low" }, "0"),
-			make("span", { className: "axis" }, make("span", {}, "an hour ago"), make("span", {}, "30 min"), make("span", {}, "now")));
 		const sessions = d.instance_list.some((i) => i.session_until);
 		const rows = d.instance_list.map((i) => make("tr", {}, make("td", {}, make("code", {}, i.id)), make("td", {}, i.state),
 			make("td", {}, i.in_use + (i.slots === null ? "" : " of " + i.slots)), ...(sessions ? [make("td", {}, i.session_until ? "until " + clock(i.session_until) : "none")] : []),
@@ -328,7 +382,7 @@
 		const kept = [...s.detail.querySelectorAll(".scroll")].map((e) => e.scrollTop);
 		s.detail.replaceChildren(
 			make("div", {},
-				part("Target over the last hour", plot),
+				part("Instances over the last hour", plot(d)),
 				part("Instances", rows.length ? scroll(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))) : none())),
 			make("div", {},
 				part("Decisions", decisions.length ? scroll(make("ol", {}, ...decisions)) : none()),
