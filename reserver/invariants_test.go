@@ -196,8 +196,8 @@ func (sd *side) checkVisitors() {
 	}
 }
 
-// checkTurns compares an order of turns with the model: who waits where, and how
-// many have their turns before each of them.
+// checkTurns compares an order of turns with the model: which waiter stands
+// where, and how many have their turns before each of them.
 func (sd *side) checkTurns(q *turns) {
 	m := sd.m
 	if len(q.shares) != len(sd.model.ring) {

@@ -18,7 +18,7 @@ func TestLoggerWritesThroughTheConfigurationInForce(t *testing.T) {
 	t.Parallel()
 	s := newLogSwitch()
 	log := s.logger.With(zap.String("service", "web")).With(zap.Int("n", 1))
-	log.Info("nobody listens yet")
+	log.Info("before anything listens")
 	var first, second bytes.Buffer
 	s.use(jsonLogger(&first, zap.DebugLevel))
 	log.Debug("one", zap.Bool("extra", true))

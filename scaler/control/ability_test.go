@@ -128,7 +128,7 @@ func TestAnInstanceThatThePlatformCallsUnhealthyGetsNothingNew(t *testing.T) {
 		p.do(func() { p.instance(id).Unhealthy = false })
 		b.granted(w)
 		if r.Instance() == nil || r.Instance().ID != id || w.Instance().ID != id {
-			t.Fatalf("who was inside stays inside, and who waits gets in\n%s", b.story())
+			t.Fatalf("requests inside stay inside, and waiting ones get in\n%s", b.story())
 		}
 		// One that stays so is replaced in time.
 		p.do(func() { p.instance(id).Unhealthy = true })

@@ -100,10 +100,10 @@ func TestWhileFailingOneStartPerPauseIsTriedIfSomebodyAsked(t *testing.T) {
 		before := b.p.started()
 		time.Sleep(time.Hour)
 		if b.p.started() != before {
-			t.Fatalf("%d starts that nobody asked for", b.p.started()-before)
+			t.Fatalf("%d starts without a request", b.p.started()-before)
 		}
 		if b.active() {
-			t.Fatal("a failing service that nobody asks has a goroutine")
+			t.Fatal("a failing service without a request has a goroutine")
 		}
 		for range 3 {
 			before := b.p.started()

@@ -23,7 +23,7 @@ func TestWhatRunsAlreadyIsAdopted(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		b.is(Asleep)
 		if b.Status().ColdStarts != 0 {
-			t.Fatal("what somebody else started was measured as a cold start")
+			t.Fatal("what another program started was measured as a cold start")
 		}
 	})
 }

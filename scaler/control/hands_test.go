@@ -14,7 +14,7 @@ import (
 
 func TestAnAutoscalerDecidesInBetween(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		who := &scaler.Failure{Reason: scaler.ReasonConflict, Short: "somebody scales it too"}
+		who := &scaler.Failure{Reason: scaler.ReasonConflict, Short: "another program scales it too"}
 		p := &platform{hold: &scaler.Hold{Fewer: true, More: true, Failure: who}}
 		b := newBench(t, with(func(s *Settings) { s.Max, s.Concurrency = 5, 1 }), p, nil)
 		x, y := b.inside(), b.waits() // from zero is ours

@@ -341,7 +341,7 @@ func (b *bench) answer(r *reserver.Reservation) error {
 	case err := <-r.Granted():
 		return err
 	case <-time.After(time.Hour):
-		b.t.Fatalf("nobody tells the waiter anything\n%s", b.story())
+		b.t.Fatalf("the waiting request gets no verdict\n%s", b.story())
 		return nil
 	}
 }

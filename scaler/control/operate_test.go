@@ -31,7 +31,7 @@ func TestSuspendTellsWaitersAndLetsThoseInsideFinish(t *testing.T) {
 		time.Sleep(time.Minute)
 		b.is(Asleep) // who was refused meanwhile is gone
 		if p.started() != 1 {
-			t.Fatal("started for nobody")
+			t.Fatal("started without a request")
 		}
 		b.comesAndGoes()
 	})
@@ -170,7 +170,7 @@ func TestExitTellsWaitersStartsNothingAndServesWhatIsReady(t *testing.T) {
 		_, _ = b.request()
 		time.Sleep(time.Minute)
 		if p.started() != 1 {
-			t.Fatal("started for nobody")
+			t.Fatal("started without a request")
 		}
 	})
 }
@@ -280,7 +280,7 @@ func TestCloseTellsWhoWaitsAndClosesEachBackendOnce(t *testing.T) {
 		}
 		late := &platform{local: true}
 		if err := b.SetBackend(late); err == nil || late.isClosed() != 1 {
-			t.Fatal("a backend was opened that nobody closes")
+			t.Fatal("a backend was opened and is never closed")
 		}
 		b.Trigger()
 		b.Wake()

@@ -8,7 +8,7 @@ import (
 	"github.com/caddy-usher/usher/scaler"
 )
 
-// eject makes an instance that nobody can connect to.
+// eject makes an instance that takes no connections.
 func (b *bench) eject(r *reserver.Reservation) {
 	r.Release(reserver.Refused)
 	waitIdle()
@@ -179,7 +179,7 @@ func TestAChangeToAProbeProbesWhatWasWithdrawn(t *testing.T) {
 		}
 		b.mu.Unlock()
 		if !probing {
-			t.Fatal("nobody probes it")
+			t.Fatal("it is not probed")
 		}
 		b.comesAndGoes()
 	})

@@ -36,7 +36,7 @@ func TestTheOldRevisionServesUntilTheNewOneIsReady(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		waitIdle()
-		// Both are ready: the old ones drain, and nobody is cut off.
+		// Both are ready: the old ones drain, and no request is cut off.
 		b.runs(2)
 		if z := b.waitsOrInside(); !strings.HasPrefix(z.Instance().ID, "r2-") {
 			t.Fatal("the old revision still gets requests")

@@ -179,7 +179,7 @@ func chaos(t *testing.T, seed uint64) {
 				b.Resume()
 			})
 		}
-		clients.Wait() // or the bubble says that somebody waits for ever
+		clients.Wait() // or the bubble says that a request waits for ever
 		fate.Wait()
 		t.Logf("%d granted, %d refused", granted.Load(), refused.Load())
 		if granted.Load() < 200 {

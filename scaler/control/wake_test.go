@@ -113,11 +113,11 @@ func TestMinStaysWithoutDemand(t *testing.T) {
 		b.runs(2)
 		b.is(Awake)
 		if st := b.Status(); st.ColdStarts != 0 {
-			t.Fatal("min was measured as a cold start: nobody waited")
+			t.Fatal("min was measured as a cold start: no request waited")
 		}
 		time.Sleep(time.Hour)
 		b.runs(2)
-		// One that ends is replaced though nobody asks.
+		// One that ends is replaced without a request.
 		b.p.end(b.p.ids()[0], exit("exit status 1"))
 		time.Sleep(3 * time.Second)
 		b.runs(2)

@@ -340,8 +340,9 @@ func (w *world) orders(slow bool) {
 	}
 }
 
-// end checks that the service comes to rest from where it is: who waits is
-// answered, what was asked for comes and goes, and nothing is left over.
+// end checks that the service comes to rest from where it is: waiting
+// requests are answered, what was asked for comes and goes, and nothing is left
+// over.
 func (w *world) end() {
 	if w.slow {
 		w.orders(false)

@@ -51,10 +51,10 @@ func TestQueueTarget(t *testing.T) {
 			i.Running, i.Demand = 5, 1
 			i.History = []scaler.Sample{{At: ago(10 * time.Second), Demand: 12}}
 		}), 1, 10, false, 5 * time.Minute},
-		{"somebody else's number", Queue{}, in(func(i *scaler.Inputs) {
+		{"a number that another program set", Queue{}, in(func(i *scaler.Inputs) {
 			i.Running, i.IdleSince, i.History = 4, ago(time.Second), []scaler.Sample{{At: ago(time.Second), Instances: 4}}
 		}), 4, 40, false, 59 * time.Second},
-		{"somebody else's number above max", Queue{}, in(func(i *scaler.Inputs) {
+		{"a number that another program set, above max", Queue{}, in(func(i *scaler.Inputs) {
 			i.Running, i.IdleSince, i.History = 40, ago(time.Second), []scaler.Sample{{At: ago(time.Second), Instances: 40}}
 		}), 10, scaler.NoMark, false, 59 * time.Second},
 		{"the past of what sleeps", Queue{}, in(func(i *scaler.Inputs) {
