@@ -108,7 +108,7 @@ func TestBlocksThatAreNotRun(t *testing.T) {
 	t.Parallel()
 	want := map[string]int{
 		"ci":      4, // the build, the example and the tests themselves: .ci/run does that
-		"long":    5, // runs of many minutes, with tests of their own
+		"long":    6, // runs of many minutes, with tests of their own
 		"cluster": 1, // kubectl; test/kubernetes runs these manifests on a real cluster
 		"ports":   1, // the Marathon demo, with ports that are fixed
 		"docker":  1, // an engine; test/docker runs these commands
