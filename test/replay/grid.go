@@ -15,7 +15,6 @@ type contender struct {
 	name        string
 	policy      func(*world) scaler.Policy // nil: the oracle
 	idleTimeout time.Duration
-	slow        bool // it runs only where it is asked for by name
 }
 
 // plain is a policy that needs nothing of the world.
@@ -43,7 +42,7 @@ func contenders() []contender {
 		contender{name: "waiter", policy: plain(waiter{})},
 		contender{name: "kpa", policy: func(w *world) scaler.Policy { return kpa{w.demandIntegral} }},
 		contender{name: "hpa", policy: func(w *world) scaler.Policy { return hpa{w.demandIntegral} }},
-		contender{name: "relay", policy: plain(relay{}), slow: true},
+		contender{name: "relay", policy: plain(relay{})},
 		contender{name: "histogram", policy: plain(hybrid{})},
 	)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"math"
 	"math/cmplx"
-	"slices"
 	"time"
 
 	"github.com/caddy-usher/usher/scaler"
@@ -30,32 +29,54 @@ type relayHistory struct {
 	bins   []complex128
 }
 
+// circle returns the n-th roots of unity, in order. It spares the sines: Relay
+// takes thousands of them each second.
+func circle(n int) []complex128 {
+	if n == relayLookback {
+		return wholeCircle
+	}
+	return newCircle(n)
+}
+
+var wholeCircle = newCircle(relayLookback)
+
+func newCircle(n int) []complex128 {
+	roots := make([]complex128, n)
+	for k := range roots {
+		roots[k] = cmplx.Rect(1, 2*math.Pi*float64(k)/float64(n))
+	}
+	return roots
+}
+
 // push adds an error.
 func (h *relayHistory) push(e float64) {
-	h.errors = append(h.errors, e)
-	switch n := len(h.errors); {
-	case n < relayLookback:
-	case n == relayLookback:
-		h.bins = transform(h.errors)
-	default:
-		// The window slides: each bin turns by one sample.
-		gone := h.errors[0]
-		h.errors = slices.Clone(h.errors[1:])
-		for j := range h.bins {
-			turn := cmplx.Rect(1, 2*math.Pi*float64(j)/relayLookback)
-			h.bins[j] = (h.bins[j] - complex(gone, 0) + complex(e, 0)) * turn
+	if len(h.errors) < relayLookback {
+		if h.errors = append(h.errors, e); len(h.errors) == relayLookback {
+			h.bins = transform(h.errors)
 		}
+		return
+	}
+	// The window slides: each bin turns by one sample.
+	change := complex(e-h.errors[0], 0)
+	h.errors = append(h.errors[1:], e)
+	for j := range h.bins {
+		h.bins[j] = (h.bins[j] + change) * wholeCircle[j]
 	}
 }
 
 // transform returns the bins up to the half.
 func transform(x []float64) []complex128 {
 	n := len(x)
+	roots := circle(n)
 	bins := make([]complex128, n/2+1)
-	for j := range bins {
-		for k, v := range x {
-			if v != 0 {
-				bins[j] += complex(v, 0) * cmplx.Rect(1, -2*math.Pi*float64(j*k%n)/float64(n))
+	for k, v := range x {
+		if v == 0 {
+			continue
+		}
+		for j, at := 0, 0; j < len(bins); j++ {
+			bins[j] += complex(v*real(roots[at]), -v*imag(roots[at]))
+			if at += k; at >= n {
+				at -= n
 			}
 		}
 	}
@@ -76,18 +97,23 @@ func (h *relayHistory) weight() float64 {
 	if sum < 1e-9 {
 		return 1
 	}
+	roots := circle(n)
 	w := 0.0
 	for j := 1; j < n/2; j++ {
 		amplitude := cmplx.Abs(bins[j])
 		if amplitude < 1e-9 {
 			continue
 		}
-		phase, turn := cmplx.Phase(bins[j]), 2*math.Pi*float64(j)/float64(n)
+		sine, cosine := imag(bins[j])/amplitude, real(bins[j])/amplitude
 		g := 0.0
-		for k := 0; k <= (n+j-1)/j; k++ {
-			g += math.Abs(math.Sin(phase - float64(k)*turn))
+		for k, at := 0, 0; k <= (n+j-1)/j; k++ {
+			// The sine of the phase less k turns.
+			g += math.Abs(sine*real(roots[at]) - cosine*imag(roots[at]))
+			if at += j; at >= n {
+				at -= n
+			}
 		}
-		w += math.Sin(phase) / g * amplitude / sum
+		w += sine / g * amplitude / sum
 	}
 	return w
 }

@@ -25,9 +25,10 @@ type dot struct {
 
 // dots returns the policies of a family.
 func (g *grid) dots(family string) (all []dot) {
-	front := g.front(ofFamily(family))
+	wanted := func(c *cell) bool { return c.trace.Family == family && c.start == picturedStart }
+	front := g.front(wanted)
 	for _, c := range g.who {
-		r := together(g.results(c.name, ofFamily(family)))
+		r := together(g.results(c.name, wanted))
 		all = append(all, dot{c.name, r.Instances.Seconds(), max(r.Waits.mean(), plotFloor), front[c.name]})
 	}
 	slices.SortFunc(all, func(a, b dot) int {
