@@ -57,7 +57,7 @@ func keys(o map[string]any) string {
 	for _, name := range []string{
 		"name", "backend", "state", "target", "min", "max", "instances", "slots", "waiting", "oldest_wait_ms", "cold_starts", "last_cold_start_ms",
 		"last_error", "instance_list", "config", "id", "address", "revision", "in_use", "since", "time", "from", "to", "reason", "inputs",
-		"cold_start", "why",
+		"cold_start", "why", "needed",
 	} {
 		if _, ok := o[name]; ok {
 			names = append(names, name)
@@ -72,7 +72,7 @@ func keys(o map[string]any) string {
 func TestAdminShowsAServiceAsTheContractSays(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
-	c := start(t, site("usher "+f.name+" {\nbackend test "+f.name+" plain hush\nconcurrency unlimited\n}\n"))
+	c := start(t, site("usher "+f.name+" {\nbackend test "+f.name+" plain hush\nconcurrency unlimited\nscale queue\n}\n"))
 	c.get("/")
 	srv := adminServer(t)
 	const summary = "name backend state target min max instances slots waiting oldest_wait_ms cold_starts last_cold_start_ms last_error"
@@ -94,7 +94,7 @@ func TestAdminShowsAServiceAsTheContractSays(t *testing.T) {
 
 	r := call(t, srv, "GET", "/usher/services/"+f.name, "")
 	o := object(t, r)
-	if keys(o) != summary+" instance_list config why" {
+	if keys(o) != summary+" instance_list config why needed" {
 		t.Errorf("%s", keys(o))
 	}
 	if strings.Contains(r.body, "hush") || !strings.Contains(r.body, `"secret":"***"`) || r.header.Get("Content-Type") != "application/json" {

@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/scaler/policies"
 )
 
 // jsonApps is a configuration whose app and handler are given.
@@ -100,10 +101,22 @@ func TestEqualDefinitionsInJSONMayStandAnyNumberOfTimes(t *testing.T) {
 	plain := `{"backend":{"type":"test","fleet":"a"}}`
 	spelled := `{"backend":{"fleet":"a","type":"test"},"instances":{"max":1},"concurrency":100,"idle_timeout":"5m","start_timeout":"2m","start_attempts":3,
 		"drain_timeout":"30s","stop_timeout":"10s","max_waiting":1000,"balance":"least_loaded","ready":{"check":"tcp","timeout":"1s"},
-		"scale":{"policy":"queue","utilization":1,"down_window":"1m"},"error_detail":"short"}`
+		"scale":{"policy":"adaptive","prewarm":true},"error_detail":"short"}`
 	cfg := jsonApps(`{"services":{"web":`+plain+`}}`, `{"handler":"usher","service":"web","define":`+spelled+`}`)
 	if _, err := tryProvision(t, cfg); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestTheDefaultPolicyIsTheModuleOfThatNameWithItsDefaults(t *testing.T) {
+	t.Parallel()
+	info, err := caddy.GetModule("usher.policies." + policies.DefaultName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := info.New().(*AdaptivePolicy)
+	if err := p.Provision(caddy.Context{}); err != nil || p.Adaptive != policies.Default {
+		t.Errorf("%v, %+v", err, p.Adaptive)
 	}
 }
 

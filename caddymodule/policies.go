@@ -18,8 +18,7 @@ func init() {
 	caddy.RegisterModule(QueuePolicy{})
 }
 
-// QueuePolicy is the default policy: as many instances as the requests in use
-// and waiting need. It goes up at once, and down to the highest need of the
+// QueuePolicy wants as many instances as the requests in use and waiting need. It goes up at once, and down to the highest need of the
 // last while; one instance stays until the idle timeout.
 type QueuePolicy struct {
 	// The part of the slots that shall be in use, from 0.01 to 1. A lower

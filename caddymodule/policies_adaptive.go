@@ -23,7 +23,8 @@ func init() {
 // one for as long as the service's own pauses make worth it, and starts one
 // before a request that is likely to come. The service's idle_timeout is what it
 // is worth to spare a request the whole wait for a start, in time of an idle
-// instance.
+// instance. Until two pauses are known, the last instance stays for that long.
+// It is the default policy.
 type AdaptivePolicy struct {
 	// Whether instances are started before requests that are likely to come.
 	// Default: true.
@@ -33,8 +34,9 @@ type AdaptivePolicy struct {
 	// Default: no such promise.
 	MinIdle caddy.Duration `json:"min_idle,omitempty"`
 
-	// How long the last instance stays without a request at most. Default: no
-	// limit.
+	// How long the last instance stays without a request at most, and how long
+	// one waits for a request that was started before it. Default: four times
+	// the service's `idle_timeout`.
 	MaxIdle caddy.Duration `json:"max_idle,omitempty"`
 
 	// How long requests may wait for a slot. As many instances are started as

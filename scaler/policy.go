@@ -77,6 +77,10 @@ type Inputs struct {
 	// highest Demand since the last decision.
 	Demand, Waiting, Peak int
 
+	// Refused is true if a request could not even wait since the last decision,
+	// because the queue was full or may hold none.
+	Refused bool
+
 	// OldestWait is the time since when the oldest of them waits.
 	OldestWait time.Time
 
@@ -113,7 +117,9 @@ type Inputs struct {
 	Metric Reading
 
 	// History has what was asked in successive spans of time, oldest first,
-	// back to Policy.Window. While the service sleeps, no span is added.
+	// back to Policy.Window. While the service sleeps, no span is added. What
+	// an operator or another program has asked for since the last decision is
+	// there in any case.
 	History []Sample
 }
 
@@ -152,7 +158,7 @@ type Advice struct {
 	// Reason says why, in a few words for people.
 	Reason string
 
-	// Idle is true if the target is low because IdleTimeout has passed. It
+	// Idle is true if the target is the minimum because the service is idle. It
 	// is void if a request comes before it is carried out.
 	Idle bool
 

@@ -1,7 +1,6 @@
 package command
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -122,10 +121,8 @@ func nowInWords(s hub.ServiceDetails) string {
 // nextInWords says what would change the target, as far as the state alone
 // tells.
 func nextInWords(s hub.ServiceDetails) string {
-	var config struct {
-		IdleTimeout hub.IdleTimeout `json:"idle_timeout"`
-	}
-	if json.Unmarshal(s.Config, &config) != nil {
+	idle, err := hub.IdleOf(s.Config)
+	if err != nil {
 		return ""
 	}
 	switch s.State {
@@ -141,8 +138,10 @@ func nextInWords(s hub.ServiceDetails) string {
 	switch {
 	case s.Target <= s.Min:
 		return "more requests than its slots hold make it more"
-	case config.IdleTimeout <= 0:
+	case idle.Longest <= 0:
 		return "without demand it goes down, and one instance stays"
+	case idle.Learned:
+		return fmt.Sprintf("without a request it goes to %d, when none is likely soon or after %s", s.Min, hub.Short(idle.Longest))
 	}
-	return fmt.Sprintf("%s without a request and it goes to %d", hub.Short(time.Duration(config.IdleTimeout)), s.Min)
+	return fmt.Sprintf("%s without a request and it goes to %d", hub.Short(idle.Longest), s.Min)
 }

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/scaler/control"
 )
 
 func TestNumbersInTheCommandsReadAsWords(t *testing.T) {
@@ -22,6 +23,22 @@ func TestNumbersInTheCommandsReadAsWords(t *testing.T) {
 	} {
 		if got := nowInWords(hub.ServiceDetails{ServiceSummary: s}); got != "0 requests inside and "+want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+func TestExplainSaysHowLongAServiceStaysAwake(t *testing.T) {
+	t.Parallel()
+	for config, want := range map[string]string{
+		`{"idle_timeout":"5m0s","scale":{"policy":"queue"}}`:                          "5m without a request and it goes to 0",
+		`{"idle_timeout":"5m0s","scale":{"policy":"adaptive"}}`:                       "without a request it goes to 0, when none is likely soon or after 20m",
+		`{"idle_timeout":"5m0s","scale":{"policy":"adaptive","max_idle":"1h0m0s"}}`:   "without a request it goes to 0, when none is likely soon or after 1h",
+		`{"idle_timeout":"off","scale":{"policy":"adaptive","max_idle":"1h0m0s"}}`:    "without demand it goes down, and one instance stays",
+		`{"idle_timeout":"5m0s","scale":{"policy":"of-a-third-party","max_idle":60}}`: "5m without a request and it goes to 0",
+	} {
+		s := hub.ServiceDetails{ServiceSummary: hub.ServiceSummary{State: control.Awake, Target: 1}, Config: []byte(config)}
+		if got := nextInWords(s); got != want {
+			t.Errorf("%s: %q, want %q", config, got, want)
 		}
 	}
 }

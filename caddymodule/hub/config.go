@@ -16,6 +16,7 @@ import (
 	"github.com/caddy-usher/usher/reserver"
 	"github.com/caddy-usher/usher/scaler"
 	"github.com/caddy-usher/usher/scaler/control"
+	"github.com/caddy-usher/usher/scaler/policies"
 )
 
 // ServiceConfig is the definition of a service: a named workload that runs as any
@@ -46,8 +47,9 @@ type ServiceConfig struct {
 	// Default: 100.
 	Concurrency *Concurrency `json:"concurrency,omitempty"`
 
-	// After how long without a request inside or waiting the service goes to
-	// its minimum: a duration, or "off". Default: 5m.
+	// How long the last instance stays without a request inside or waiting: a
+	// duration, or "off". The policy `adaptive` takes it as the worth of a cold
+	// start, and the instance may stay shorter or longer. Default: 5m.
 	IdleTimeout *IdleTimeout `json:"idle_timeout,omitempty"`
 
 	// How long one instance may take to become ready. Default: 2m.
@@ -91,7 +93,7 @@ type ServiceConfig struct {
 	Ready *Readiness `json:"ready,omitempty"`
 
 	// The policy that turns demand into a number of instances. Default:
-	// `queue`.
+	// `adaptive`.
 	ScaleRaw json.RawMessage `json:"scale,omitempty" caddy:"namespace=usher.policies inline_key=policy"`
 
 	// The least number of instances at certain hours, beside any policy. Of
@@ -236,7 +238,6 @@ func CheckName(name string) error {
 
 const (
 	defaultConcurrency  = 100
-	defaultIdleTimeout  = 5 * time.Minute
 	defaultStartTimeout = 2 * time.Minute
 	maxStartAttempts    = 1000
 	defaultDrainTimeout = 30 * time.Second
@@ -270,7 +271,7 @@ func (s ServiceConfig) WithDefaults() ServiceConfig {
 	}
 	s.Instances = &bounds
 	s.Concurrency = Defaulted(s.Concurrency, defaultConcurrency)
-	s.IdleTimeout = Defaulted(s.IdleTimeout, IdleTimeout(defaultIdleTimeout))
+	s.IdleTimeout = Defaulted(s.IdleTimeout, IdleTimeout(policies.DefaultIdleTimeout))
 	if s.StartTimeout == 0 {
 		s.StartTimeout = caddy.Duration(defaultStartTimeout)
 	}
@@ -300,7 +301,7 @@ func (s ServiceConfig) WithDefaults() ServiceConfig {
 	}
 	s.Ready = &ready
 	if len(s.ScaleRaw) == 0 {
-		s.ScaleRaw = json.RawMessage(`{"policy":"queue"}`)
+		s.ScaleRaw = json.RawMessage(`{"policy":"` + policies.DefaultName + `"}`)
 	}
 	if s.ErrorDetail == "" {
 		s.ErrorDetail = DetailShort

@@ -82,7 +82,7 @@ type LiveOptions struct {
 // What holds until a definition is in force.
 var (
 	undefined         = &LiveOptions{max: 1, maxWaiting: defaultMaxWaiting}
-	undefinedSettings = &control.Settings{Max: 1, Policy: policies.Queue{}}
+	undefinedSettings = &control.Settings{Max: 1, Policy: policies.Default}
 )
 
 func newService(h *Hub, name string) *Service {

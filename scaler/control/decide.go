@@ -204,7 +204,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 		// start that it causes would be stopped as idle.
 		l.reserver.ResetIdle()
 		stats.IdleSince = l.reserver.Stats().IdleSince
-		in.IdleSince = stats.IdleSince
+		in.IdleSince, in.Refused = stats.IdleSince, true
 	}
 	if woken := l.takeWoken(); in.Demand > 0 || l.startRequested || woken {
 		l.asleep = false
@@ -246,6 +246,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 		l.record().memory = memory
 	}
 	a.Target = max(in.Min, min(a.Target, in.Max))
+	a = l.inSession(a, in, next)
 	l.foresee(a, in)
 	a = l.current().held(l.inCompany(a, stats))
 	// The policy has seen this demand: only more than that is news to it.

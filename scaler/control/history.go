@@ -83,7 +83,10 @@ func (l *Loop) remember(now time.Time, running int, stats reserver.Stats) (peak 
 		return 0
 	}
 	h, window := l.record(), l.settings.Policy.Window()
-	h.samples = slices.DeleteFunc(h.samples, func(s scaler.Sample) bool { return now.Sub(s.At) >= window })
+	h.samples = slices.DeleteFunc(h.samples, func(s scaler.Sample) bool {
+		news := s.Instances > 0 && !s.At.Before(h.sampled) // no decision has seen it
+		return now.Sub(s.At) >= window && !news
+	})
 	if len(h.samples) == 0 {
 		h.samples = nil // its memory is given back
 	}

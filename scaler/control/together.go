@@ -263,6 +263,23 @@ func (l *Loop) inCompany(a scaler.Advice, stats reserver.Stats) scaler.Advice {
 	return a
 }
 
+// inSession returns the advice for as long as requests of sessions may come: a
+// policy may let a service sleep before the idle timeout, but the last instance
+// of a session does not go before. The lock is held.
+func (l *Loop) inSession(a scaler.Advice, in scaler.Inputs, next *recheck) scaler.Advice {
+	asleepAt := in.IdleSince.Add(in.IdleTimeout)
+	if a.Target > 0 || in.Demand > 0 || !in.Now.Before(asleepAt) || !l.goesOn() {
+		return a
+	}
+	if _, _, until := bySession(l.current().withSlots()); !until.IsZero() {
+		next.by(until)
+		next.by(asleepAt)
+		a.Target, a.Idle = 1, false
+		a.Reason = "a session may go on: one stays until idle_timeout"
+	}
+	return a
+}
+
 // alone takes note that l is off, whatever others want. The lock is held.
 func (l *Loop) alone() {
 	if l.group != nil {

@@ -14,14 +14,15 @@ import (
 // worth it, and one is started before a request that is likely to come.
 //
 // Inputs.IdleTimeout is what it is worth to spare one request the whole wait
-// for a start, in time of an idle instance. Without knowledge an instance stays
-// for about that long.
+// for a start, in time of an idle instance. Until two pauses are known, an
+// instance stays for that long.
 type Adaptive struct {
 	// NoPrewarm keeps it from starting instances before requests come.
 	NoPrewarm bool
 
 	// MinIdle is how long the last instance stays without a request in any
-	// case. MaxIdle is how long it stays at most; 0 is without a limit.
+	// case. MaxIdle is how long it stays at most, after a request or when it was
+	// started before one; 0 is four times the idle timeout.
 	MinIdle, MaxIdle time.Duration
 
 	// TargetWait is how long requests may wait for a slot: as many instances
@@ -70,6 +71,10 @@ func (p Adaptive) Target(in scaler.Inputs, memory scaler.Memory) (scaler.Advice,
 	more := m.startsNeeded(n)
 	if n.TargetWait > 0 && n.Waiting > 0 && n.Concurrency > 0 {
 		more = max(more, min(keepsWaitBelow(in, n.TargetWait, n.slots), n.Max)-n.Running)
+	}
+	if n.Refused {
+		// There is no queue that tells what the request would cost.
+		more = max(more, min(n.need(n.Peak), n.Max)-n.Running)
 	}
 	a, until := m.keep(n, more)
 	n.ask(m, &a, until)

@@ -35,6 +35,8 @@ type adaptiveMemory struct {
 
 	idleSince time.Time // when demand became 0
 	pause     time.Duration
+	ahead     bool      // the instance was started before a request
+	aheadAt   time.Time // the latest time of readiness of such a one
 
 	arrivals  uint64
 	arrivedAt time.Time
@@ -88,9 +90,10 @@ func (m *adaptiveMemory) observe(n now) {
 		m.pause = look
 	}
 	m.observeArrivals(n)
+	m.observeOthers(n)
 	used := n.need(max(n.Peak, n.Demand))
 	if came {
-		used = max(used, 1)
+		used, m.ahead = max(used, 1), false
 	}
 	// What waits for an instance that does not exist is no use of its level.
 	m.use(n, min(used, max(n.Running, 1)))
@@ -133,13 +136,46 @@ func (m *adaptiveMemory) settle(n now) {
 	if n.Demand == 0 && m.Busy == 1 {
 		since = m.idleSince
 	}
-	m.Free = append([]free{{m.Busy, since}}, m.Free...)
-	if len(m.Free) > freeMost {
-		// The two highest steps become one.
-		m.Free[freeMost-1].Level = m.Free[freeMost].Level
-		m.Free = m.Free[:freeMost]
-	}
+	m.setFree(append([]free{{m.Busy, since}}, m.Free...))
 	m.Busy = used
+}
+
+// setFree sets the steps. Where there are too many, the highest become one.
+func (m *adaptiveMemory) setFree(steps []free) {
+	if n := len(steps); n > freeMost {
+		steps[freeMost-1].Level = steps[n-1].Level
+		steps = steps[:freeMost]
+	}
+	m.Free = steps
+}
+
+// observeOthers takes note of instances that another program has asked for
+// since the last decision, or that ran before. They are capacity, which stays
+// as if it had been needed until now. Nothing is learned from them.
+func (m *adaptiveMemory) observeOthers(n now) {
+	others := 0
+	for _, s := range n.History {
+		if !s.At.Before(m.at) {
+			others = max(others, min(s.Instances, n.Running))
+		}
+	}
+	if others < 2 || others <= m.Busy {
+		return // the first one is judged by itself
+	}
+	var steps []free
+	if m.Busy == 0 {
+		steps = append(steps, free{1, n.Now})
+		if len(m.Free) > 0 {
+			steps[0].Since = m.Free[0].Since
+		}
+	}
+	steps = append(steps, free{others, n.Now})
+	for _, f := range m.Free {
+		if f.Level > others {
+			steps = append(steps, f)
+		}
+	}
+	m.setFree(steps)
 }
 
 // learn adds a pause of a level. Short ones teach nothing: an instance stays

@@ -36,6 +36,7 @@ func newLife(t *testing.T, p scaler.Policy, start time.Duration) *life {
 // decide asks the policy, and does what it says.
 func (l *life) decide() {
 	l.t.Helper()
+	was := l.in.Ready
 	l.in.Ready, l.in.Started = 0, nil
 	for _, at := range l.ready {
 		if at.After(l.in.Now) {
@@ -45,6 +46,9 @@ func (l *life) decide() {
 		}
 	}
 	l.in.Running, l.in.Starting = len(l.ready), len(l.in.Started)
+	if was == 0 && l.in.Running > 0 && l.in.Demand == 0 {
+		l.in.IdleSince = l.in.Now // the time counts from readiness on
+	}
 	l.in.Waiting = max(0, l.in.Demand-l.in.Ready*l.in.Concurrency)
 	l.in.Peak = max(l.in.Peak, l.in.Demand)
 	if l.in.Ready > 0 {
@@ -126,16 +130,131 @@ func TestAServiceThatWasNeverAskedForCostsNoMemory(t *testing.T) {
 	}
 }
 
-func TestWithoutKnowledgeAnInstanceStaysForAboutWhatAStartIsWorth(t *testing.T) {
+func TestUntilTwoPausesAreKnownAnInstanceStaysForTheIdleTimeout(t *testing.T) {
+	for _, idle := range []time.Duration{200 * time.Millisecond, 10 * time.Second, 5 * time.Minute, 24 * time.Hour} {
+		l := newLife(t, Adaptive{}, time.Second)
+		l.in.IdleTimeout = idle
+		for range 2 {
+			l.visit()
+			if l.pass(idle - 10*time.Millisecond); l.advice.Target != 1 || !strings.HasPrefix(l.advice.Reason, "kept for up to ") {
+				t.Errorf("shortly before %v: %+v", idle, l.advice)
+			}
+			if l.pass(20 * time.Millisecond); l.advice.Target != 0 || !l.advice.Recheck.IsZero() {
+				t.Errorf("shortly after %v: %+v", idle, l.advice)
+			}
+			l.pass(time.Hour)
+		}
+	}
+}
+
+// A stay is longer than idle_timeout where the pauses make it worth it, and
+// then the reason says so.
+func TestAStayBeyondTheIdleTimeoutIsExplainedAndBounded(t *testing.T) {
+	l := newLife(t, Adaptive{NoPrewarm: true}, 5*time.Second)
+	l.in.IdleTimeout = time.Minute
+	for range 20 {
+		for range 10 { // a crowd: each cold start makes many wait
+			l.come(1)
+			l.pass(200 * time.Millisecond)
+		}
+		l.pass(10 * time.Second)
+		l.leave()
+		l.pass(3 * time.Minute)
+	}
+	if l.advice.Target == 0 || !strings.Contains(l.advice.Reason, "longer than idle_timeout") {
+		t.Errorf("after three minutes: %+v", l.advice)
+	}
+	if l.pass(61 * time.Second); l.advice.Target != 0 {
+		t.Errorf("after four times the idle timeout: %+v", l.advice)
+	}
+}
+
+func TestTheBoundOfAStayIsNoneForWhatIsStartedAhead(t *testing.T) {
+	l := newLife(t, Adaptive{}, 5*time.Second)
+	l.in.IdleTimeout = time.Minute
+	cold := 0
+	for k := range 20 {
+		l.pass(10 * time.Minute)
+		if l.visit() && k > 5 {
+			cold++
+		}
+	}
+	if cold > 0 {
+		t.Errorf("%d of 14 visits were cold", cold)
+	}
+	// It waits for its request for so long, and not in vain for ever.
+	if l.pass(30 * time.Minute); l.advice.Target != 0 {
+		t.Errorf("half an hour later: %+v", l.advice)
+	}
+}
+
+func TestAtTheEndOfItsStayTheFirstInstanceTakesTheOthersAlong(t *testing.T) {
+	l := newLife(t, Adaptive{}, time.Second)
+	l.in.IdleTimeout = 10 * time.Second
+	l.come(3)
+	l.pass(5 * time.Second)
+	if l.leave(); l.advice.Target < 2 {
+		t.Fatalf("%+v", l.advice)
+	}
+	if l.pass(11 * time.Second); l.advice.Target != 0 {
+		t.Errorf("%+v", l.advice)
+	}
+}
+
+// One that ends by itself while nobody needs it, or that another program stops.
+func TestAnIdleInstanceThatIsGoneIsNotReplaced(t *testing.T) {
 	l := newLife(t, Adaptive{}, time.Second)
 	l.visit()
+	l.ready = nil
 	l.pass(time.Minute)
-	if l.advice.Target != 1 || !strings.HasPrefix(l.advice.Reason, "kept for up to ") {
-		t.Errorf("after a minute: %+v", l.advice)
+	if l.starts != 1 {
+		t.Errorf("%d starts for one request", l.starts)
 	}
-	l.pass(6 * time.Minute)
-	if l.advice.Target != 0 || !l.advice.Recheck.IsZero() {
-		t.Errorf("after seven minutes: %+v", l.advice)
+}
+
+// The request that it was started for has gone, or an operator has started it:
+// it stays, although the service's pauses say that nothing comes now.
+func TestAnInstanceThatNoRequestHasUsedStaysForTheIdleTimeout(t *testing.T) {
+	l := newLife(t, Adaptive{NoPrewarm: true}, 5*time.Second)
+	for range 5 {
+		l.pass(time.Hour)
+		l.visit()
+	}
+	l.pass(30 * time.Minute)
+	l.ready = []time.Time{l.in.Now}
+	l.in.IdleSince = l.in.Now
+	l.decide()
+	if l.pass(299 * time.Second); l.advice.Target != 1 {
+		t.Errorf("before the idle timeout is over: %+v", l.advice)
+	}
+	if l.pass(2 * time.Second); l.advice.Target != 0 {
+		t.Errorf("after it: %+v", l.advice)
+	}
+	l = newLife(t, Adaptive{}, time.Second)
+	l.in.IdleTimeout = 0
+	l.ready = []time.Time{l.in.Now}
+	l.decide()
+	if l.pass(time.Hour); l.advice.Target != 1 {
+		t.Errorf("with the idle timeout off: %+v", l.advice)
+	}
+}
+
+func TestInstancesThatAnotherProgramAskedForGoByAndBy(t *testing.T) {
+	l := newLife(t, Adaptive{}, time.Second)
+	for range 4 {
+		l.ready = append(l.ready, l.in.Now)
+	}
+	l.in.History = []scaler.Sample{{At: l.in.Now.Add(time.Millisecond), Instances: 4}}
+	l.pass(10 * time.Millisecond)
+	l.in.History = nil
+	if l.pass(15 * time.Second); l.advice.Target != 4 {
+		t.Errorf("after 15 seconds: %+v", l.advice)
+	}
+	if l.pass(2 * time.Minute); l.advice.Target != 1 {
+		t.Errorf("after two minutes: %+v", l.advice)
+	}
+	if l.pass(4 * time.Minute); l.advice.Target != 0 {
+		t.Errorf("after six minutes: %+v", l.advice)
 	}
 }
 
@@ -158,6 +277,9 @@ func TestAServiceThatIsAskedForEachTenMinutesIsReadyInTime(t *testing.T) {
 	}
 	if cold > 0 || awake > 90*time.Minute {
 		t.Errorf("%d of 97 were cold, and it was awake for %v of 15 hours", cold, awake)
+	}
+	if l.pass(11 * time.Minute); l.advice.Target != 0 {
+		t.Errorf("its request did not come, and it stays: %+v", l.advice)
 	}
 }
 

@@ -105,7 +105,7 @@ func TestColdStart(t *testing.T) {
 			if form == "image" {
 				options = "env APP_JOURNAL /journal/journal\nvolume " + w.Dir + ":/journal"
 			}
-			w.Start(w.configAt(line.host(), backend, options, "idle_timeout 150ms", "stop_timeout 2s"))
+			w.Start(w.configAt(line.host(), backend, options, "idle_timeout 150ms", "scale queue", "stop_timeout 2s"))
 			for try := 1; ; try++ {
 				if w.coldStarts(line) {
 					return
@@ -153,7 +153,7 @@ func TestColdStartAgainstStartByHand(t *testing.T) {
 	w := newWorld(t, &docker)
 	id := w.create(spec{name: "web"})
 	other := w.create(spec{name: "other"})
-	w.Start(w.config(id[:12], "", "idle_timeout 150ms", "stop_timeout 2s"))
+	w.Start(w.config(id[:12], "", "idle_timeout 150ms", "scale queue", "stop_timeout 2s"))
 	var usher, hand []time.Duration
 	for try := 1; ; try++ {
 		for range rounds {
@@ -209,7 +209,7 @@ func TestPause(t *testing.T) {
 			w := newWorld(t, s)
 			id := w.create(spec{name: "web"})
 			line := newWire(t, w.e.Socket())
-			w.Start(w.configAt(line.host(), "web", "idle pause", "idle_timeout 150ms"))
+			w.Start(w.configAt(line.host(), "web", "idle pause", "idle_timeout 150ms", "scale queue"))
 			w.ok(w.Get("/"))
 			started := w.inspect(id).State.StartedAt
 			w.await("the container is paused", func() bool { return w.state(id) == container.StatePaused })
@@ -252,7 +252,7 @@ func TestBusyContainerIsNotStopped(t *testing.T) {
 		t.Run(s.name(), func(t *testing.T) {
 			w := newWorld(t, s)
 			id := w.create(spec{name: "web"})
-			w.Start(w.config("web", "", "idle_timeout 150ms", "busy cpu 10"))
+			w.Start(w.config("web", "", "idle_timeout 150ms", "scale queue", "busy cpu 10"))
 			const works = 4 * time.Second
 			began := time.Now()
 			w.ok(w.Get("/burn?d=" + works.String()))
@@ -270,7 +270,7 @@ func TestPausedContainerIsStoppedLater(t *testing.T) {
 		t.Run(s.name(), func(t *testing.T) {
 			w := newWorld(t, s)
 			id := w.create(spec{name: "web"})
-			w.Start(w.config("web", "idle pause\npause_timeout 1s", "idle_timeout 150ms"))
+			w.Start(w.config("web", "idle pause\npause_timeout 1s", "idle_timeout 150ms", "scale queue"))
 			w.ok(w.Get("/"))
 			w.await("the container is paused", func() bool { return w.state(id) == container.StatePaused })
 			w.await("the container is stopped", func() bool { return w.inspect(id).State.Running == false })

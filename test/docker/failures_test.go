@@ -103,7 +103,7 @@ func TestPublishedPort(t *testing.T) {
 			}
 			w := newWorld(t, s)
 			w.create(spec{name: "web", args: []string{"-delay", "700ms"}, publish: true})
-			w.Start(w.config("web", "address published", "idle_timeout 300ms"))
+			w.Start(w.config("web", "address published", "idle_timeout 300ms", "scale queue"))
 			for range 3 {
 				res := w.Get("/")
 				w.ok(res)
@@ -133,7 +133,7 @@ func TestWrongContainerNeverAnswers(t *testing.T) {
 	on := func(_ *container.Config, h *container.HostConfig) { h.NetworkMode = "reuse" }
 	id := w.create(spec{name: "web", config: on})
 	intruder := w.create(spec{name: "intruder", args: []string{"-status", "418"}, config: on})
-	w.Start(w.config("web", "", "idle_timeout 5m", "stop_timeout 1s"))
+	w.Start(w.config("web", "", "idle_timeout 5m", "scale queue", "stop_timeout 1s"))
 	w.ok(w.Get("/"))
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -22,7 +22,7 @@ func TestBurstOnASleepingService(t *testing.T) {
 		t.Run(s.name(), func(t *testing.T) {
 			w := newWorld(t, s)
 			w.Start(w.config("image "+image, "env APP_JOURNAL /journal/journal\nvolume "+w.Dir+":/journal",
-				"instances 0 3", "concurrency 20"))
+				"instances 0 3", "scale queue", "concurrency 20"))
 			const n = 500
 			start := time.Now()
 			pending := make([]*harness.Pending, n)
@@ -89,7 +89,7 @@ func TestUpAndDownUnderLoad(t *testing.T) {
 func TestOpenStreamKeepsItsContainer(t *testing.T) {
 	w := newWorld(t, &docker)
 	w.create(spec{name: "web"})
-	w.Start(w.config("web", "idle pause", "idle_timeout 200ms"))
+	w.Start(w.config("web", "idle pause", "idle_timeout 200ms", "scale queue"))
 	res := w.Get("/slow-body?n=20&d=50ms")
 	w.ok(res)
 	if n := strings.Count(res.Body, "\n"); n != 20 {
@@ -184,7 +184,7 @@ func TestContainerIsRecreated(t *testing.T) {
 func TestContainerThatWasStartedByHandIsPutToSleep(t *testing.T) {
 	w := newWorld(t, &docker)
 	id := w.create(spec{name: "web"})
-	w.Start(w.config("web", "", "idle_timeout 500ms"))
+	w.Start(w.config("web", "", "idle_timeout 500ms", "scale queue"))
 	if _, err := w.e.Client.ContainerStart(t.Context(), id, client.ContainerStartOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestFewerContainersThanInstances(t *testing.T) {
 	for n := range 2 {
 		w.create(spec{name: fmt.Sprintf("web%d", n), labels: map[string]string{"tier": "web"}})
 	}
-	w.Start(w.config("label tier=web", "", "instances 0 5", "concurrency 1"))
+	w.Start(w.config("label tier=web", "", "instances 0 5", "scale queue", "concurrency 1"))
 	load := w.Load(6, "/sleep?d=20ms")
 	w.AwaitReady("web", 2, 20*time.Second)
 	w.await("it was told", func() bool { return strings.Contains(w.RawLog(), "all 2 containers of the service run") })

@@ -41,7 +41,7 @@ func TestEngineIsAway(t *testing.T) {
 			w := newWorld(t, &docker)
 			w.create(spec{name: "web"})
 			w.create(spec{name: "other"})
-			cfg := w.config("web", "", "idle_timeout 5m")
+			cfg := w.config("web", "", "idle_timeout 5m", "scale queue")
 			cfg.Sites = fmt.Sprintf("http://%s {\n\tusher other {\n\t\tbackend docker other\n\t\tidle_timeout 1s\n\t\twait_timeout 30s\n\t}\n}\n", w.SpareAddr)
 			w.Start(cfg)
 			w.ok(w.Get("/"))

@@ -22,7 +22,7 @@ func TestReferenceIsComplete(t *testing.T) {
 		Site: "metrics /metrics\n" +
 			harness.Usher("/broken broken", c.Command("", "sh", "-c", "echo it fails; exit 7"), "start_attempts 1") + "\n" +
 			harness.Usher("/slow slow", c.Backend("-never-listen"), "start_timeout 5m", "wait_timeout 50ms") + "\n" +
-			harness.Usher("web", c.Backend(), "idle_timeout 200ms", "affinity key {client_ip}"),
+			harness.Usher("web", c.Backend(), "idle_timeout 200ms", "scale queue", "affinity key {client_ip}"),
 	})
 	for _, path := range []string{"/", "/broken", "/slow"} {
 		if r := c.Get(path); r.Err != nil {

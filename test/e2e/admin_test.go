@@ -143,7 +143,7 @@ func TestAdminAnswersMistakesAsJSON(t *testing.T) {
 
 func TestAdminWakeStartsOneInstanceAsARequestWould(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, nil, "idle_timeout 500ms"))
+	c.Start(web(c, nil, "idle_timeout 500ms", "scale queue"))
 	c.Post("web/wake", "")
 	c.AwaitState("web", "awake", soon)
 	c.AwaitProcesses(1, soon)
@@ -242,7 +242,7 @@ func TestAdminDeleteReplacesOneInstance(t *testing.T) {
 
 func TestDecisionsHaveReasonsAndInputs(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, nil, "idle_timeout 200ms"))
+	c.Start(web(c, nil, "idle_timeout 200ms", "scale queue"))
 	wantOK(t, c.Get("/"))
 	c.AwaitProcesses(0, soon)
 	raw := decode[[]map[string]any](t, c.Admin("GET", "/usher/services/web/decisions", ""))
@@ -264,7 +264,7 @@ func TestDecisionsHaveReasonsAndInputs(t *testing.T) {
 
 func TestEventStreamTellsTheLifeOfAService(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, nil, "idle_timeout 300ms"))
+	c.Start(web(c, nil, "idle_timeout 300ms", "scale queue"))
 	events := c.Events()
 	if got := events.Response.Header.Get("Content-Type"); !strings.HasPrefix(got, "text/event-stream") {
 		t.Errorf("Content-Type %q", got)

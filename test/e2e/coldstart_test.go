@@ -64,7 +64,7 @@ func TestInstancesFollowDemandFromZeroAndBack(t *testing.T) {
 
 func TestMinimumIsKeptWithoutAnyRequest(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, nil, "instances 2 3", "idle_timeout 200ms"))
+	c.Start(web(c, nil, "instances 2 3", "idle_timeout 200ms", "scale queue"))
 	c.AwaitReady("web", 2, soon)
 	wantOK(t, c.Get("/"))
 	harness.Throughout(t, 600*time.Millisecond, func() bool { return c.Count() == 2 }, "two instances run, idle_timeout or not")

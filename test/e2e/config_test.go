@@ -106,6 +106,7 @@ func jsonConfig(t *testing.T, c *harness.Caddy, define bool) harness.Config {
 		"instances":    object{"min": 0, "max": 2},
 		"concurrency":  1,
 		"idle_timeout": "400ms",
+		"scale":        object{"policy": "queue"},
 	}
 	handler := object{"handler": "usher", "service": "web", "wait_timeout": "10s"}
 	app := object{"ports": c.PortRange()}

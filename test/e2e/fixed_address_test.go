@@ -23,7 +23,7 @@ func freeAddress(t *testing.T) string {
 func TestAProgramWithAFixedPortWakesServesAndSleeps(t *testing.T) {
 	c := newCaddy(t)
 	address := freeAddress(t)
-	web := harness.Usher("web", c.BackendWith("listen tcp "+address, "-addr", address), "instances 0 1", "idle_timeout 1s")
+	web := harness.Usher("web", c.BackendWith("listen tcp "+address, "-addr", address), "instances 0 1", "idle_timeout 1s", "scale queue")
 	c.Start(harness.Config{Site: web})
 	for range 2 {
 		if res := c.Get("/"); res.Status != http.StatusOK {
@@ -45,7 +45,7 @@ func TestAProgramThatListensOnIPv6OnlyWakesServesAndSleeps(t *testing.T) {
 	address := ln.Addr().String()
 	ln.Close()
 	c := newCaddy(t)
-	web := harness.Usher("web", c.BackendWith("listen tcp "+address, "-addr", address), "instances 0 1", "idle_timeout 1s", "ready http /")
+	web := harness.Usher("web", c.BackendWith("listen tcp "+address, "-addr", address), "instances 0 1", "idle_timeout 1s", "scale queue", "ready http /")
 	c.Start(harness.Config{Site: web})
 	for range 2 {
 		if res := c.Get("/"); res.Status != http.StatusOK {

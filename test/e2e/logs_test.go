@@ -13,7 +13,7 @@ import (
 
 func TestLogsShowsWhatInstancesWroteAlsoOfThoseThatHaveEnded(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, args("-print", "hello \x1b[31m from it"), "idle_timeout 1s"))
+	c.Start(web(c, args("-print", "hello \x1b[31m from it"), "idle_timeout 1s", "scale queue"))
 	wantOK(t, c.Get("/"))
 	id := c.Service("web").InstanceList[0].ID
 	c.AwaitState("web", "asleep", soon)
@@ -31,7 +31,7 @@ func TestLogsShowsWhatInstancesWroteAlsoOfThoseThatHaveEnded(t *testing.T) {
 func TestAFollowerOfLogsMissesNothingOverAReload(t *testing.T) {
 	c := newCaddy(t)
 	cfg := func(change string) harness.Config {
-		return harness.Config{Site: harness.Usher("web", c.Backend("-print", "started"), "idle_timeout 1s") + "\nheader X-Load " + change}
+		return harness.Config{Site: harness.Usher("web", c.Backend("-print", "started"), "idle_timeout 1s", "scale queue") + "\nheader X-Load " + change}
 	}
 	c.Start(cfg("1"))
 	ctx, cancel := context.WithTimeout(t.Context(), soon)

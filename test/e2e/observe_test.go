@@ -125,7 +125,7 @@ func TestServerTimingIsToldOnlyWhereItIsAskedFor(t *testing.T) {
 
 func TestLogTellsTheLifeOfAServiceAndNothingPerRequest(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(harness.Config{Site: webBlock(c, nil, "idle_timeout 300ms")})
+	c.Start(harness.Config{Site: webBlock(c, nil, "idle_timeout 300ms", "scale queue")})
 	wantOK(t, c.Get("/"))
 	lines := func() int {
 		n := 0

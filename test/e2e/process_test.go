@@ -43,7 +43,7 @@ func TestG8_FailingServiceTellsAllWaitersAtOnce(t *testing.T) {
 
 func TestFailingStartsDoNotTouchReadyInstances(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, args("-exit-while", c.Path("broken")), "instances 0 2", "concurrency 1"))
+	c.Start(web(c, args("-exit-while", c.Path("broken")), "instances 0 2", "concurrency 1", "scale queue"))
 	wantOK(t, c.Get("/"))
 	c.Open("broken")
 	held := c.Send(harness.Request{Path: hold(c, "gate")})
@@ -122,7 +122,7 @@ func TestErrorsOfAnInstanceAreItsOwnAnswers(t *testing.T) {
 
 func TestInstanceThatIgnoresTheStopSignalIsKilled(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, args("-ignore-term"), "idle_timeout 200ms", "stop_timeout 300ms"))
+	c.Start(web(c, args("-ignore-term"), "idle_timeout 200ms", "scale queue", "stop_timeout 300ms"))
 	wantOK(t, c.Get("/"))
 	c.AwaitProcesses(0, soon)
 	j := c.Journal()
@@ -134,7 +134,7 @@ func TestInstanceThatIgnoresTheStopSignalIsKilled(t *testing.T) {
 
 func TestStopSignalIsTheOneThatIsConfigured(t *testing.T) {
 	c := newCaddy(t)
-	cfg := harness.Config{Site: harness.Usher("web", c.BackendWith("stop_signal INT"), "idle_timeout 200ms")}
+	cfg := harness.Config{Site: harness.Usher("web", c.BackendWith("stop_signal INT"), "idle_timeout 200ms", "scale queue")}
 	c.Start(cfg)
 	wantOK(t, c.Get("/"))
 	c.AwaitProcesses(0, soon)
@@ -296,7 +296,7 @@ func TestFloodOfOutputHoldsNobodyUp(t *testing.T) {
 
 func TestInstanceMayListenOnASocket(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(harness.Config{Site: harness.Usher("web", c.BackendWith("listen unix", "-socket", "{usher.socket}"), "idle_timeout 300ms")})
+	c.Start(harness.Config{Site: harness.Usher("web", c.BackendWith("listen unix", "-socket", "{usher.socket}"), "idle_timeout 300ms", "scale queue")})
 	r := c.Get("/env")
 	wantOK(t, r)
 	address := strings.TrimPrefix(c.Service("web").InstanceList[0].Address, "unix/")
@@ -310,7 +310,7 @@ func TestInstanceMayListenOnASocket(t *testing.T) {
 
 func TestInstanceMayGetItsSocketPassed(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(harness.Config{Site: harness.Usher("web", c.BackendWith("listen fd", "-gate", c.Path("gate")), "idle_timeout 300ms")})
+	c.Start(harness.Config{Site: harness.Usher("web", c.BackendWith("listen fd", "-gate", c.Path("gate")), "idle_timeout 300ms", "scale queue")})
 	held := c.Send(harness.Request{Path: "/env"})
 	harness.Eventually(t, soon, func() bool { return c.Journal().Starts() == 1 }, "the process has started")
 	// The socket takes connections already; the process does not accept any.

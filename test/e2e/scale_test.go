@@ -80,7 +80,7 @@ func TestDrainTimeoutEndsWhatDoesNotFinish(t *testing.T) {
 
 func TestIdleIsCountedFromTheLastRequest(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, nil, "idle_timeout 600ms"))
+	c.Start(web(c, nil, "idle_timeout 600ms", "scale queue"))
 	wantOK(t, c.Get("/"))
 	pid := onlyPID(t, c)
 	// Requests with pauses that are shorter than idle_timeout, for longer.
@@ -102,7 +102,7 @@ func TestIdleIsCountedFromTheLastRequest(t *testing.T) {
 
 func TestRequestsThatDoNotMatchWakeNeitherWakeNorKeepAwake(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(harness.Config{Site: "@app path /app*\n" + webBlock(c, nil, "wake @app", "idle_timeout 500ms")})
+	c.Start(harness.Config{Site: "@app path /app*\n" + webBlock(c, nil, "wake @app", "idle_timeout 500ms", "scale queue")})
 	wantRefusal(t, c.Get("/metrics"), "asleep")
 	if n := c.Journal().Starts(); n != 0 {
 		t.Fatalf("%d starts for a request that does not match", n)
@@ -122,7 +122,7 @@ func TestStartLimitLetsOneServiceStartAfterTheOther(t *testing.T) {
 	c.Start(harness.Config{
 		Usher: "start_limit 1",
 		Site: "handle /b* {\n" + harness.Usher("b", c.Backend("-gate", c.Path("gate"))) + "\n}\n" +
-			"handle {\n" + harness.Usher("a", c.Backend("-gate", c.Path("gate")), "instances 0 3", "concurrency 1") + "\n}",
+			"handle {\n" + harness.Usher("a", c.Backend("-gate", c.Path("gate")), "instances 0 3", "concurrency 1", "scale queue") + "\n}",
 	})
 	a := c.Burst("a", 3, "/")
 	harness.Eventually(t, soon, func() bool { return c.Journal().Starts() == 1 }, "the first start")

@@ -75,7 +75,7 @@ func TestNothingThatAClientSendsChoosesWhereItsRequestGoes(t *testing.T) {
 // configuration allows, and is not open to other sites in a browser.
 func TestAdminDoesNothingThatAConfigWouldNotAllow(t *testing.T) {
 	c := newCaddy(t)
-	c.Start(web(c, nil, "instances 0 1", "idle_timeout 1h"))
+	c.Start(web(c, nil, "instances 0 1", "idle_timeout 1h", "scale queue"))
 	before := c.Service("web").Config
 
 	evil := `{"backend":{"type":"process","command":["/bin/sh","-c","touch ` + c.Path("evil") + `"]},"instances":{"min":5,"max":9},"reason":"x"}`

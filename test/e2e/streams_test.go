@@ -28,7 +28,7 @@ func TestG6_OpenStreamsKeepTheirInstanceBeyondIdleTimeout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCaddy(t)
-			c.Start(web(c, nil, "idle_timeout 200ms", "drain_timeout 200ms"))
+			c.Start(web(c, nil, "idle_timeout 200ms", "scale queue", "drain_timeout 200ms"))
 			alive, end := open(t, c) // through a cold start
 			pid := onlyPID(t, c)
 			harness.Throughout(t, 800*time.Millisecond, func() bool { return alive() && onlyPID(t, c) == pid },

@@ -169,7 +169,7 @@ handle /blog/* {
 // arrived did.
 func TestAnOpenPageKeepsTheServiceAwakeUntilItHasArrived(t *testing.T) {
 	c, b := start(t)
-	c.Start(harness.Config{Site: wiki(c, "waiting_page", "idle_timeout 500ms")})
+	c.Start(harness.Config{Site: wiki(c, "waiting_page", "idle_timeout 500ms", "scale queue")})
 	address := origin(c) + "/page"
 	p := b.Open(browser.Visitor{})
 	p.Go(address)

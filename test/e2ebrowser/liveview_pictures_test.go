@@ -29,12 +29,12 @@ func TestLiveViewPictures(t *testing.T) {
 	service := func(name string, args []string, options ...string) {
 		site += "handle /" + name + "/* {\nuri strip_prefix /" + name + "\n" + harness.Usher(name, append([]string{c.Backend(args...)}, options...)...) + "\n}\n"
 	}
-	service("api", nil, "instances 1 4", "concurrency 20")
+	service("api", nil, "instances 1 4", "concurrency 20", "scale queue")
 	service("billing", []string{"-exit-code", "1", "-print", "FATAL: cannot reach the database at 10.0.3.7:5432: connection refused"})
 	service("chat", nil, "concurrency unlimited")
 	service("images", []string{"-gate", c.Path("never")}, "instances 0 2")
 	service("reports", nil)
-	service("search", nil, "instances 0 2", "concurrency 4")
+	service("search", nil, "instances 0 2", "concurrency 4", "scale queue")
 	// The floor changes in ten minutes.
 	change, form := time.Now().UTC().Add(10*time.Minute), "15:04"
 	service("shop", nil, "instances 0 6", "concurrency 8", "scale adaptive",

@@ -55,7 +55,7 @@ func TestWhatAnOperatorDoesByHand(t *testing.T) {
 func TestARestartIsMarathonsRollingOne(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", "")
-	w.Start(w.web("instances 0 2", "concurrency 2", "idle_timeout 1m"))
+	w.Start(w.web("instances 0 2", "concurrency 2", "idle_timeout 1m", "scale queue"))
 	load := w.Load(4, "/sleep?d=10ms")
 	w.AwaitReady("web", 2, soon)
 	before := w.running("/web")
@@ -76,14 +76,14 @@ func TestAReloadUnderLoadRestartsNothing(t *testing.T) {
 	with := func(password string, options ...string) harness.Config {
 		return harness.Config{Site: "log\n" + harness.Usher("web", append([]string{w.backend("/web", "basic_auth usher "+password)}, options...)...)}
 	}
-	w.Start(with("one", "instances 0 2", "concurrency 4"))
+	w.Start(with("one", "instances 0 2", "scale queue", "concurrency 4"))
 	load := w.Load(3, "/sleep?d=5ms")
 	w.AwaitReady("web", 1, soon)
 	ids := w.running("/web")
-	w.MustReload(with("one", "instances 0 3", "concurrency 5"))
+	w.MustReload(with("one", "instances 0 3", "scale queue", "concurrency 5"))
 	// Another password is another way to the same tasks.
 	w.sim.SetAuth(marathonsim.Auth{User: "usher", Password: "two"})
-	w.MustReload(with("two", "instances 0 3", "concurrency 5"))
+	w.MustReload(with("two", "instances 0 3", "scale queue", "concurrency 5"))
 	more := w.Load(9, "/sleep?d=5ms")
 	w.AwaitReady("web", 3, soon)
 	if now := w.running("/web"); !slices.Contains(now, ids[0]) {
@@ -101,7 +101,7 @@ func TestAnotherPortIsAnotherRevisionThatTakesOverWithoutACut(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", `,"portDefinitions":[{"port":0,"name":"http"}]`)
 	site := func(options ...string) harness.Config {
-		return harness.Config{Site: "log\n" + harness.Usher("web", w.backend("/web", options...), "instances 0 2", "concurrency 4", "idle_timeout 1m")}
+		return harness.Config{Site: "log\n" + harness.Usher("web", w.backend("/web", options...), "instances 0 2", "concurrency 4", "idle_timeout 1m", "scale queue")}
 	}
 	w.Start(site())
 	load := w.Load(3, "/sleep?d=5ms")
@@ -122,7 +122,7 @@ func TestAnotherPortIsAnotherRevisionThatTakesOverWithoutACut(t *testing.T) {
 func TestACaddyThatWasKilledFindsItsTasksAgain(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", "")
-	w.Start(w.web("instances 0 2", "concurrency 1", "idle_timeout 2s"))
+	w.Start(w.web("instances 0 2", "concurrency 1", "idle_timeout 2s", "scale queue"))
 	load := w.Load(2, "/sleep?d=10ms")
 	w.AwaitReady("web", 2, soon)
 	load.Stop()
@@ -132,7 +132,7 @@ func TestACaddyThatWasKilledFindsItsTasksAgain(t *testing.T) {
 	if now := w.running("/web"); !slices.Equal(now, before) {
 		t.Errorf("%v ran, %v runs without Caddy", before, now)
 	}
-	w.Start(w.web("instances 0 2", "concurrency 1", "idle_timeout 2s"))
+	w.Start(w.web("instances 0 2", "concurrency 1", "idle_timeout 2s", "scale queue"))
 	r := w.Get("/")
 	wantOK(t, r)
 	if !slices.Contains(before, r.Header.Get("X-Instance")) {

@@ -14,7 +14,7 @@ import (
 func TestG10_AChangeOfTheLeaderAndATimeWithoutMarathonTouchNobodyInside(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", "")
-	w.Start(w.web("instances 0 3", "concurrency 8"))
+	w.Start(w.web("instances 0 3", "scale queue", "concurrency 8"))
 	load := w.Load(4, "/sleep?d=20ms")
 	w.AwaitReady("web", 1, soon)
 
@@ -70,7 +70,7 @@ func TestEventsThatAreLostLateDoubledAndOutOfOrderChangeNothing(t *testing.T) {
 func TestAPartitionOfAnAgentCutsNoRequest(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", "")
-	w.Start(w.web("instances 0 2", "concurrency 4", "idle_timeout 1m"))
+	w.Start(w.web("instances 0 2", "concurrency 4", "idle_timeout 1m", "scale queue"))
 	load := w.Load(6, "/sleep?d=10ms")
 	w.AwaitReady("web", 2, soon)
 	held := w.Send(harness.Request{Path: "/hold?gate=" + w.Path("gate")})
@@ -116,7 +116,7 @@ func TestATokenIsRotatedWhileItServes(t *testing.T) {
 		}
 	}
 	write("one")
-	w.Start(harness.Config{Site: "log\n" + harness.Usher("web", w.backend("/web", "token_file "+file), "idle_timeout 300ms")})
+	w.Start(harness.Config{Site: "log\n" + harness.Usher("web", w.backend("/web", "token_file "+file), "idle_timeout 300ms", "scale queue")})
 	wantOK(t, w.Get("/"))
 	w.awaitTasks("/web", 0)
 	w.sim.SetAuth(marathonsim.Auth{Token: "two"})

@@ -15,7 +15,7 @@ import (
 func TestColdStartServesTheRequestThatCausedItAndThenSleepsAgain(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", "")
-	w.Start(w.web("idle_timeout 500ms"))
+	w.Start(w.web("idle_timeout 500ms", "scale queue"))
 	w.AwaitState("web", "asleep", soon)
 	for range 2 {
 		r := w.Get("/")
@@ -32,7 +32,7 @@ func TestColdStartServesTheRequestThatCausedItAndThenSleepsAgain(t *testing.T) {
 func TestABurstOnAColdApp(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", "")
-	w.Start(w.web("instances 0 3", "concurrency 50", "max_waiting 2000"))
+	w.Start(w.web("instances 0 3", "scale queue", "concurrency 50", "max_waiting 2000"))
 	var all []*harness.Pending
 	for range 1000 {
 		all = append(all, w.Send(harness.Request{Path: "/sleep?d=5ms"}))
@@ -94,7 +94,7 @@ func TestAWakeInsideTheKillGracePeriodIsServedByTheNextTask(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", "")
 	w.sim.Inject(marathonsim.Fault{Kind: marathonsim.FaultSlowTerm, App: "/web", Delay: 1500 * time.Millisecond})
-	w.Start(w.web("idle_timeout 300ms"))
+	w.Start(w.web("idle_timeout 300ms", "scale queue"))
 	first := w.Get("/")
 	wantOK(t, first)
 	harness.Eventually(t, soon, func() bool {

@@ -54,7 +54,7 @@ func TestAnAppThatFailsIsReportedAndComesBackWhenAskedFor(t *testing.T) {
 	w := newTown(t, brisk())
 	w.app("/web", `,"backoffSeconds":3,"backoffFactor":4`)
 	w.sim.Inject(marathonsim.Fault{Kind: marathonsim.FaultCrash, App: "/web"})
-	w.Start(w.web("idle_timeout 1m"))
+	w.Start(w.web("idle_timeout 1m", "scale queue"))
 	r := w.Do(harness.Request{Header: http.Header{"Accept": {"application/problem+json"}}})
 	if r.UsherError() != "start_failed" || !strings.Contains(r.Body, "exit status 1") {
 		t.Errorf("status %d, %s: %s", r.Status, r.UsherError(), r.Body)
@@ -89,7 +89,7 @@ func TestNoMatchingOfferIsReportedWithWhatIsMissing(t *testing.T) {
 
 func TestAnAppThatIsMissingOrForbidden(t *testing.T) {
 	w := newTown(t, brisk())
-	w.Start(w.web("idle_timeout 1m"))
+	w.Start(w.web("idle_timeout 1m", "scale queue"))
 	r := w.Get("/")
 	if r.UsherError() != "start_failed" || !strings.Contains(r.Body, "does not exist") {
 		t.Errorf("status %d, %s: %s", r.Status, r.UsherError(), r.Body)
@@ -144,7 +144,7 @@ func TestAPortThatIsUsedAgainUnnoticedNeverAnswersForAnotherApp(t *testing.T) {
 	w := newTown(t, cfg)
 	w.app("/web", `,"backoffSeconds":3`)
 	w.app("/other", "")
-	w.Start(w.web("idle_timeout 1m"))
+	w.Start(w.web("idle_timeout 1m", "scale queue"))
 	wantOK(t, w.Get("/"))
 	w.sim.Inject(marathonsim.Fault{Kind: marathonsim.FaultEventLost})
 	w.awaitCalm("/web")

@@ -118,7 +118,7 @@ func TestBurst(t *testing.T) {
 	const clients, most, slots = 500, 3, 10
 	s := newSpace(t)
 	s.create(workload{})
-	s.Start(s.site("deployment/web", fmt.Sprintf("instances 0 %d", most), fmt.Sprintf("concurrency %d", slots)))
+	s.Start(s.site("deployment/web", fmt.Sprintf("instances 0 %d", most), "scale queue", fmt.Sprintf("concurrency %d", slots)))
 	client := s.HTTP1()
 	start := time.Now()
 	pending := make([]*harness.Pending, 0, clients)

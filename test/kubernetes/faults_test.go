@@ -154,7 +154,7 @@ func apiDown(t *testing.T, outage time.Duration, down, up func() error) {
 	s.create(workload{name: "cold"})
 	s.Start(harness.Config{Global: "metrics", Site: fmt.Sprintf("handle /cold {\n%s\n}\nhandle {\n%s\n}",
 		s.usher("cold", "deployment/cold", "wait_timeout 120s"),
-		s.usher("warm", "deployment/warm", "instances 0 2", "concurrency 4"))})
+		s.usher("warm", "deployment/warm", "instances 0 2", "scale queue", "concurrency 4"))})
 	wantOK(t, s.Send(harness.Request{Path: "/"}).Wait(t, soon))
 	load := s.Load(3, "/sleep?d=5ms")
 	harness.Eventually(t, soon, func() bool { return load.Len() > 50 }, "the load runs")

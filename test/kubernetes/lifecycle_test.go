@@ -51,7 +51,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	s := newSpace(t)
 	s.create(workload{})
 	site := func(idle string) harness.Config {
-		return s.site("deployment/web", "instances 0 1", "concurrency 20", "idle_timeout "+idle)
+		return s.site("deployment/web", "instances 0 1", "concurrency 20", "idle_timeout "+idle, "scale queue")
 	}
 	s.Start(site("60s"))
 	cold := s.Send(harness.Request{Path: "/"})

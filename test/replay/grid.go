@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -15,11 +16,23 @@ type contender struct {
 	name        string
 	policy      func(*world) scaler.Policy // nil: the oracle
 	idleTimeout time.Duration
+	own         scaler.Policy // the same, if it is Usher's
 }
 
 // plain is a policy that needs nothing of the world.
 func plain(p scaler.Policy) func(*world) scaler.Policy {
 	return func(*world) scaler.Policy { return p }
+}
+
+// ofUsher is one of Usher's policies, with its defaults.
+func ofUsher(name string, p scaler.Policy, idleTimeout time.Duration) contender {
+	return contender{name: name + " " + short(idleTimeout), policy: plain(p), idleTimeout: idleTimeout, own: p}
+}
+
+// usual says whether a service that names no policy and no idle timeout has
+// this one.
+func (c contender) usual() bool {
+	return c.own != nil && reflect.DeepEqual(c.own, scaler.Policy(policies.Default)) && c.idleTimeout == policies.DefaultIdleTimeout
 }
 
 // baseline is what all others are compared with.
@@ -29,10 +42,10 @@ const baseline = "queue 5m"
 func contenders() []contender {
 	all := []contender{{name: "oracle"}}
 	for _, d := range []time.Duration{time.Minute, 5 * time.Minute, 10 * time.Minute} {
-		all = append(all, contender{name: "queue " + short(d), policy: plain(policies.Queue{}), idleTimeout: d})
+		all = append(all, ofUsher("queue", policies.Queue{}, d))
 	}
 	for _, d := range []time.Duration{2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 15 * time.Minute} {
-		all = append(all, contender{name: "adaptive " + short(d), policy: plain(policies.Adaptive{}), idleTimeout: d})
+		all = append(all, ofUsher("adaptive", policies.Adaptive{}, d))
 	}
 	for _, d := range []time.Duration{5 * time.Minute, 10 * time.Minute, time.Hour} {
 		all = append(all, contender{name: "keep-alive " + short(d), policy: plain(keepAlive{d})})
