@@ -35,10 +35,11 @@ var rooms = map[string][]string{
 	"scaler/control":       {"reserver", "scaler"},
 	"scaler/policies":      {"scaler"},
 	"reserver":             {},
+	"cluster":              {},
 }
 
 // pure are the rooms that know neither Caddy nor zap nor a platform.
-var pure = []string{"reserver", "scaler", "scaler/policies", "scaler/control"}
+var pure = []string{"cluster", "reserver", "scaler", "scaler/policies", "scaler/control"}
 
 // worldly are the modules that pure rooms do not know.
 var worldly = []string{"github.com/caddyserver", "go.uber.org/zap", "k8s.io", "github.com/gambol99", "github.com/moby", "github.com/docker"}
