@@ -3,6 +3,8 @@ package caddymodule
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -147,6 +149,10 @@ type directiveParser struct {
 	transport bool // one is configured
 }
 
+// placeOptions are the names of the options of the place. Each may stand once,
+// but for priority.
+var placeOptions = []string{"wait_timeout", "wake", "server_timing", "waiting_page", "priority", "fair_by", "php", optionStreamCloseDelay}
+
 // option reads one option, whose name is the current token.
 func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 	name := d.Val()
@@ -160,8 +166,7 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 	if instead, ok := owned[name]; ok {
 		return d.Errf("%s belongs to usher: %s", name, instead)
 	}
-	switch name {
-	case "wait_timeout", "wake", "server_timing", "waiting_page", "fair_by", "php", optionStreamCloseDelay:
+	if slices.Contains(placeOptions, name) && name != "priority" {
 		if err := option.Once(d, p.seen, ""); err != nil {
 			return err
 		}
@@ -377,7 +382,7 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 	rp := new(reverseproxy.Handler)
 	d := caddyfile.NewDispenser(tokens)
 	if err := rp.UnmarshalCaddyfile(d); err != nil {
-		return nil, err
+		return nil, p.suggest(err)
 	}
 	if err := rp.FinalizeUnmarshalCaddyfile(p.helper.WithDispenser(d)); err != nil {
 		return nil, err
@@ -392,4 +397,52 @@ func (p *directiveParser) proxyHandler(directive caddyfile.Token) (*reverseproxy
 		return nil, atToken(directive).Errf("lb_retries cannot be negative, but is %d", lb.Retries)
 	}
 	return rp, nil
+}
+
+// suggest adds to the error for an unknown option the one of Usher's that looks
+// most like it, if one does.
+func (p *directiveParser) suggest(err error) error {
+	for _, t := range p.proxy {
+		if !strings.Contains(err.Error(), "unrecognized subdirective "+t.Text) {
+			continue
+		}
+		best, nearest := "", 3
+		for name := range serviceOptions {
+			if n := editDistance(t.Text, name); n < nearest || n == nearest && name < best {
+				best, nearest = name, n
+			}
+		}
+		for _, name := range placeOptions {
+			if n := editDistance(t.Text, name); n < nearest || n == nearest && name < best {
+				best, nearest = name, n
+			}
+		}
+		if best != "" {
+			return fmt.Errorf("%w (did you mean '%s'?)", err, best)
+		}
+	}
+	return err
+}
+
+// editDistance is how many letters have to be added, removed or replaced to make
+// b of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			above := row[j+1]
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			row[j+1] = min(cost, above+1, row[j]+1)
+			diagonal = above
+		}
+	}
+	return row[len(b)]
 }

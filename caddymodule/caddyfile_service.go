@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -100,17 +101,36 @@ func readBackend(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 		return d.Errf("backend needs a type, such as process")
 	}
 	name := d.Val()
-	id := "usher.backends." + name
-	// The module gets its tokens from its own name on.
-	unm, err := caddyfile.UnmarshalModule(d, id)
+	unm, err := readModule[scaler.Backend](d, "usher.backends", "backend")
 	if err != nil {
 		return err
 	}
-	if _, ok := unm.(scaler.Backend); !ok {
-		return d.Errf("module %s is a %T, which is not a backend", id, unm)
-	}
 	s.BackendRaw, err = moduleObject(unm, "type", name)
 	return err
+}
+
+// readModule reads the module of the namespace whose name is the current token,
+// with its arguments and its block. kind says in errors what such a module is.
+func readModule[T any](d *caddyfile.Dispenser, namespace, kind string) (T, error) {
+	var none T
+	name := d.Val()
+	id := namespace + "." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		var known []string
+		for _, info := range caddy.GetModules(namespace) {
+			known = append(known, info.ID.Name())
+		}
+		return none, d.Errf("there is no %s '%s': this Caddy has %s", kind, name, strings.Join(known, ", "))
+	}
+	unm, err := caddyfile.UnmarshalModule(d, id)
+	if err != nil {
+		return none, err
+	}
+	m, ok := unm.(T)
+	if !ok {
+		return none, d.Errf("module %s is a %T, which is not a %s", id, unm, kind)
+	}
+	return m, nil
 }
 
 // moduleObject encodes a module with its name in the given key. It decodes
@@ -128,13 +148,9 @@ func readScale(s *hub.ServiceConfig, d *caddyfile.Dispenser) error {
 		return d.Errf("scale needs a policy, such as queue")
 	}
 	name := d.Val()
-	id := "usher.policies." + name
-	unm, err := caddyfile.UnmarshalModule(d, id)
+	unm, err := readModule[scaler.Policy](d, "usher.policies", "policy")
 	if err != nil {
 		return err
-	}
-	if _, ok := unm.(scaler.Policy); !ok {
-		return d.Errf("module %s is a %T, which is not a policy", id, unm)
 	}
 	s.ScaleRaw, err = moduleObject(unm, "policy", name)
 	return err

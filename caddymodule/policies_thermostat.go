@@ -148,13 +148,9 @@ func (p *ThermostatPolicy) readMetric(d *caddyfile.Dispenser) error {
 		return d.Err("metric needs a source: prometheus, http or service")
 	}
 	name := d.Val()
-	id := "usher.metrics." + name
-	unm, err := caddyfile.UnmarshalModule(d, id)
+	unm, err := readModule[scaler.Metric](d, "usher.metrics", "metric")
 	if err != nil {
 		return err
-	}
-	if _, ok := unm.(scaler.Metric); !ok {
-		return d.Errf("module %s is a %T, which is no source of a metric", id, unm)
 	}
 	p.MetricRaw, err = moduleObject(unm, "source", name)
 	return err

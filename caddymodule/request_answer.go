@@ -103,7 +103,7 @@ func (q *request) forecast() time.Duration {
 func (q *request) explainFull(why *explanation) {
 	why.code, why.detail = codeQueueFull, "the queue is full"
 	if q.turn != nil && q.turn.ask.ShareLimit > 0 {
-		why.detail = "the queue is full, or the share of it to which this request counts"
+		why.detail = "the queue is full, or too many requests of the same client are in it"
 	}
 	if q.service.HoldsNone() {
 		why.title, why.detail = titleNotHeld, "all slots are in use, and max_waiting is 0: no request waits for one"

@@ -17,7 +17,7 @@ type Diagnoser interface {
 // value says that nothing is known.
 type Diagnosis struct {
 	// Short is the short fact that clients may see, such as "listens on
-	// 0.0.0.0:8000, but was told 21007". Like Failure.Short it holds no paths,
+	// 0.0.0.0:8000, but was told port 21007". Like Failure.Short it holds no paths,
 	// arguments, output or secrets.
 	Short string
 

@@ -85,7 +85,11 @@ func diagnose(in *instance, p *plan, at listening) (d scaler.Diagnosis) {
 		hints = append(hints, "correct the address of listen tcp, or leave it out and give the instance {usher.port}")
 	case len(elsewhere) > 0:
 		d.Mistake, d.Short = true, "listens on "+enumerate(forClients(elsewhere), mostShown)+", but was told "+toldInWords(told, elsewhere)
-		hints = append(hints, "make it listen on "+told.String()+": give it {usher.port} in an argument or a variable, or let it read PORT; if its port is fixed, use listen tcp with that address")
+		if hasPort(elsewhere, told.Port()) {
+			hints = append(hints, "the port is right and the address is not: make it listen on "+told.Addr().String()+", for example by {usher.address}, which has both")
+		} else {
+			hints = append(hints, "make it listen on "+told.String()+": give it {usher.port} in an argument or a variable, or let it read PORT; if its port is fixed, use listen tcp with that address")
+		}
 	case len(at.unix) > 0 && in.socket != "":
 		d.Mistake, d.Short = true, "listens on another socket than it was told"
 		hints = append(hints, "give it {usher.socket} in an argument or a variable")
@@ -164,10 +168,14 @@ func reaches(a, address netip.AddrPort) bool {
 // toldInWords is the port that an instance was told, with the address where
 // the port alone is what it listens on.
 func toldInWords(told netip.AddrPort, instead []netip.AddrPort) string {
-	if slices.ContainsFunc(instead, func(a netip.AddrPort) bool { return a.Port() == told.Port() }) {
+	if hasPort(instead, told.Port()) {
 		return told.String()
 	}
-	return strconv.Itoa(int(told.Port()))
+	return "port " + strconv.Itoa(int(told.Port()))
+}
+
+func hasPort(all []netip.AddrPort, port uint16) bool {
+	return slices.ContainsFunc(all, func(a netip.AddrPort) bool { return a.Port() == port })
 }
 
 // mostShown is how many addresses a client is told.

@@ -75,7 +75,7 @@ func TestAnInstanceThatListensElsewhereIsToldWhere(t *testing.T) {
 	for how, wrap := range map[string]string{"itself": "exec %s", "a child": "%s & wait", "a session": "setsid %s & wait"} {
 		b := open(t, shell(fmt.Sprintf(wrap, perlListens(fmt.Sprintf("0.0.0.0:%d", one), fmt.Sprintf("::1:%d", two)))))
 		in := b.one()
-		want := fmt.Sprintf("listens on [::1]:%d and 0.0.0.0:%d, but was told %s", two, one, portOf(t, in))
+		want := fmt.Sprintf("listens on [::1]:%d and 0.0.0.0:%d, but was told port %s", two, one, portOf(t, in))
 		d := b.seenOf(in.ID, how+": "+want, func(d scaler.Diagnosis) bool {
 			return d.Short == want && d.Mistake && d.Output == "listening"
 		})
@@ -90,7 +90,10 @@ func TestTheRightPortOfTheWrongAddressIsToldWithTheAddress(t *testing.T) {
 	b := open(t, shell("exec "+perlListens("::1:$PORT")))
 	in := b.one()
 	want := "listens on [::1]:" + portOf(t, in) + ", but was told " + in.Address
-	b.seenOf(in.ID, want, func(d scaler.Diagnosis) bool { return d.Short == want && d.Mistake })
+	d := b.seenOf(in.ID, want, func(d scaler.Diagnosis) bool { return d.Short == want && d.Mistake })
+	if !strings.Contains(d.Detail, "the port is right and the address is not: make it listen on 127.0.0.1") {
+		t.Errorf("%+v", d)
+	}
 }
 
 func TestWhatListensWhereItWasToldIsNoMistake(t *testing.T) {
@@ -118,7 +121,7 @@ func TestAPortThatTheConfigurationOverridesIsNamed(t *testing.T) {
 	script.Env = map[string]string{"PORT": strconv.Itoa(port)}
 	b := open(t, script)
 	in := b.one()
-	want := fmt.Sprintf("listens on 127.0.0.1:%d, but was told %s; env PORT in the configuration overrides the port that it was told", port, portOf(t, in))
+	want := fmt.Sprintf("listens on 127.0.0.1:%d, but was told port %s; env PORT in the configuration overrides the port that it was told", port, portOf(t, in))
 	d := b.seenOf(in.ID, want, func(d scaler.Diagnosis) bool { return d.Short == want && d.Mistake })
 	if !strings.Contains(d.Detail, "write env PORT {usher.port}") {
 		t.Errorf("%+v", d)
@@ -151,7 +154,7 @@ func TestClientsAreNotToldTheAddressesOfTheMachine(t *testing.T) {
 	}
 	at := listening{tcp: all, known: true}.sorted()
 	d := diagnose(&instance{port: 21000}, &plan{listen: listenTCP}, at)
-	if want := "listens on [::]:82, port 83 of another address, 0.0.0.0:84, port 80 of another address and 1 more, but was told 21000"; d.Short != want {
+	if want := "listens on [::]:82, port 83 of another address, 0.0.0.0:84, port 80 of another address and 1 more, but was told port 21000"; d.Short != want {
 		t.Errorf("%q", d.Short)
 	}
 	if !strings.Contains(d.Detail, "10.1.2.3:80") || !strings.Contains(d.Detail, "[fe80::1]:83") {

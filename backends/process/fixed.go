@@ -82,9 +82,8 @@ func (in *instance) takeFixed(at netip.AddrPort) *scaler.Failure {
 		}
 		return &scaler.Failure{
 			Reason: scaler.ReasonConflict, Short: "its address is in use",
-			Detail: fmt.Sprintf("the program listens on %s (listen tcp %[1]s), and %s; end what listens there, or give the program another port",
-				at, whyNotFree(err)),
-			Err: err,
+			Detail: whyNotFree(err) + "; stop it, or give the program and 'listen tcp' another port",
+			Err:    err,
 		}
 	}
 	if !ports.claim(at) {

@@ -76,7 +76,7 @@ func parseDays(s string) (days [7]bool, err error) {
 		}
 		a, b := dayOf(first), dayOf(last)
 		if a < 0 || b < 0 {
-			return days, fmt.Errorf("'%s' are no days: use names such as mon-fri or sat,sun, or daily", s)
+			return days, fmt.Errorf("'%s' is not a day or a range of days: use names such as mon-fri or sat,sun, or daily", s)
 		}
 		for k := a; ; k = (k + 1) % 7 {
 			days[k] = true

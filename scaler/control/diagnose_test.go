@@ -50,7 +50,7 @@ func seeingBench(t *testing.T, s Settings, p *platform) (*bench, *seeing) {
 }
 
 var elsewhere = &scaler.Diagnosis{
-	Short: "listens on [::1]:3000 and 0.0.0.0:8000, but was told 21007", Mistake: true,
+	Short: "listens on [::1]:3000 and 0.0.0.0:8000, but was told port 21007", Mistake: true,
 	Detail: "make it listen on 127.0.0.1:21007", Output: "first line\nServing on 0.0.0.0:8000",
 }
 

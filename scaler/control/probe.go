@@ -44,7 +44,8 @@ type Check struct {
 	// Interval is the pause between probes; the first pauses are shorter and
 	// double from 1ms. Default (0): a sixteenth of the time that has passed so
 	// far, from 1ms to 5ms, so that what a start loses by it is a small part
-	// of the start; after 10s, 50ms.
+	// of the start; after 10s, 50ms. While the instance answers, but not as
+	// wanted, the same part, and up to 250ms.
 	Interval time.Duration
 
 	// Timeout is how long one probe may take. Default (0): 1s for tcp, 5s
@@ -61,14 +62,19 @@ const (
 	probePart      = 16 // of the time that has passed so far
 	probeEager     = 5 * time.Millisecond
 	probePatient   = 50 * time.Millisecond
+	probeAnswered  = 250 * time.Millisecond
 	probeEagerSpan = 10 * time.Second
 )
 
-// pauseAfter returns the pause after the given one.
-func (c Check) pauseAfter(pause, elapsed time.Duration) time.Duration {
+// pauseAfter returns the pause after the given one. answered says that the last
+// probe got a whole answer, and not the wanted one: the program works for each
+// further probe, and writes a line to its log.
+func (c Check) pauseAfter(pause, elapsed time.Duration, answered bool) time.Duration {
 	switch {
 	case c.Interval > 0:
 		return min(max(2*pause, probeFirst), c.Interval)
+	case answered:
+		return min(max(elapsed/probePart, probeFirst), probeAnswered)
 	case elapsed >= probeEagerSpan:
 		return min(2*max(pause, probeFirst), probePatient)
 	}
@@ -90,9 +96,10 @@ func (c Check) timeout() time.Duration {
 func (c Check) untilReady(ctx context.Context, network, address string, confirm func(context.Context) error, told func(error)) error {
 	start := time.Now()
 	var pause time.Duration
+	var answered bool
 	for {
 		// The first look comes after 1 ms: no process listens sooner.
-		pause = c.pauseAfter(pause, time.Since(start))
+		pause = c.pauseAfter(pause, time.Since(start), answered)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -103,6 +110,7 @@ func (c Check) untilReady(ctx context.Context, network, address string, confirm 
 			return ctx.Err()
 		}
 		told(err)
+		_, answered = errors.AsType[*wrongAnswer](err)
 	}
 }
 

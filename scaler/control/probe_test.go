@@ -28,19 +28,24 @@ func TestProbesBeginEagerlyAndBecomePatient(t *testing.T) {
 		{160 * ms, 5 * ms},
 		{10*time.Second - 1, 5 * ms},
 	} {
-		if pause = (Check{}).pauseAfter(pause, c.elapsed); pause != c.want {
+		if pause = (Check{}).pauseAfter(pause, c.elapsed, false); pause != c.want {
 			t.Fatalf("%v after %v, want %v", pause, c.elapsed, c.want)
 		}
 	}
 	for _, want := range []time.Duration{10 * ms, 20 * ms, 40 * ms, 50 * ms, 50 * ms} {
-		if pause = (Check{}).pauseAfter(pause, 10*time.Second); pause != want {
+		if pause = (Check{}).pauseAfter(pause, 10*time.Second, false); pause != want {
 			t.Fatalf("%v after 10 s, want %v", pause, want)
+		}
+	}
+	for _, c := range []struct{ elapsed, want time.Duration }{{32 * ms, 2 * ms}, {1600 * ms, 100 * ms}, {4 * time.Second, 250 * ms}, {time.Minute, 250 * ms}} {
+		if pause = (Check{}).pauseAfter(pause, c.elapsed, true); pause != c.want {
+			t.Fatalf("%v after answers for %v, want %v", pause, c.elapsed, c.want)
 		}
 	}
 	for _, interval := range []time.Duration{100 * time.Microsecond, 3 * ms, time.Second} {
 		pause = 0
 		for range 12 {
-			pause = Check{Interval: interval}.pauseAfter(pause, time.Minute)
+			pause = Check{Interval: interval}.pauseAfter(pause, time.Minute, true)
 		}
 		if pause != interval {
 			t.Fatalf("%v instead of the interval %v", pause, interval)
