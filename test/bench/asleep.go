@@ -23,16 +23,17 @@ func (b *bench) asleep() error {
 func (b *bench) sleeping() error {
 	reloads := b.rounds(20, 5)
 	var usher, plain struct{ load, reload series }
-	var loaded, reloaded, goroutines series
+	var loaded, reloaded, known, asked, goroutines series
 	services := 0
 	for range b.rounds(5, 1) {
-		r, err := sleep.Measure(b.ctx, sleep.Config{Caddy: b.binaries.caddy, Reloads: reloads})
+		r, err := sleep.Measure(b.ctx, sleep.Config{Caddy: b.binaries.caddy, App: b.binaries.app, Reloads: reloads})
 		if err != nil {
 			return err
 		}
 		services = r.Services
 		first, last := r.Memory()
 		loaded, reloaded = append(loaded, float64(first)), append(reloaded, float64(last))
+		known, asked = append(known, float64(r.KnownMemory())), append(asked, float64(r.AskedMemory()))
 		goroutines = append(goroutines, float64(r.Goroutines()))
 		usher.load, plain.load = append(usher.load, float64(r.Usher.Load)), append(plain.load, float64(r.Plain.Load))
 		usher.reload, plain.reload = append(usher.reload, float64(r.Usher.Reload)), append(plain.reload, float64(r.Plain.Reload))
@@ -40,6 +41,8 @@ func (b *bench) sleeping() error {
 	limit := atMost("P8", sleep.Budget, "≤ 3 MB")
 	b.figure(fmt.Sprintf("heap of %d services above that of plain routes", services), mebi, loaded, "", limit)
 	b.figure(fmt.Sprintf("the same after %d reloads", reloads), mebi, reloaded, "", limit)
+	b.figure("the same when each was asked for, and then Caddy was started anew", mebi, known, "", limit)
+	b.figure("the same when each was asked for since the start", mebi, asked, "", nil)
 	b.figure("goroutines above those of plain routes", pieces, goroutines, "", atMost("P8", 0, "0"))
 	if !b.short {
 		r, err := sleep.Measure(b.ctx, sleep.Config{Caddy: b.binaries.caddy, Attribute: true})

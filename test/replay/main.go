@@ -100,7 +100,7 @@ func (o options) judge(g *grid, out io.Writer) error {
 	k := slices.IndexFunc(g.who, contender.usual)
 	switch {
 	case k < 0 && o.short:
-		return errors.New("Usher's default policy is not among those that were replayed")
+		return errors.New("the policies that were replayed have none that is Usher's default")
 	case k < 0:
 		return nil // other policies were asked for
 	}

@@ -43,7 +43,7 @@ func start(ctx context.Context, cfg Config, config string) (_ *caddy, err error)
 	if err != nil {
 		return nil, err
 	}
-	c := &caddy{dir: dir, config: config, ended: make(chan struct{})}
+	c := &caddy{dir: dir, config: config}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.stop())
@@ -58,12 +58,23 @@ func start(ctx context.Context, cfg Config, config string) (_ *caddy, err error)
 	if err := os.WriteFile(filepath.Join(dir, "Caddyfile"), []byte(config), 0o600); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(dir, program), []byte("#!/bin/sh\n"), 0o700); err != nil {
-		return nil, err
+	if cfg.App != "" {
+		err = os.Symlink(cfg.App, filepath.Join(dir, program))
+	} else {
+		err = os.WriteFile(filepath.Join(dir, program), []byte("#!/bin/sh\n"), 0o700)
 	}
-	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
+	}
+	return c, c.run(ctx, cfg)
+}
+
+// run starts the process and waits until it serves.
+func (c *caddy) run(ctx context.Context, cfg Config) error {
+	dir := c.dir
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		return err
 	}
 	defer log.Close()
 	cmd := exec.CommandContext(ctx, cfg.Caddy, "run", "--config", "Caddyfile")
@@ -74,14 +85,23 @@ func start(ctx context.Context, cfg Config, config string) (_ *caddy, err error)
 	}
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return err
 	}
-	c.cmd = cmd
+	ended := make(chan struct{})
+	c.cmd, c.ended = cmd, ended
 	go func() {
-		defer close(c.ended)
+		defer close(ended)
 		_ = cmd.Wait()
 	}()
-	return c, c.await(ctx, begin)
+	return c.await(ctx, begin)
+}
+
+// restart ends the process and starts it anew, in the same directory.
+func (c *caddy) restart(ctx context.Context, cfg Config) error {
+	if err := c.end(); err != nil {
+		return err
+	}
+	return c.run(ctx, cfg)
 }
 
 // await waits until Caddy serves.
@@ -117,6 +137,11 @@ func (c *caddy) stop() error {
 	if c.cmd == nil {
 		return nil
 	}
+	return c.end()
+}
+
+// end ends the process.
+func (c *caddy) end() error {
 	c.client.CloseIdleConnections()
 	_ = c.cmd.Process.Signal(syscall.SIGTERM)
 	select {

@@ -4,8 +4,9 @@
 // how long the two take to load and to reload their configurations.
 //
 // It runs real Caddys, one after the other, and asks them through their admin
-// API only. It promises nothing about a Caddy that does anything: no request
-// is sent to a route, and no instance is ever started.
+// API only. It promises nothing about a Caddy that does anything. With a
+// program for the services, it also measures them when all of them have been
+// asked for and sleep again.
 package sleep
 
 import (
@@ -35,6 +36,11 @@ type Config struct {
 	// memory does not grow with it. Default: 20.
 	Reloads int
 
+	// App is a program that answers requests at the port in its environment.
+	// With it, every service is asked for after the reloads and sleeps again,
+	// and then Caddy is started anew.
+	App string
+
 	// Attribute has every allocation recorded, to tell where the memory is.
 	// Loading is so slow then that its times mean nothing, and nothing is
 	// reloaded.
@@ -57,8 +63,10 @@ type Figures struct {
 	Load   time.Duration // from the start of the process until it serves
 	Reload time.Duration // the median of all reloads of an equal configuration
 
-	Loaded   State // after the load
-	Reloaded State // after the last reload
+	Loaded    State // after the load
+	Reloaded  State // after the last reload
+	Asked     State // after a few requests to each service; only with Config.App
+	Restarted State // after a restart then: of what was asked, the policies know
 }
 
 // State is what a Caddy holds at one moment, after a collection.
@@ -80,6 +88,14 @@ func (r Result) Memory() (loaded, reloaded int64) {
 	return r.Usher.Loaded.Heap - r.Plain.Loaded.Heap, r.Usher.Reloaded.Heap - r.Plain.Reloaded.Heap
 }
 
+// KnownMemory is what the services cost that were asked for before Caddy was
+// started, in bytes: their policies remember it.
+func (r Result) KnownMemory() int64 { return r.Usher.Restarted.Heap - r.Plain.Loaded.Heap }
+
+// AskedMemory is what the services cost that were asked for since Caddy was
+// started, in bytes: metrics, decisions and the like are kept, too.
+func (r Result) AskedMemory() int64 { return r.Usher.Asked.Heap - r.Plain.Reloaded.Heap }
+
 // Goroutines is how many goroutines more there are with the services.
 func (r Result) Goroutines() int { return r.Usher.Loaded.Goroutines - r.Plain.Loaded.Goroutines }
 
@@ -89,11 +105,13 @@ func (r Result) Timers() int { return r.Usher.Loaded.Timers - r.Plain.Loaded.Tim
 // Measure runs both Caddys. It takes a minute.
 func Measure(ctx context.Context, cfg Config) (Result, error) {
 	cfg.Services, cfg.Reloads = cmp.Or(cfg.Services, 1000), cmp.Or(cfg.Reloads, 20)
+	services := cfg
+	cfg.App = ""
 	plain, plainHeap, err := measureOne(ctx, cfg, plainSite)
 	if err != nil {
 		return Result{}, fmt.Errorf("the plain routes: %w", err)
 	}
-	usher, usherHeap, err := measureOne(ctx, cfg, usherSite)
+	usher, usherHeap, err := measureOne(ctx, services, usherSite)
 	if err != nil {
 		return Result{}, fmt.Errorf("the services: %w", err)
 	}
@@ -158,7 +176,19 @@ func measureOne(ctx context.Context, cfg Config, site func(n int) string) (f Fig
 	}
 	slices.Sort(times)
 	f.Reload = times[len(times)/2]
-	f.Reloaded, err = c.state(ctx, atLeast)
+	if f.Reloaded, err = c.state(ctx, atLeast); err != nil || cfg.App == "" {
+		return f, loaded, err
+	}
+	if err := c.askAll(ctx, cfg.Services); err != nil {
+		return f, nil, err
+	}
+	if f.Asked, err = c.state(ctx, atLeast); err != nil {
+		return f, nil, err
+	}
+	if err := c.restart(ctx, cfg); err != nil {
+		return f, nil, err
+	}
+	f.Restarted, err = c.state(ctx, atLeast)
 	return f, loaded, err
 }
 
@@ -179,6 +209,11 @@ func (r Result) String() string {
 		count("timers", r.Usher.Loaded.Timers, r.Plain.Loaded.Timers)
 	} else {
 		line("heap after the reloads", megabytes(r.Usher.Reloaded.Heap), megabytes(r.Plain.Reloaded.Heap), megabytes(reloaded))
+		if r.Usher.Asked.Heap > 0 {
+			line("heap when all were asked for", megabytes(r.Usher.Asked.Heap), "", megabytes(r.AskedMemory()))
+			line("and after a restart", megabytes(r.Usher.Restarted.Heap), "", megabytes(r.KnownMemory()))
+			line("goroutines then", strconv.Itoa(r.Usher.Restarted.Goroutines), "", "")
+		}
 		count("goroutines after the reloads", r.Usher.Reloaded.Goroutines, r.Plain.Reloaded.Goroutines)
 		took := func(what string, usher, plain time.Duration) {
 			line(what, usher.Round(time.Millisecond).String(), plain.Round(time.Millisecond).String(), (usher - plain).Round(time.Millisecond).String())

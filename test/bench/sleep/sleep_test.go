@@ -32,7 +32,7 @@ func measure(t *testing.T, cfg Config) Result {
 }
 
 func TestSleepingServicesTakeLittleMemoryAlsoAfterReloads(t *testing.T) {
-	res := measure(t, Config{Services: *services, Reloads: 4, Attribute: *attribute})
+	res := measure(t, Config{Services: *services, Reloads: 4, Attribute: *attribute, App: harness.Build(t).App})
 	loaded, reloaded := res.Memory()
 	limit := int64(bytesPerService * res.Services)
 	if loaded > limit {
@@ -40,6 +40,17 @@ func TestSleepingServicesTakeLittleMemoryAlsoAfterReloads(t *testing.T) {
 	}
 	if !*attribute && reloaded > limit {
 		t.Errorf("after the reloads %d services cost %d bytes, more than %d", res.Services, reloaded, limit)
+	}
+	if *attribute {
+		return
+	}
+	if known := res.KnownMemory(); known > limit {
+		t.Errorf("%d services of which the policy knows requests cost %d bytes, more than %d", res.Services, known, limit)
+	}
+	for what, s := range map[string]State{"were asked for": res.Usher.Asked, "were asked for before a restart": res.Usher.Restarted} {
+		if more := s.Goroutines - res.Usher.Reloaded.Goroutines; more > res.Services/10 {
+			t.Errorf("%d services that %s have %d goroutines", res.Services, what, more)
+		}
 	}
 }
 
