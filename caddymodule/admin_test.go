@@ -233,6 +233,32 @@ func TestAdminOperatesAService(t *testing.T) {
 	}
 }
 
+func TestAdminDoesNotPutToSleepWhatAnAwakeServiceNeeds(t *testing.T) {
+	t.Parallel()
+	db, app := newFleetNamed(t, "slept-db"), newFleetNamed(t, "slept-app")
+	c := start(t, site(app.usher("needs slept-db")+"\nroute /db {\n"+db.usher()+"\n}\n"))
+	srv := adminServer(t)
+	if r := c.get("/"); r.status != 200 {
+		t.Fatalf("%+v", r)
+	}
+	r := call(t, srv, "POST", "/usher/services/slept-db/sleep", "")
+	want := "slept-db is needed by slept-app, which is awake: put slept-app to sleep first"
+	if said := object(t, r)["error"]; r.status != 409 || said != want {
+		t.Errorf("status %d, %q; want 409 and %q", r.status, said, want)
+	}
+	if r := call(t, srv, "POST", "/usher/services/slept-app/sleep", ""); r.status != 200 {
+		t.Fatalf("%+v", r)
+	}
+	app.ordered(0)
+	eventually(t, "the need may sleep", func() bool {
+		return call(t, srv, "POST", "/usher/services/slept-db/sleep", "").status == 200
+	})
+	db.ordered(0)
+	if r := c.get("/"); r.status != 200 {
+		t.Errorf("what was put to sleep does not wake: %+v", r)
+	}
+}
+
 // stream opens the event stream.
 func stream(t *testing.T, srv *httptest.Server) func() (name, data string) {
 	t.Helper()

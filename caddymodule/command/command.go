@@ -38,7 +38,7 @@ line of output from 'logs --follow'.
 
 Exit status: 0 when it is done; 1 when the command is wrong, or Caddy does not
 answer; 4 when there is no such service; 5 when Usher refuses, such as to wake
-a suspended service.`,
+a suspended service, or to put one to sleep that an awake one needs.`,
 		CobraFunc: commands{time.Now}.add,
 	})
 }
@@ -93,17 +93,17 @@ func (cs commands) add(cmd *cobra.Command) {
 	logs.BoolP("follow", "f", false, "Go on with the lines to come, across reloads")
 	logs.IntP("lines", "n", logsShown, "How many lines are printed at first")
 	logs.StringP("instance", "i", "", "The id of an instance, to leave out all others")
-	operate := func(verb, short, done string) *cobra.Command {
+	operate := func(verb, short string, done outcome) *cobra.Command {
 		return ofService(add(verb+" <service>...", short, cobra.MinimumNArgs(1), func(c *console, names []string) error {
 			return c.operate(names, verb, done, nil)
 		}))
 	}
-	operate("wake", "Starts an instance, as a request would", "wakes up")
-	operate("sleep", "Drains and stops all instances, until the next request", "goes to sleep")
-	operate("resume", "Turns a suspended service on again", "is resumed")
-	operate("restart", "Replaces all instances, while they serve", "is restarted")
+	operate("wake", "Starts an instance, as a request would", always("wakes up"))
+	operate("sleep", "Drains and stops all instances, until the next request", sleepInWords)
+	operate("resume", "Turns a suspended service on again", always("is resumed"))
+	operate("restart", "Replaces all instances, while they serve", always("is restarted"))
 	ofService(add("suspend <service>...", "Turns a service off, across reloads and restarts", cobra.MinimumNArgs(1), func(c *console, names []string) error {
-		return c.operate(names, "suspend", "is suspended", map[string]string{"reason": c.reason})
+		return c.operate(names, "suspend", always("is suspended"), map[string]string{"reason": c.reason})
 	})).Flags().StringP("reason", "r", "", "What clients are told")
 }
 
@@ -225,9 +225,31 @@ func servicePath(name string, more ...string) string {
 	return strings.Join(append([]string{"services", url.PathEscape(name)}, more...), "/")
 }
 
+// An outcome is what is true of a service once an operation is done, as a
+// sentence of which its name is the subject.
+type outcome func(hub.ServiceSummary) string
+
+func always(words string) outcome {
+	return func(hub.ServiceSummary) string { return words + "." }
+}
+
+// sleepInWords says whether a service stays asleep.
+func sleepInWords(s hub.ServiceSummary) string {
+	waiting := s.Waiting + s.Visitors
+	if waiting == 0 {
+		return "goes to sleep."
+	}
+	are := "are"
+	if waiting == 1 {
+		are = "is"
+	}
+	return fmt.Sprintf("wakes again at once: %s %s waiting. Use 'caddy usher suspend %s' to stop it anyway.",
+		hub.Several(waiting, "request"), are, s.Name)
+}
+
 // operate does something to each of the services. What fails for one is not
 // held against the others; the first failure is the command's.
-func (c *console) operate(names []string, verb, done string, body any) error {
+func (c *console) operate(names []string, verb string, done outcome, body any) error {
 	var first error
 	for _, name := range names {
 		var s hub.ServiceSummary
@@ -236,7 +258,7 @@ func (c *console) operate(names []string, verb, done string, body any) error {
 		case err == nil && c.json:
 			err = c.printJSON(raw)
 		case err == nil:
-			err = c.print("%s %s.\n", s.Name, done)
+			err = c.print("%s %s\n", s.Name, harmless(done(s)))
 		}
 		switch {
 		case err == nil:

@@ -47,6 +47,8 @@ var scriptedAdmin = map[string]string{
 		{"number":7,"time":"2026-03-04T12:29:59Z","instance":"i1","stream":"stdout","text":"listening on \u001b[1m21000"},
 		{"number":8,"time":"2026-03-04T12:30:00Z","instance":"i2","stream":"stderr","text":"slow query"}]`,
 	"POST /usher/services/api/wake":    `{"name":"api","state":"awake"}`,
+	"POST /usher/services/api/sleep":   `{"name":"api","state":"asleep"}`,
+	"POST /usher/services/blog/sleep":  `{"name":"blog","state":"asleep","waiting":4,"visitors":1}`,
 	"POST /usher/services/api/suspend": `{"name":"api","state":"suspended"}`,
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/caddy-usher/usher/scaler"
 	"github.com/caddy-usher/usher/scaler/control"
@@ -51,7 +52,9 @@ func (h *Hub) Operate(ctx context.Context, s *Service, verb, reason string) erro
 		s.Loop.Wake()
 		return nil
 	case VerbSleep:
-		s.Loop.Sleep()
+		if needing := s.Loop.Sleep(); needing != nil {
+			return h.neededConflict(s, needing)
+		}
 		return nil
 	case VerbSuspend:
 		if reason == "" {
@@ -64,6 +67,25 @@ func (h *Hub) Operate(ctx context.Context, s *Service, verb, reason string) erro
 		return s.Loop.Restart()
 	}
 	return fmt.Errorf("there is nothing like %q to do with a service", verb)
+}
+
+// neededConflict says that s stays awake because others need it, and what to do.
+func (h *Hub) neededConflict(s *Service, needing []string) error {
+	said := func(by, what string) error {
+		return conflict(fmt.Sprintf("%s is needed by %s, %s", s.Name, by, what))
+	}
+	if len(needing) > 1 {
+		last := len(needing) - 1
+		return said(strings.Join(needing[:last], ", ")+" and "+needing[last], "which have instances or want some: put them to sleep first")
+	}
+	name, state := needing[0], control.Awake
+	if by := h.Service(name); by != nil {
+		state = by.Loop.Status().State
+	}
+	if state == control.Asleep || state == control.Suspended {
+		return said(name, "whose instances have not ended yet: try again in a moment")
+	}
+	return said(name, fmt.Sprintf("which is %s: put %s to sleep first", state, name))
 }
 
 // NoOutput says why nothing is kept of the output of a service, or returns nil.

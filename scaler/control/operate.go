@@ -30,9 +30,15 @@ func (l *Loop) Wake() {
 }
 
 // Sleep drains and stops all instances until the next request. A waiting
-// request counts as such.
-func (l *Loop) Sleep() {
+// request counts as such. If services that are awake need this one, it does
+// nothing and returns their names.
+func (l *Loop) Sleep() (neededBy []string) {
 	l.mu.Lock()
+	// One that begins to need it from here on wakes it with the next decision.
+	if neededBy = l.keepersNamed(); neededBy != nil {
+		l.mu.Unlock()
+		return neededBy
+	}
 	l.asleep = true
 	l.startRequested = false
 	l.reserver.TakeRefusedDemand()
@@ -41,6 +47,7 @@ func (l *Loop) Sleep() {
 	l.settle()
 	l.mu.Unlock()
 	l.Trigger()
+	return nil
 }
 
 // Suspend turns the service off until Resume. Waiting requests get the reason

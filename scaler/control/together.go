@@ -39,7 +39,7 @@ type keepers struct {
 	all   []*Loop
 	shown standing
 	fresh bool // shown was said since the first one came
-	woken bool // one came since takeWoken
+	woken bool // one came since takeWoken, or a member of the group woke up
 }
 
 // keep lets by keep l awake, or no more.
@@ -61,8 +61,17 @@ func (l *Loop) keep(by *Loop, on bool) {
 	l.Trigger()
 }
 
-// takeWoken reports whether a service that needs l has woken it since the last
-// call.
+// wokenByOthers makes l decide anew. It wakes l even if an operator has put it to
+// sleep.
+func (l *Loop) wokenByOthers() {
+	l.keptBy.Lock()
+	l.keptBy.woken = true
+	l.keptBy.Unlock()
+	l.Trigger()
+}
+
+// takeWoken reports whether a service that needs l, or one of its group, has
+// woken it since the last call.
 func (l *Loop) takeWoken() bool {
 	l.keptBy.Lock()
 	defer l.keptBy.Unlock()
@@ -78,8 +87,9 @@ func (l *Loop) standing() (standing, bool) {
 	return l.keptBy.shown, l.keptBy.fresh
 }
 
-// keepersNames names the services that keep l awake; empty if none does.
-func (l *Loop) keepersNames() string {
+// keepersNamed returns the names of the services that keep l awake, sorted; nil
+// if none does.
+func (l *Loop) keepersNamed() []string {
 	l.keptBy.Lock()
 	defer l.keptBy.Unlock()
 	var names []string
@@ -87,8 +97,11 @@ func (l *Loop) keepersNames() string {
 		names = append(names, by.env.Service)
 	}
 	slices.Sort(names)
-	return strings.Join(names, ", ")
+	return names
 }
+
+// keepersNames is the same as one text; empty if none does.
+func (l *Loop) keepersNames() string { return strings.Join(l.keepersNamed(), ", ") }
 
 // show tells the loops that need l how it stands. The lock of l is held.
 func (l *Loop) show() {
@@ -218,7 +231,11 @@ func (g *Group) want(l *Loop, wants bool) string {
 		if o == l {
 			continue
 		}
-		if was != wants {
+		switch {
+		case was == wants:
+		case wants:
+			o.wokenByOthers()
+		default:
 			o.Trigger()
 		}
 		if name := o.env.Service; w && (other == "" || name < other) {

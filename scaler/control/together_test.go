@@ -130,6 +130,54 @@ func TestANeedThatWasPutToSleepIsWoken(t *testing.T) {
 	})
 }
 
+// A service that others need stays awake as long as they do: no request would
+// wake it, for theirs go to instances that are there already.
+func TestANeedOfAServiceThatIsAwakeIsNotPutToSleep(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		db := named(t, "db", defaults(), &platform{}, nil)
+		app := named(t, "app", with(func(s *Settings) { s.Needs = needs(db) }), &platform{}, nil)
+		app.comesAndGoes()
+		if by := db.Sleep(); len(by) != 1 || by[0] != "app" {
+			t.Errorf("it is put to sleep although it is needed: %v", by)
+		}
+		db.runs(1)
+		db.is(Awake)
+		if by := app.Sleep(); by != nil {
+			t.Errorf("what nothing needs is kept awake by %v", by)
+		}
+		app.runs(0)
+		if by := db.Sleep(); by != nil {
+			t.Errorf("a service that sleeps keeps it awake: %v", by)
+		}
+		db.runs(0)
+		app.comesAndGoes()
+		db.is(Awake)
+	})
+}
+
+// However a need comes to have no instance, it has one again while it is needed.
+func TestANeedIsStartedAgainHoweverItsInstancesEnded(t *testing.T) {
+	for name, end := range map[string]func(*bench, *platform){
+		"it ended by itself":     func(_ *bench, p *platform) { p.end(p.ids()[0], nil) },
+		"it was stopped":         func(b *bench, p *platform) { b.StopInstance(p.ids()[0]) },
+		"suspended, and resumed": func(b *bench, _ *platform) { b.Suspend("moving"); b.runs(0); b.Resume() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				store := &platform{local: true}
+				db := named(t, "db", defaults(), store, nil)
+				app := named(t, "app", with(func(s *Settings) { s.Needs = needs(db) }), &platform{}, nil)
+				app.comesAndGoes()
+				end(db, store)
+				time.Sleep(5 * time.Second)
+				app.comesAndGoes()
+				db.runs(1)
+				db.is(Awake)
+			})
+		})
+	}
+}
+
 // None of those that wait holds a place that the need would have to wait for.
 func TestTenServicesThatNeedOneStartWithinALimitOfTwo(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -208,6 +256,24 @@ func TestServicesOfAGroupWakeAndSleepTogether(t *testing.T) {
 		if web.active() || mail.active() {
 			t.Error("a group that sleeps keeps a goroutine")
 		}
+	})
+}
+
+func TestAMemberThatWasPutToSleepWakesWithItsGroup(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		group := new(Group)
+		in := with(func(s *Settings) { s.Group, s.IdleTimeout = group, time.Minute })
+		web, mail := named(t, "web", in, &platform{}, nil), named(t, "mail", in, &platform{}, nil)
+		web.comesAndGoes()
+		mail.is(Awake)
+		for _, b := range []*bench{web, mail} {
+			b.Sleep()
+			b.is(Asleep)
+		}
+		web.runs(0)
+		mail.runs(0)
+		web.comesAndGoes()
+		mail.is(Awake)
 	})
 }
 

@@ -496,7 +496,12 @@
 				method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body || {}),
 			});
 			if (r.ok) {
-				say(name + ": " + { wake: "wakes up", sleep: "goes to sleep", suspend: "is suspended", resume: "is resumed" }[what], false);
+				const now = await r.json(), waiting = now.waiting + (now.visitors || 0);
+				let done = { wake: "wakes up", sleep: "goes to sleep", suspend: "is suspended", resume: "is resumed" }[what];
+				if (what === "sleep" && waiting > 0) {
+					done = "wakes again at once: " + waiting + (waiting === 1 ? " request is" : " requests are") + " waiting. Suspend it to stop it anyway.";
+				}
+				say(name + ": " + done, false);
 				return;
 			}
 			const text = await r.text();
