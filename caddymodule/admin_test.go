@@ -57,7 +57,7 @@ func keys(o map[string]any) string {
 	for _, name := range []string{
 		"name", "backend", "state", "target", "min", "max", "instances", "slots", "waiting", "oldest_wait_ms", "cold_starts", "last_cold_start_ms",
 		"last_error", "instance_list", "config", "id", "address", "revision", "in_use", "since", "time", "from", "to", "reason", "inputs",
-		"cold_start", "why", "needed",
+		"cold_start", "why", "needed", "next",
 	} {
 		if _, ok := o[name]; ok {
 			names = append(names, name)
@@ -92,9 +92,10 @@ func TestAdminShowsAServiceAsTheContractSays(t *testing.T) {
 		t.Errorf("%v", list)
 	}
 
+	eventually(t, "the end of the request", func() bool { return serving(t, f.name).Reserver.Stats().Demand == 0 })
 	r := call(t, srv, "GET", "/usher/services/"+f.name, "")
 	o := object(t, r)
-	if keys(o) != summary+" instance_list config why needed" {
+	if keys(o) != summary+" instance_list config why needed next" {
 		t.Errorf("%s", keys(o))
 	}
 	if strings.Contains(r.body, "hush") || !strings.Contains(r.body, `"secret":"***"`) || r.header.Get("Content-Type") != "application/json" {

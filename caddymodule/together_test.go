@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -20,6 +21,39 @@ func TestARequestWakesWhatItsServiceNeedsFirst(t *testing.T) {
 	}
 	if sum := c.app.generation.Services["together-db"].Summary(); sum.NeededBy != "together-app" {
 		t.Errorf("it is needed by %q", sum.NeededBy)
+	}
+}
+
+func TestASuspendedNeedIsTheTroubleOfWhatNeedsIt(t *testing.T) {
+	t.Parallel()
+	db, cache, app := newFleetNamed(t, "off-db"), newFleetNamed(t, "off-cache"), newFleetNamed(t, "off-app")
+	c := start(t, site(app.usher("needs off-cache")+"\nroute /cache {\n"+cache.usher("needs off-db")+"\n}\nroute /db {\n"+db.usher()+"\n}\n"))
+	services := c.app.generation.Services
+	operate := func(verb, reason string) {
+		t.Helper()
+		if err := services["off-db"].Hub.Operate(t.Context(), services["off-db"], verb, reason); err != nil {
+			t.Fatal(err)
+		}
+	}
+	operate("suspend", "db upgrade")
+	if r := c.do("GET", "/", ""); r.status != 503 {
+		t.Fatalf("%+v", r)
+	}
+	details := func() hub.ServiceDetails {
+		d, err := services["off-app"].Details()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	want := hub.BlockedNeed{Service: "off-db", Suspended: true, Trouble: "it needs off-cache: it needs off-db, which is suspended (db upgrade)"}
+	if d := details(); d.BlockedBy == nil || *d.BlockedBy != want {
+		t.Errorf("%+v, want %+v", d.BlockedBy, want)
+	}
+	operate("resume", "")
+	eventually(t, "an answer", func() bool { return c.do("GET", "/", "").status == 200 })
+	if d := details(); d.BlockedBy != nil {
+		t.Errorf("it serves, and is blocked by %+v", d.BlockedBy)
 	}
 }
 

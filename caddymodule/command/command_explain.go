@@ -40,9 +40,12 @@ func (c *console) explain(names []string) error {
 		rows = [][]string{
 			{fmt.Sprintf("Why %d:", last.To), last.Reason},
 			{"Decided:", fmt.Sprintf("%s ago, from %d to %d", hub.Short(c.now().Sub(last.Time)), last.From, last.To)},
-			{"Then:", hub.Circumstances(last)},
+			{"At that time:", hub.Circumstances(last)},
 		}
 		decisions = decisions[:n-1]
+	}
+	if s.State == control.Failing && s.Target == 0 && trouble(s) != "" {
+		rows[0][1], s.Why = "it cannot be started (see Trouble)", ""
 	}
 	if s.Why != "" && s.Why != rows[0][1] {
 		rows = append(rows, []string{"It stays so:", s.Why})
@@ -52,16 +55,16 @@ func (c *console) explain(names []string) error {
 	}
 	rows = append(rows, []string{"Now:", nowInWords(s)})
 	rows = append(rows, reasonsToStay(s)...)
-	if start := s.Start.InWords(c.now()); start != "" {
+	if start := s.Start.InWords(s.State, c.now()); start != "" {
 		rows = append(rows, []string{"Start:", start})
 	}
-	if s.LastError != nil {
-		rows = append(rows, onRows("Trouble:", *s.LastError)...)
+	if words := trouble(s); words != "" {
+		rows = append(rows, onRows("Trouble:", words)...)
 	}
 	if known := s.Start.KnownInWords(); known != "" {
 		rows = append(rows, onRows("This start:", known)...)
 	}
-	if next := nextInWords(s); next != "" {
+	if next := nextInWords(s, c.now()); next != "" {
 		rows = append(rows, []string{"Next:", next})
 	}
 	if err := c.table("", rows); err != nil || len(decisions) == 0 {
@@ -107,7 +110,7 @@ func nowInWords(s hub.ServiceDetails) string {
 		words += " and " + waitersInWords(s.ServiceSummary) + boundInWords(s.ServiceSummary)
 	}
 	if s.Visitors > 0 {
-		words += fmt.Sprintf(", %d waiting in a browser", s.Visitors)
+		words += ", " + hub.Several(s.Visitors, "page") + " waiting in a browser"
 	}
 	if s.Slots.Total != nil {
 		words += ", " + hub.Several(*s.Slots.Total, "slot")
@@ -118,30 +121,54 @@ func nowInWords(s hub.ServiceDetails) string {
 	return words
 }
 
-// nextInWords says what would change the target, as far as the state alone
-// tells.
-func nextInWords(s hub.ServiceDetails) string {
-	idle, err := hub.IdleOf(s.Config)
-	if err != nil {
-		return ""
+// trouble is what keeps a service from starting or from being used; empty if
+// nothing does.
+func trouble(s hub.ServiceDetails) string {
+	switch {
+	case s.BlockedBy != nil:
+		return s.BlockedBy.Trouble
+	case s.LastError != nil:
+		return *s.LastError
 	}
-	switch s.State {
-	case control.Suspended:
+	return ""
+}
+
+// nextInWords says what would change the target, as far as that is known.
+func nextInWords(s hub.ServiceDetails, now time.Time) string {
+	switch {
+	case s.State == control.Suspended:
 		return "nothing, until it is resumed"
-	case control.Failing:
+	case s.BlockedBy != nil && s.BlockedBy.Suspended:
+		return fmt.Sprintf("'caddy usher resume %s'", s.BlockedBy.Service)
+	case s.BlockedBy != nil:
+		return fmt.Sprintf("it starts once %s does: see 'caddy usher explain %s'", s.BlockedBy.Service, s.BlockedBy.Service)
+	case s.State == control.Failing:
 		return "a start is tried after a pause if a request came; 'caddy usher wake' tries at once"
-	case control.Asleep:
+	case s.State == control.Asleep:
 		return "the next request wakes it"
-	case control.Waking:
+	case s.State == control.Waking:
 		return "it is awake as soon as an instance is ready"
 	}
+	floor := s.Min
+	if s.Schedule != nil {
+		floor = max(floor, s.Schedule.Min)
+	}
+	idle, err := hub.IdleOf(s.Config)
 	switch {
-	case s.Target <= s.Min:
+	case s.Next != nil:
+		return fmt.Sprintf("it goes to %d in %s if no request comes", s.Next.Target, hub.Short(max(0, s.Next.At.Sub(now))))
+	case s.KeptFor != "":
+		return fmt.Sprintf("one instance stays awake for %s, even without a request", s.KeptFor)
+	case s.Target <= floor && s.Target >= s.Max:
+		return "it has as many instances as it may have, and no fewer are allowed now"
+	case s.Target <= floor:
 		return "more requests than its slots hold make it more"
+	case err != nil:
+		return ""
 	case idle.Longest <= 0:
 		return "without demand it goes down, and one instance stays"
 	case idle.Learned:
-		return fmt.Sprintf("without a request it goes to %d, when none is likely soon or after %s", s.Min, hub.Short(idle.Longest))
+		return fmt.Sprintf("after the last request it goes to %d, when none is likely soon, or after %s", floor, hub.Short(idle.Longest))
 	}
-	return fmt.Sprintf("%s without a request and it goes to %d", hub.Short(idle.Longest), s.Min)
+	return fmt.Sprintf("it goes to %d at the earliest %s after the last request", floor, hub.Short(idle.Longest))
 }

@@ -77,11 +77,17 @@ func slotsInWords(s hub.SlotCounts) string {
 	return fmt.Sprintf("%d of %d", s.InUse, *s.Total)
 }
 
+// waitingInWords is `4 + 1 page, for 12s`: the requests in the queue, the waiting
+// pages in browsers, and how long the oldest request waits.
 func waitingInWords(s hub.ServiceSummary) string {
-	if s.Waiting == 0 {
-		return "0"
+	pages := ""
+	if s.Visitors > 0 {
+		pages = " + " + hub.Several(s.Visitors, "page")
 	}
-	return fmt.Sprintf("%d, for %s", s.Waiting, hub.Short(time.Duration(s.OldestWaitMS)*time.Millisecond))
+	if s.Waiting == 0 {
+		return "0" + pages
+	}
+	return fmt.Sprintf("%d%s, for %s", s.Waiting, pages, hub.Short(time.Duration(s.OldestWaitMS)*time.Millisecond))
 }
 
 // boundInWords says how many of those that wait another instance would not help.
@@ -141,7 +147,7 @@ func (c *console) show(names []string) error {
 	if s.ColdStarts > 0 {
 		rows = append(rows, []string{"Cold starts:", fmt.Sprintf("%d, the last took %s", s.ColdStarts, coldStartInWords(s.ServiceSummary))})
 	}
-	if start := s.Start.InWords(c.now()); start != "" {
+	if start := s.Start.InWords(s.State, c.now()); start != "" {
 		rows = append(rows, []string{"Start:", start})
 	}
 	if s.LastError != nil {

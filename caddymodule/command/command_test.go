@@ -43,6 +43,11 @@ var scriptedAdmin = map[string]string{
 	"GET /usher/services/events": `{"name":"events","backend":"marathon","state":"suspended","target":0,"min":0,"max":1,"instances":{"starting":0,"ready":0,"ejected":0,"draining":0},"slots":{"total":null,"in_use":0},"waiting":0,"oldest_wait_ms":0,"cold_starts":0,"last_cold_start_ms":0,"last_error":null,
 		"instance_list":[],"config":{"idle_timeout":"off"},"suspension":{"reason":"moving house \u001b[31m","since":"2026-03-04T12:00:00Z"}}`,
 	"GET /usher/services/events/decisions": `[]`,
+	"GET /usher/services/shop": `{"name":"shop","backend":"process","state":"failing","target":0,"min":0,"max":1,"instances":{"starting":0,"ready":0,"ejected":0,"draining":0},"slots":{"total":0,"in_use":0},"waiting":0,"visitors":1,"oldest_wait_ms":0,"cold_starts":0,"last_cold_start_ms":0,"last_error":"it needs db, which is suspended (db upgrade)",
+		"start":{"failed":2,"attempts":3},"instance_list":[],"config":{"idle_timeout":"5m0s"},"why":"min is 0","needed":0,"blocked_by":{"service":"db","suspended":true,"trouble":"it needs db, which is suspended (db upgrade)"}}`,
+	"GET /usher/services/shop/decisions": `[
+		{"time":"2026-03-04T12:27:30Z","from":0,"to":1,"reason":"0 in use, 1 waiting","inputs":{}},
+		{"time":"2026-03-04T12:28:00Z","from":1,"to":0,"reason":"min is 0","inputs":{"in_use":0,"waiting":0}}]`,
 	"GET /usher/services/api/logs": `[
 		{"number":7,"time":"2026-03-04T12:29:59Z","instance":"i1","stream":"stdout","text":"listening on \u001b[1m21000"},
 		{"number":8,"time":"2026-03-04T12:30:00Z","instance":"i2","stream":"stderr","text":"slow query"}]`,
@@ -58,7 +63,8 @@ var scriptedEvents = []string{
 		"event: target\ndata: {\"service\":\"api\",\"from\":0,\"to\":1,\"reason\":\"0 in use, 1 waiting\",\"time\":\"2026-03-04T12:00:00Z\"}\n\n" +
 		"event: state\ndata: {\"service\":\"blog\",\"from\":\"waking\",\"to\":\"failing\",\"time\":\"2026-03-04T12:00:00Z\"}\n\nevent: bye\ndata: {}\n\n",
 	"event: service\ndata: {\"name\":\"api\",\"state\":\"asleep\"}\n\n" +
-		"event: instance\ndata: {\"service\":\"api\",\"id\":\"i1\",\"address\":\"127.0.0.1:21000\",\"state\":\"ready\",\"revision\":\"r1\",\"time\":\"2026-03-04T12:00:01Z\"}\n\n",
+		"event: instance\ndata: {\"service\":\"api\",\"id\":\"i1\",\"address\":\"127.0.0.1:21000\",\"state\":\"ready\",\"revision\":\"r1\",\"time\":\"2026-03-04T12:00:01Z\"}\n\n" +
+		"event: instance\ndata: {\"service\":\"api\",\"id\":\"i0\",\"state\":\"ended\",\"revision\":\"r1\",\"time\":\"2026-03-04T12:00:02Z\"}\n\n",
 }
 
 // scriptedLines is the stream of lines: what comes first, and after a reload.

@@ -50,6 +50,10 @@ func (c *console) watch(names []string) error {
 	if err != nil {
 		return err
 	}
+	if err := c.watching(names); err != nil {
+		_ = resp.Body.Close()
+		return err
+	}
 	for {
 		err := c.follow(resp.Body, names)
 		_ = resp.Body.Close()
@@ -60,6 +64,22 @@ func (c *console) watch(names []string) error {
 			return err
 		}
 	}
+}
+
+// watching says what is watched: events may take a while to come.
+func (c *console) watching(names []string) error {
+	if c.json {
+		return nil
+	}
+	n := len(slices.Compact(slices.Sorted(slices.Values(names))))
+	if len(names) == 0 {
+		var all []hub.ServiceSummary
+		if _, err := c.ask(http.MethodGet, "services", nil, &all); err != nil {
+			return err
+		}
+		n = len(all)
+	}
+	return c.print("watching %s\n", hub.Several(n, "service"))
 }
 
 // eachEvent calls do for each event of a stream until `bye`, or the end of the
@@ -132,9 +152,13 @@ func (c *console) happened(event string, e watched) string {
 		}
 		return words
 	case "target":
-		return fmt.Sprintf("wants %v, wanted %v: %s", e.To, e.From, e.Reason)
+		return fmt.Sprintf("wants %v (was %v): %s", e.To, e.From, e.Reason)
 	case "instance":
-		words := fmt.Sprintf("instance %s is %s", e.ID, e.State)
+		is := "is"
+		if e.State == string(control.InstanceEnded) {
+			is = "has"
+		}
+		words := fmt.Sprintf("instance %s %s %s", e.ID, is, e.State)
 		if e.Address != "" {
 			words += " at " + e.Address
 		}

@@ -54,8 +54,8 @@ func (s *StartSummary) KnownInWords() string {
 	return cmp.Or(s.Problem, s.Known)
 }
 
-// InWords says it in one sentence. It is empty for nil.
-func (s *StartSummary) InWords(now time.Time) string {
+// InWords says it of a service in a state, in one sentence. It is empty for nil.
+func (s *StartSummary) InWords(state control.State, now time.Time) string {
 	if s == nil {
 		return ""
 	}
@@ -67,7 +67,7 @@ func (s *StartSummary) InWords(now time.Time) string {
 		parts = append(parts, s.Waits)
 	}
 	switch {
-	case s.Failed >= s.Attempts:
+	case s.Failed > 0 && (state == control.Failing || s.Failed >= s.Attempts):
 		parts = append(parts, Several(s.Failed, "attempt")+" failed")
 	case s.Failed > 0:
 		parts = append(parts, fmt.Sprintf("%s failed, and after %d the service is failing", Several(s.Failed, "attempt"), s.Attempts))

@@ -32,8 +32,12 @@ func TestTheCommandsSayHowStartsGo(t *testing.T) {
 		"1 attempt failed, and after 3 the service is failing; the next one in 4.0s at the earliest": {Failed: 1, Attempts: 3, NextAt: &next},
 		"3 attempts failed": {Failed: 3, Attempts: 3},
 	} {
-		if got := s.InWords(now); got != want {
+		if got := s.InWords(control.Waking, now); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
+	}
+	// One failure for good is enough.
+	if got := (&StartSummary{Failed: 2, Attempts: 3}).InWords(control.Failing, now); got != "2 attempts failed" {
+		t.Errorf("of a service that is failing already: %q", got)
 	}
 }

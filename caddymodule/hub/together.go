@@ -184,3 +184,35 @@ type Together struct {
 	// restart or a changed backend. Default: instances are not asked.
 	Busy *Busy `json:"busy,omitempty"`
 }
+
+// BlockedNeed is a service that another one needs and that cannot serve.
+type BlockedNeed struct {
+	Service   string `json:"service"`
+	Suspended bool   `json:"suspended"` // by an operator; otherwise it cannot be started
+	Trouble   string `json:"trouble"`   // in the words of the one that needs it
+}
+
+// blockedBy returns what keeps s from being started, of all that it needs, or nil.
+func (s *Service) blockedBy() *BlockedNeed {
+	for _, n := range s.Current().Service.Needs {
+		need := s.Hub.Service(n.Service)
+		if need == nil {
+			continue
+		}
+		if off := need.Suspended(); off != nil {
+			return &BlockedNeed{need.Name, true, fmt.Sprintf("it needs %s, which is suspended (%s)", need.Name, off.Reason)}
+		}
+		st := need.Loop.Status()
+		if st.Ready > 0 {
+			continue
+		}
+		if b := need.blockedBy(); b != nil {
+			b.Trouble = "it needs " + need.Name + ": " + b.Trouble
+			return b
+		}
+		if st.State == control.Failing && st.LastError != nil {
+			return &BlockedNeed{need.Name, false, "it needs " + need.Name + ": " + st.LastError.Error()}
+		}
+	}
+	return nil
+}

@@ -80,7 +80,23 @@ type ServiceDetails struct {
 	// Why the policy wants what it wants now.
 	Why string `json:"why,omitempty"`
 
+	// The services for which the last instance stays: those that need it, or
+	// one of its group.
+	KeptFor string `json:"kept_for,omitempty"`
+
+	// What the target falls to if no request comes; nil where that is not known.
+	Next *NextTarget `json:"next,omitempty"`
+
+	// What it needs and cannot have; nil while an instance is ready.
+	BlockedBy *BlockedNeed `json:"blocked_by,omitempty"`
+
 	Outlook
+}
+
+// NextTarget is a target, and when it holds.
+type NextTarget struct {
+	Target int       `json:"target"`
+	At     time.Time `json:"at"`
 }
 
 // InstanceDetails is one instance.
@@ -136,6 +152,11 @@ func (s *Service) Summary() ServiceSummary {
 		msg := st.LastError.Error()
 		sum.LastError = &msg
 	}
+	if sum.LastError == nil && (st.State == control.Failing || st.State == control.Waking) {
+		if b := s.blockedBy(); b != nil {
+			sum.LastError = &b.Trouble
+		}
+	}
 	sum.Start = summarizeStart(st.Start, Cut)
 	return sum
 }
@@ -150,10 +171,18 @@ func (s *Service) Details() (ServiceDetails, error) {
 	sum := s.Summary()
 	// Of one service, all is told.
 	sum.Start = summarizeStart(s.Loop.Status().Start, func(message string) string { return message })
-	return ServiceDetails{
-		Why: s.Loop.Status().Outlook.Reason, Outlook: s.Outlook(),
-		ServiceSummary: sum, InstanceList: s.Instances(), Config: config, Suspension: s.Suspended(),
-	}, nil
+	d := ServiceDetails{
+		Outlook: s.Outlook(), ServiceSummary: sum, InstanceList: s.Instances(), Config: config, Suspension: s.Suspended(),
+	}
+	p := s.Loop.Prospect()
+	d.Why, d.KeptFor = p.Reason, p.KeptFor
+	if !p.At.IsZero() {
+		d.Next = &NextTarget{Target: p.Target, At: p.At.UTC()}
+	}
+	if sum.Instances.Ready == 0 {
+		d.BlockedBy = s.blockedBy()
+	}
+	return d, nil
 }
 
 // Outlook says what the service needs now and what is expected of it.

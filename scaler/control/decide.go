@@ -176,24 +176,7 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 // It also returns the counters by which that was decided.
 func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Stats) {
 	stats := l.reserver.Stats()
-	in := scaler.Inputs{
-		Now: now, Min: l.settings.Min, Max: l.settings.Max, Concurrency: l.slotsEach(),
-		Demand: stats.Demand, Waiting: stats.Waiting + stats.Visitors, IdleSince: stats.IdleSince, IdleTimeout: l.settings.IdleTimeout,
-	}
-	if l.retired {
-		in.Min = 0
-	}
-	for _, r := range l.revisions {
-		if alive, _ := r.count(); r == l.current() && !r.ordering {
-			// If another program asked for fewer, the rest is on its way out.
-			in.Running += r.desired
-		} else {
-			in.Running += max(alive, r.desired)
-		}
-	}
-	if l.owed {
-		in.Running = max(in.Running, 1)
-	}
+	in := l.demandInputs(now, stats)
 	switch {
 	case now.Before(l.backoffUntil):
 		// A request that is refused meanwhile is the reason for the next try.
@@ -221,12 +204,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 	l.countIdle(now, stats)
 	in.Peak = max(l.remember(now, in.Running, stats), in.Demand)
 	past := l.recalled()
-	in.History = past.samples
-	in.Target, in.Ready, in.OldestWait, in.Arrivals = l.target, stats.Open, stats.Oldest(), stats.Arrivals
-	in.StartTime, in.ServiceTime = past.readyMean, l.ServiceTime()
-	in.Started, in.StartingSince = l.neverReady()
-	in.Starting = len(in.Started)
-	in.Metric = l.meter.Load().last()
+	l.measuredInputs(&in, past, stats)
 
 	if l.suspended != nil || l.asleep || l.retired && in.Demand == 0 {
 		l.alone()
@@ -237,7 +215,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 		return scaler.Advice{Reason: "suspended", Mark: scaler.NoMark}, stats
 	case l.asleep:
 		l.expectNothing(in)
-		return scaler.Advice{Reason: "put to sleep by an operator"}, stats
+		return scaler.Advice{Reason: sleepReason}, stats
 	case l.retired && in.Demand == 0:
 		return scaler.Advice{Reason: "no longer configured"}, stats
 	}
@@ -248,7 +226,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 	a.Target = max(in.Min, min(a.Target, in.Max))
 	a = l.inSession(a, in, next)
 	l.foresee(a, in)
-	a = l.current().held(l.inCompany(a, stats))
+	a = l.current().held(l.inCompany(a, l.company(a), stats))
 	// The policy has seen this demand: only more than that is news to it.
 	a.Mark = max(a.Mark, stats.Demand)
 	if a.Target == 0 {
@@ -258,6 +236,45 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 		a.Reason = "asked for by an operator, or by a request that could not wait"
 	}
 	return a, stats
+}
+
+// sleepReason is why a service that an operator has put to sleep has no
+// instance.
+const sleepReason = "put to sleep by an operator"
+
+// demandInputs are the limits, the demand and the instances by which the policy
+// decides. The lock is held.
+func (l *Loop) demandInputs(now time.Time, stats reserver.Stats) scaler.Inputs {
+	in := scaler.Inputs{
+		Now: now, Min: l.settings.Min, Max: l.settings.Max, Concurrency: l.slotsEach(),
+		Demand: stats.Demand, Waiting: stats.Waiting + stats.Visitors, IdleSince: stats.IdleSince, IdleTimeout: l.settings.IdleTimeout,
+	}
+	if l.retired {
+		in.Min = 0
+	}
+	for _, r := range l.revisions {
+		if alive, _ := r.count(); r == l.current() && !r.ordering {
+			// If another program asked for fewer, the rest is on its way out.
+			in.Running += r.desired
+		} else {
+			in.Running += max(alive, r.desired)
+		}
+	}
+	if l.owed {
+		in.Running = max(in.Running, 1)
+	}
+	return in
+}
+
+// measuredInputs adds what the loop remembers and has measured. The lock is
+// held.
+func (l *Loop) measuredInputs(in *scaler.Inputs, past history, stats reserver.Stats) {
+	in.History = past.samples
+	in.Target, in.Ready, in.OldestWait, in.Arrivals = l.target, stats.Open, stats.Oldest(), stats.Arrivals
+	in.StartTime, in.ServiceTime = past.readyMean, l.ServiceTime()
+	in.Started, in.StartingSince = l.neverReady()
+	in.Starting = len(in.Started)
+	in.Metric = l.meter.Load().last()
 }
 
 // held returns the advice as far as the hold of the platform allows it.

@@ -11,10 +11,13 @@ import (
 // follow carries the advice out as far as it can be now. It returns false if
 // the advice is void, because a request came in between.
 func (l *Loop) follow(a scaler.Advice, stats reserver.Stats, now time.Time, next *recheck) bool {
+	tell := l.delayChanges()
 	if !l.shrink(a, stats.IdleSince, now, next) {
+		tell()
 		return false
 	}
 	l.setTarget(a, stats, now)
+	tell()
 	if l.target == 0 && a.Idle && l.done != nil {
 		l.done.reset = true
 	}

@@ -71,6 +71,8 @@ type Loop struct {
 	onRetired        func()   // set while it is retired and not yet closed
 	refusal          *Refusal // what the reserver was told last
 
+	delayed *[]InstanceStatus // changes that are told after a decision; nil unless there is one being made
+
 	lastFailure  *failureAt
 	backoffUntil time.Time
 

@@ -43,7 +43,12 @@ func (l *Loop) Sleep() (neededBy []string) {
 	l.startRequested = false
 	l.reserver.TakeRefusedDemand()
 	// From here on requests on instances no longer count as demand.
+	tell := l.delayChanges()
 	l.drainAll()
+	if stats := l.reserver.Stats(); stats.Demand == 0 {
+		l.setTarget(scaler.Advice{Reason: sleepReason}, stats, time.Now())
+	}
+	tell()
 	l.settle()
 	l.mu.Unlock()
 	l.Trigger()
@@ -59,7 +64,10 @@ func (l *Loop) Suspend(reason string) {
 	l.startRequested = false
 	l.refuse(time.Now())
 	// Requests after this call find no instance, however busy the loop is.
+	tell := l.delayChanges()
 	l.drainAll()
+	l.setTarget(scaler.Advice{Reason: "suspended"}, l.reserver.Stats(), time.Now())
+	tell()
 	l.mu.Unlock()
 	l.Trigger()
 }

@@ -9,7 +9,26 @@ import (
 )
 
 // changed tells the observer about i.
-func (l *Loop) changed(i *instance) { l.observer.Observe(i.status()) }
+func (l *Loop) changed(i *instance) {
+	if l.delayed != nil {
+		*l.delayed = append(*l.delayed, i.status())
+		return
+	}
+	l.observer.Observe(i.status())
+}
+
+// delayChanges keeps changes of instances back until tell is called: the
+// decision that causes them is told first. The lock is held all the time.
+func (l *Loop) delayChanges() (tell func()) {
+	var delayed []InstanceStatus
+	l.delayed = &delayed
+	return func() {
+		l.delayed = nil
+		for _, s := range delayed {
+			l.observer.Observe(s)
+		}
+	}
+}
 
 // reported takes a report in. It is what Env.Report calls.
 func (l *Loop) reported(r *revision, rep scaler.Report) {

@@ -226,19 +226,31 @@ func (g *Group) want(l *Loop, wants bool) string {
 	}
 	was := g.wants[l]
 	g.wants[l] = wants
-	other := ""
-	for o, w := range g.wants {
-		if o == l {
-			continue
-		}
+	for o := range g.wants {
 		switch {
-		case was == wants:
+		case o == l || was == wants:
 		case wants:
 			o.wokenByOthers()
 		default:
 			o.Trigger()
 		}
-		if name := o.env.Service; w && (other == "" || name < other) {
+	}
+	return g.beside(l)
+}
+
+// wantedBeside returns the name of a member beside l that wants to be awake by
+// itself, or "".
+func (g *Group) wantedBeside(l *Loop) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.beside(l)
+}
+
+// beside is the same. The lock is held.
+func (g *Group) beside(l *Loop) string {
+	other := ""
+	for o, w := range g.wants {
+		if name := o.env.Service; o != l && w && (other == "" || name < other) {
 			other = name
 		}
 	}
@@ -257,9 +269,9 @@ func (g *Group) leave(l *Loop) {
 	}
 }
 
-// inCompany returns the advice with the fewest instances that other services and
-// Settings.Awake ask for. The lock is held.
-func (l *Loop) inCompany(a scaler.Advice, stats reserver.Stats) scaler.Advice {
+// company notes in the group what the policy wants, and returns the names of the
+// services for which l is to be awake; empty if there is none. The lock is held.
+func (l *Loop) company(a scaler.Advice) string {
 	by := l.keepersNames()
 	if l.group != nil && l.group != l.settings.Group {
 		l.group.leave(l)
@@ -269,6 +281,21 @@ func (l *Loop) inCompany(a scaler.Advice, stats reserver.Stats) scaler.Advice {
 			by = other
 		}
 	}
+	return by
+}
+
+// companyNow is the same, and notes nothing.
+func (l *Loop) companyNow() string {
+	by := l.keepersNames()
+	if by == "" && l.group != nil {
+		by = l.group.wantedBeside(l)
+	}
+	return by
+}
+
+// inCompany returns the advice with the fewest instances that the services by
+// and Settings.Awake ask for. The lock is held.
+func (l *Loop) inCompany(a scaler.Advice, by string, stats reserver.Stats) scaler.Advice {
 	if a.Target == 0 && by != "" {
 		a.Target, a.Idle, a.Mark = min(1, l.settings.Max), false, stats.Demand
 		a.Reason = "kept awake for " + by

@@ -3,6 +3,7 @@ package policies
 import (
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/caddy-usher/usher/scaler"
@@ -79,7 +80,7 @@ func (q Queue) Target(in scaler.Inputs, _ scaler.Memory) (scaler.Advice, scaler.
 	case a.Target == floor:
 		a.Reason = "one stays until idle_timeout"
 	default:
-		a.Reason = fmt.Sprintf("the most of the last %v", q.Window())
+		a.Reason = "highest demand of the last " + lastWords(q.Window()) + " (down_window)"
 	}
 
 	if patient && a.Target < in.Max {
@@ -110,6 +111,23 @@ func (q Queue) Target(in scaler.Inputs, _ scaler.Memory) (scaler.Advice, scaler.
 		}
 	}
 	return a, nil
+}
+
+// lastWords writes a duration as after "the last".
+func lastWords(d time.Duration) string {
+	switch d {
+	case time.Second:
+		return "second"
+	case time.Minute:
+		return "minute"
+	case time.Hour:
+		return "hour"
+	}
+	words := rough(d.Seconds())
+	if minutes, even := strings.CutSuffix(words, "m0s"); even {
+		return minutes + "m"
+	}
+	return words
 }
 
 // need is the number of instances that so many requests need.

@@ -37,8 +37,11 @@ func TestCommandsOperateAService(t *testing.T) {
 		t.Errorf("the reason is not told: %s", r.Body)
 	}
 	want("show web", "suspended (moving)", 0)
+	want("explain web", "nothing, until it is resumed", 0)
 	want("resume web", "web is resumed.", 0)
 	wantOK(t, c.Get("/"))
+	harness.Eventually(t, soon, func() bool { return c.Service("web").Slots.InUse == 0 }, "the end of the request")
+	want("explain web", "if no request comes", 0)
 	want("sleep web", "web goes to sleep.", 0)
 	c.AwaitProcesses(0, soon)
 	want("show missing", "there is no service missing", 4)
