@@ -34,8 +34,10 @@
 //
 // Two things it cannot prevent. A Caddy that stands still as a whole for longer
 // than Options.LostAfter, with requests inside, may overlap with the next
-// user of its slots; with Options.Replace it cannot. And a Caddy may stand
-// still between the last look at the lease and the write. A coordinator that
+// user of its slots; if it had lost its lease before, a tenth of that is enough,
+// because it cuts its requests only shortly before their slots are used. With
+// Options.Replace neither can happen. And a Caddy may stand still between the
+// last look at the lease and the write. A coordinator that
 // forgets a view that it has confirmed is found out by every Caddy that knew
 // the view, not by one that never heard of it. With Options.KeepServing a Caddy
 // without a lease goes on, so the limits may be passed.

@@ -24,8 +24,9 @@ type Received struct {
 // its connections. Nothing less may be taken for it: see the package's doc.
 type Dead struct{ Boot string }
 
-// Forget is an operator's word that no Caddy with this ID has requests inside.
-// With All it is the word that this holds for all others.
+// Forget is an operator's word that no Caddy with this ID, or this boot, has
+// requests inside. One to which a stream stands is left out. With All it is the
+// word that this holds for all others.
 type Forget struct {
 	ID  string
 	All bool

@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	exploreStates = flag.Int("explore.states", 30_000, "how many states to explore of each scope, and how many random steps to take")
+	exploreStates = flag.Int("explore.states", 20_000, "how many states to explore of each scope, and how many random steps to take")
 	walkSeed      = flag.Uint64("explore.seed", 1, "the seed of the random steps")
 )
 

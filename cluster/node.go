@@ -206,7 +206,7 @@ func (n *Node) died(boot string) {
 
 func (n *Node) forget(e Forget) {
 	for _, p := range slices.Concat(n.view.Members, n.view.Lost) {
-		if e.All || p.ID == e.ID {
+		if e.All || (p.ID == e.ID || p.Boot == e.ID) && !n.connected(p.Boot) {
 			n.died(p.Boot)
 		}
 	}
@@ -313,7 +313,7 @@ func (n *Node) schedule() {
 	if n.lead != nil {
 		n.scheduleLeader()
 	}
-	n.next = max(n.next, n.now.Mono+1)
+	n.next = max(n.next, n.now.Mono+int64(time.Millisecond)) // nothing is in a greater hurry
 }
 
 func after(at int64, d time.Duration) int64 { return at + int64(d) }

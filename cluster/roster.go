@@ -17,11 +17,12 @@ func (n *Node) confirmed() bool { return !n.now.reached(n.lead.confirm) || n.fau
 // once the coordinator has shown another one than it should.
 func (n *Node) ask() {
 	l, r := n.lead, &n.register
+	l.round, l.roundBegun = 0, n.now
 	if r.odd || r.unsure() && !n.faults.stillUnsure {
 		return
 	}
 	l.rounds++
-	l.round, l.roundBegun, l.answered = l.rounds, n.now, nil
+	l.round, l.answered = l.rounds, nil
 	for _, p := range n.view.Members {
 		n.send(p.Boot, 0, Ask{Round: l.round})
 	}
