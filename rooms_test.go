@@ -36,6 +36,7 @@ var rooms = map[string][]string{
 	"scaler/policies":      {"scaler"},
 	"reserver":             {},
 	"cluster":              {},
+	"cluster/link":         {},
 }
 
 // pure are the rooms that know neither Caddy nor zap nor a platform.
