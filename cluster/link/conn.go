@@ -124,7 +124,7 @@ func (c *Conn) Receive() ([]byte, error) {
 		_ = c.raw.SetReadDeadline(time.Now().Add(c.quiet))
 		b, err := readFrame(c.in, MaxFrame)
 		if err != nil {
-			return nil, c.end(readError(c.peer, c.quiet, err))
+			return nil, c.endFor(readError(c.peer, c.quiet, err))
 		}
 		if len(b) > 0 {
 			return b, nil
@@ -135,8 +135,8 @@ func (c *Conn) Receive() ([]byte, error) {
 func readError(peer Hello, quiet time.Duration, err error) error {
 	var timeout net.Error
 	switch {
-	case err == io.EOF:
-		return err
+	case errors.Is(err, io.EOF):
+		return io.EOF
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return fmt.Errorf("%s was silent for %v: %w", peer, quiet, err)
 	default:
@@ -161,15 +161,17 @@ func readFrame(in *bufio.Reader, most uint32) ([]byte, error) {
 }
 
 func noEOF(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err
 }
 
-// end ends the connection for the reason err, if it has not ended before, and
-// returns why it has.
-func (c *Conn) end(err error) error {
+// end ends the connection for the reason err, if it has not ended before.
+func (c *Conn) end(err error) { _ = c.endFor(err) }
+
+// endFor ends it and returns why it has ended: the first reason counts.
+func (c *Conn) endFor(err error) error {
 	c.mu.Lock()
 	first := c.err == nil
 	if first {
