@@ -36,15 +36,16 @@ func TestExplainSaysWhatComesNext(t *testing.T) {
 		set    func(*hub.ServiceDetails)
 		want   string
 	}{
-		"requests are inside":    {queue, nil, "it goes to 0 at the earliest 5m after the last request"},
-		"adaptive":               {adaptive, nil, "after the last request it goes to 0, when none is likely soon, or after 20m"},
-		"adaptive, with a limit": {`{"idle_timeout":"5m0s","scale":{"policy":"adaptive","max_idle":"1h0m0s"}}`, nil, "after the last request it goes to 0, when none is likely soon, or after 1h"},
-		"idle_timeout is off":    {`{"idle_timeout":"off","scale":{"policy":"adaptive"}}`, nil, "without demand it goes down, and one instance stays"},
-		"a third party's policy": {`{"idle_timeout":"5m0s","scale":{"policy":"own","max_idle":60}}`, nil, "it goes to 0 at the earliest 5m after the last request"},
-		"the policy has said it": {adaptive, func(s *hub.ServiceDetails) { s.Next = &hub.NextTarget{Target: 0, At: aDay.Add(12 * time.Second)} }, "it goes to 0 in 12s if no request comes"},
-		"the schedule keeps it":  {queue, func(s *hub.ServiceDetails) { s.Schedule = &hub.ScheduleSummary{Min: 1} }, "more requests than its slots hold make it more"},
-		"no more are allowed":    {queue, func(s *hub.ServiceDetails) { s.Schedule, s.Max = &hub.ScheduleSummary{Min: 1}, 1 }, "it has as many instances as it may have, and no fewer are allowed now"},
-		"another one needs it":   {queue, func(s *hub.ServiceDetails) { s.KeptFor = "shop" }, "one instance stays awake for shop, even without a request"},
+		"requests are inside":      {queue, nil, "it goes to 0 at the earliest 5m after the last request"},
+		"adaptive":                 {adaptive, nil, "after the last request it goes to 0, when none is likely soon, or after 20m"},
+		"adaptive, with a limit":   {`{"idle_timeout":"5m0s","scale":{"policy":"adaptive","max_idle":"1h0m0s"}}`, nil, "after the last request it goes to 0, when none is likely soon, or after 1h"},
+		"adaptive, with a minimum": {`{"idle_timeout":"5m0s","scale":{"policy":"adaptive","min_idle":"30m0s"}}`, nil, "after the last request it goes to 0, when none is likely soon, or after 30m"},
+		"idle_timeout is off":      {`{"idle_timeout":"off","scale":{"policy":"adaptive"}}`, nil, "without demand it goes down, and one instance stays"},
+		"a third party's policy":   {`{"idle_timeout":"5m0s","scale":{"policy":"own","max_idle":60}}`, nil, "it goes to 0 at the earliest 5m after the last request"},
+		"the policy has said it":   {adaptive, func(s *hub.ServiceDetails) { s.Next = &hub.NextTarget{Target: 0, At: aDay.Add(12 * time.Second)} }, "it goes to 0 in 12s if no request comes"},
+		"the schedule keeps it":    {queue, func(s *hub.ServiceDetails) { s.Schedule = &hub.ScheduleSummary{Min: 1} }, "more requests than its slots hold make it more"},
+		"no more are allowed":      {queue, func(s *hub.ServiceDetails) { s.Schedule, s.Max = &hub.ScheduleSummary{Min: 1}, 1 }, "it has as many instances as it may have, and no fewer are allowed now"},
+		"another one needs it":     {queue, func(s *hub.ServiceDetails) { s.KeptFor = "shop" }, "one instance stays awake for shop, even without a request"},
 		"its need is suspended": {queue, func(s *hub.ServiceDetails) {
 			s.State, s.BlockedBy = control.Failing, &hub.BlockedNeed{Service: "db", Suspended: true}
 		}, "'caddy usher resume db'"},

@@ -26,6 +26,7 @@ func IdleOf(config json.RawMessage) (Idle, error) {
 		IdleTimeout IdleTimeout `json:"idle_timeout"`
 		Scale       struct {
 			Policy  string         `json:"policy"`
+			MinIdle caddy.Duration `json:"min_idle"`
 			MaxIdle caddy.Duration `json:"max_idle"`
 		} `json:"scale"`
 	}
@@ -36,5 +37,6 @@ func IdleOf(config json.RawMessage) (Idle, error) {
 	if idle == 0 || c.Scale.Policy != "adaptive" {
 		return Idle{Longest: idle}, nil
 	}
-	return Idle{policies.Adaptive{MaxIdle: time.Duration(c.Scale.MaxIdle)}.LongestIdle(idle), true}, nil
+	p := policies.Adaptive{MinIdle: time.Duration(c.Scale.MinIdle), MaxIdle: time.Duration(c.Scale.MaxIdle)}
+	return Idle{Longest: p.LongestIdle(idle), Learned: true}, nil
 }

@@ -181,12 +181,12 @@ func (n now) bounded(v verdict, until float64) verdict {
 const maxIdleTimes = 4
 
 // LongestIdle is how long the last instance stays at most with that idle
-// timeout: MaxIdle, or what holds without it.
+// timeout: MaxIdle, or what holds without it, and never less than MinIdle.
 func (p Adaptive) LongestIdle(idleTimeout time.Duration) time.Duration {
 	if p.MaxIdle > 0 {
 		return p.MaxIdle
 	}
-	return maxIdleTimes * min(idleTimeout, scaler.MaxDuration/maxIdleTimes)
+	return max(p.MinIdle, maxIdleTimes*min(idleTimeout, scaler.MaxDuration/maxIdleTimes))
 }
 
 func (n now) maxIdle() time.Duration { return n.LongestIdle(n.IdleTimeout) }
