@@ -335,7 +335,9 @@ func (d *division) fair(wants, busy []int, oldest *taker) {
 		from := -1
 		for k := range d.takers {
 			t := &d.takers[k]
-			if t == oldest || t.held <= busy[k] || t.waitsSince(now) < since+pause {
+			// Its oldest request counts as it said: a slot that was just granted
+			// must not be taken back before it is used.
+			if t == oldest || t.held <= busy[k] || t.claim.need.Waiting > 0 && t.claim.since < since+pause {
 				continue
 			}
 			if from < 0 || t.held-busy[k] > d.takers[from].held-busy[from] {

@@ -221,7 +221,10 @@ func (k *keyer) leader(w *world, l *leader) {
 	}
 	for _, r := range l.rows {
 		k.word(r.peer.Boot)
-		k.yes(r.known, r.leased, r.unheard, r.lost, r.leaving, r.left)
+		k.yes(r.known, r.leased, r.unheard, r.lost, r.leaving, r.left, r.beats)
+		if r.beats {
+			k.time(r.beat.Mono)
+		}
 		k.num(int64(w.routers[index(r.peer.Boot)].node.member.session) - int64(r.session))
 		k.time(r.heard)
 		k.time(r.until)

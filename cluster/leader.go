@@ -38,8 +38,11 @@ type row struct {
 	lost    bool // it is no member
 	leaving bool
 	left    bool
-	heard   int64 // when a message came last
-	until   int64 // its lease is over then, at the latest
+	heard   int64   // when a message came last
+	beat    Instant // of the latest heartbeat
+	beats   bool    // it is not answered yet
+	until   int64   // its lease is over then, at the latest
+	defines []Definition
 	differs []string
 }
 
@@ -273,18 +276,8 @@ func (n *Node) fromMember(from string, msg Message) {
 	r.heard = n.now.Mono
 	switch b := msg.Body.(type) {
 	case Heartbeat:
-		if !n.now.reached(l.confirm) || n.faults.noConfirm {
-			rest := n.now.until(l.confirm)
-			if n.faults.noConfirm {
-				rest = n.options.Lease
-			}
-			r.until = max(r.until, l.confirm.Mono)
-			if !r.leased {
-				r.leased = true
-				l.lookAgain()
-			}
-			n.send(from, r.session, Ack{Sent: b.Sent, Rest: rest})
-		}
+		r.beat, r.beats = b.Sent, true
+		n.ack(r)
 	case Return:
 		l.returned(from, b)
 	case Need:
@@ -298,6 +291,26 @@ func (n *Node) fromMember(from string, msg Message) {
 			r.left = true
 		}
 	}
+}
+
+// ack answers a heartbeat, once no other Caddy can lead. An answer that comes
+// late gives a shorter lease.
+func (n *Node) ack(r *row) {
+	l := n.lead
+	if !r.beats || !r.known || n.now.reached(l.confirm) && !n.faults.noConfirm {
+		return
+	}
+	rest := n.now.until(l.confirm)
+	if n.faults.noConfirm {
+		rest = n.options.Lease
+	}
+	r.beats = false
+	r.until = max(r.until, l.confirm.Mono)
+	if !r.leased {
+		r.leased = true
+		l.lookAgain()
+	}
+	n.send(r.peer.Boot, r.session, Ack{Sent: r.beat, Rest: rest})
 }
 
 func (l *leader) returned(from string, b Return) {
@@ -359,7 +372,8 @@ func (n *Node) helloFrom(from string, session uint64, h Hello) {
 	r.leased, r.leaving, r.heard = false, h.Leaving, n.now.Mono
 	n.settle()
 	n.send(from, session, Welcome{})
-	n.compareWith(r, h.Definitions)
+	r.defines, r.beats = h.Definitions, false
+	n.compareWith(r)
 	for k := range l.ledgers {
 		n.announce(&l.ledgers[k], r)
 	}
@@ -418,12 +432,12 @@ func (s *ledger) tidy() {
 }
 
 // compareWith tells which definitions of a member are not the leader's.
-func (n *Node) compareWith(r *row, theirs []Definition) {
+func (n *Node) compareWith(r *row) {
 	if r.peer.Boot == n.self.Boot {
 		return
 	}
 	var differ []string
-	for _, d := range theirs {
+	for _, d := range r.defines {
 		if s := n.lead.ledger(d.Service); s.definition != "" && s.definition != d.Hash {
 			differ = append(differ, d.Service)
 		}

@@ -462,7 +462,12 @@ func (n *Node) define(d []Definition) {
 	for k := range m.services {
 		n.compare(&m.services[k])
 	}
-	if m.helloed && n.connected(n.view.Leader) {
+	if n.lead != nil {
+		n.lead.define(d)
+		for k := range n.lead.rows {
+			n.compareWith(&n.lead.rows[k])
+		}
+	} else if m.helloed && n.connected(n.view.Leader) {
 		n.hello() // the leader compares too
 	}
 }

@@ -7,6 +7,9 @@ func (n *Node) confirm(begun Instant) {
 	l := n.lead
 	if end := begun.Add(n.options.Lease); end.Mono > l.confirm.Mono {
 		l.confirm = end
+		for k := range l.rows {
+			n.ack(&l.rows[k])
+		}
 	}
 }
 

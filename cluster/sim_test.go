@@ -28,6 +28,7 @@ type sim struct {
 	oneWay   map[[2]int]bool // from, to: nothing arrives
 	rtt      func(*rand.Rand) int64
 	mishaps  bool
+	seen     func(*caddy, Output)
 	worktime func(*rand.Rand) int64
 
 	served, recalls int
@@ -157,6 +158,9 @@ func (s *sim) step(c *caddy, e Event) {
 func (s *sim) carryOut(c *caddy, outputs []Output) {
 	used := make(map[string]bool)
 	for _, o := range outputs {
+		if s.seen != nil {
+			s.seen(c, o)
+		}
 		switch o := o.(type) {
 		case Send:
 			s.send(c, o)
