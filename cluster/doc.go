@@ -25,7 +25,7 @@
 //     or had the time to cut its requests.
 //   - A coordinator that shows an older view than the one that is followed is
 //     never believed: the leader stops, and writes a newer view, in which it
-//     takes over anew.
+//     takes over anew and gives no lease before all requests of both have ended.
 //   - A free slot goes to the Caddy whose oldest request has waited longest. If
 //     none is free, idle slots are recalled at once, and slots that others need
 //     too after Options.Fair. The number of recalls is bounded by the number of

@@ -212,6 +212,7 @@ func (k *keyer) leader(w *world, l *leader) {
 	k.num(int64(l.term))
 	k.time(l.confirm.Mono)
 	k.time(l.blind)
+	k.time(l.quiet)
 	k.yes(l.told, l.unsettled, l.round != 0)
 	if l.round != 0 {
 		k.time(l.roundBegun.Mono)

@@ -15,6 +15,11 @@ type leader struct {
 	// any more; 0 if there can be none.
 	blind int64
 
+	// quiet is when leases may be given after the coordinator has shown a view
+	// that it should not: whoever followed that one takes what others held for
+	// free by then, so all of it has to end first.
+	quiet int64
+
 	// unsettled is true while Caddys may hold slots of which the leader knows
 	// nothing: unknown of each instance.
 	unsettled bool

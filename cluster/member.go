@@ -135,7 +135,7 @@ func (n *Node) endSession() {
 // inside: so first the reserver has to have let go of it.
 func (n *Node) truthful() bool {
 	m := &n.member
-	if !m.isolated || n.options.KeepServing || n.faults.staleHello {
+	if !m.isolated || n.options.KeepServing {
 		return true
 	}
 	for k := range m.services {

@@ -44,8 +44,8 @@ type faults struct {
 	grantOutsider bool // slots are granted to Caddys that the view does not have
 	stillUnsure   bool // a Caddy that has asked for a new view says that it follows the old one
 	followLower   bool // a view with a lower number is followed
+	healAtOnce    bool // a leader that mends the coordinator gives leases at once
 	trustFound    bool // the founder of a cluster believes that it is alone
-	staleHello    bool // a Caddy without a lease says that it holds what others may have
 	returnEarly   bool // slots are returned before the reserver has let go of them
 }
 
@@ -249,7 +249,7 @@ func (n *Node) follow(v View) {
 	if v.Number <= n.view.Number && !n.faults.followLower {
 		return
 	}
-	before, led, risky := n.view, n.lead != nil, n.register.risky
+	before, led, risky, healed := n.view, n.lead != nil, n.register.risky, n.register.odd
 	own := led && n.register.continues(before, v)
 	n.view, n.followed = v, n.now.Mono
 	n.register.followed()
@@ -269,6 +269,9 @@ func (n *Node) follow(v View) {
 		n.adopt()
 	default:
 		n.takeOver(risky)
+		if healed && !n.faults.healAtOnce {
+			n.lead.quiet = after(n.now.Mono, n.options.Lease+n.options.LostAfter)
+		}
 		n.emit(Lead{On: true, Term: v.Number})
 	}
 	if led || n.lead != nil {

@@ -5,6 +5,9 @@ import "slices"
 // confirm takes note that no other Caddy leads before begun and a lease.
 func (n *Node) confirm(begun Instant) {
 	l := n.lead
+	if n.now.Mono < l.quiet {
+		return
+	}
 	if end := begun.Add(n.options.Lease); end.Mono > l.confirm.Mono {
 		l.confirm = end
 		for k := range l.rows {
