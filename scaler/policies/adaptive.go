@@ -162,12 +162,13 @@ func (n now) ask(m *adaptiveMemory, a *scaler.Advice, until time.Time) {
 	}
 	at(until)
 	switch idle := n.Now.Sub(m.idleSince); {
+	case n.Waiting > 0 && a.Target >= n.Max:
+		// There is nothing left to decide but for how long they are needed.
+		a.Mark = scaler.NoMark
+		at(n.Now.Add(m.pause))
 	case n.Waiting > 0:
-		// Each further one counts, until there is nothing left to decide.
+		// Each further one counts, and so does the time that they wait.
 		a.Mark = n.Demand
-		if a.Target >= n.Max {
-			a.Mark = scaler.NoMark
-		}
 		at(n.Now.Add(seconds(min(max(n.start/20, 0.05), look.Seconds()))))
 	case n.Demand > 0:
 		a.Mark = capacity

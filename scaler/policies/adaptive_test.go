@@ -22,6 +22,7 @@ type life struct {
 	start  time.Duration
 	ready  []time.Time
 	starts int
+	asked  int // how many decisions were made
 }
 
 func newLife(t *testing.T, p scaler.Policy, start time.Duration) *life {
@@ -55,6 +56,7 @@ func (l *life) decide() {
 		l.in.StartTime = l.start
 	}
 	l.advice, l.memory = l.policy.Target(l.in, l.memory)
+	l.asked++
 	l.in.Peak = l.in.Demand
 	if n := l.advice.Target; n < l.in.Min || n > l.in.Max {
 		l.t.Fatalf("%d is not between %d and %d: %+v", n, l.in.Min, l.in.Max, l.advice)
@@ -118,6 +120,26 @@ func (l *life) visit() (cold bool) {
 	l.pass(time.Second)
 	l.leave()
 	return cold
+}
+
+// Requests that wait while no further instance may start cost next to nothing.
+func TestAQueueBeforeTheLastInstanceIsRarelyLookedAt(t *testing.T) {
+	l := newLife(t, Adaptive{}, 100*time.Millisecond)
+	l.in.Max = 1
+	l.come(4000)
+	l.pass(time.Minute)
+	before := l.asked
+	l.pass(time.Minute)
+	if n := l.asked - before; n > 61 {
+		t.Errorf("%d decisions in a minute", n)
+	}
+	// Where one may start, it is looked at often.
+	l.in.Max = 10_000
+	l.in.Concurrency = 1000
+	l.come(1)
+	if wait := l.advice.Recheck.Sub(l.in.Now); l.in.Waiting > 0 && wait > time.Second {
+		t.Errorf("the next look comes after %v", wait)
+	}
 }
 
 func TestAServiceThatWasNeverAskedForCostsNoMemory(t *testing.T) {
