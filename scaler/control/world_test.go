@@ -183,14 +183,24 @@ func (w *world) checkProgress() {
 
 // ordered checks an order as it arrives at a platform.
 func (w *world) ordered(p *platform, o scaler.Order) {
-	living := 0
-	p.set(func() { living = p.living() })
+	// The platforms are asked before the loop is held: they report under their
+	// own lock, and the loop never asks them under its.
+	var living, starts, exist, others int
+	p.set(func() {
+		living = p.living()
+		starts, exist = o.Instances-(living-len(o.Stop)), len(p.all())+p.remains
+	})
+	for _, other := range w.platforms {
+		if other.platform != p {
+			others += other.exist() + other.left()
+		}
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if o.Instances > living && o.Instances > w.Loop.settings.Max {
 		w.fail("%d instances are ordered where %d run", o.Instances, living)
 	}
-	w.checkRoom(p, o)
+	w.checkRoom(starts, exist, others)
 	for _, r := range w.revisions {
 		for _, id := range o.Stop {
 			i := r.instances[id]
@@ -206,19 +216,13 @@ func (w *world) ordered(p *platform, o scaler.Order) {
 
 // checkRoom checks that what an order starts has room beside all that exists,
 // what stops included: of the same revision, and with a maximum of 1 of any.
-// Both locks are held.
-func (w *world) checkRoom(p *platform, o scaler.Order) {
-	starts, exist := 0, 0
-	p.set(func() { starts, exist = o.Instances-(p.living()-len(o.Stop)), len(p.all())+p.remains })
+// The lock of the loop is held.
+func (w *world) checkRoom(starts, exist, others int) {
 	if starts <= 0 {
 		return
 	}
 	if w.stopsFirst() {
-		for _, other := range w.platforms {
-			if other.platform != p {
-				exist += other.exist() + other.left()
-			}
-		}
+		exist += others
 	}
 	if most := w.Loop.settings.Max; exist+starts > most {
 		w.fail("%d are started beside %d, with max %d", starts, exist, most)
