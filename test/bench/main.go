@@ -150,9 +150,16 @@ func (b *bench) all(chosen *regexp.Regexp) (ok bool) {
 	return ok
 }
 
+// shortNoise is how far a ratio of the short form may be off at least: it has
+// few rounds, and is there to find what became slower, not to prove a budget.
+const shortNoise = 0.05
+
 // take runs a part.
 func (b *bench) take(title string, run func(*bench) error) error {
 	b.part, b.idleNoise = title, 0
+	if b.short {
+		b.idleNoise = shortNoise
+	}
 	b.say("%s", title)
 	defer b.clear()
 	if err := run(b); err != nil {
