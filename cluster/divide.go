@@ -227,7 +227,7 @@ func (d *division) prefers(to *taker, e, f *entry) bool {
 	) > 0
 }
 
-// placeRest places slots that nobody waits for, all of an instance with one
+// placeRest places slots that no request waits for, all of an instance with one
 // member, so that the loss of a member is the loss of few instances.
 func (d *division) placeRest() {
 	if len(d.takers) == 0 {

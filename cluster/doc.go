@@ -68,7 +68,7 @@
 // next event.
 //
 // SetSlots is reserver's Instance.SetSlots, except that 0 means no slot here and
-// no limit there. A lowered number takes nobody out. While Watch is on, a hook
+// no limit there. A lowered number ends no request. While Watch is on, a hook
 // of the reserver marks the service when a slot was freed and no request took
 // it; and always when a request leaves an instance that has more inside than
 // slots. The number for Used is read when the event is handled. Late news is

@@ -145,7 +145,7 @@ type Follow struct {
 }
 
 // SetSlots sets how many requests of this Caddy may be inside an instance: a
-// number, 0 for none, or Unlimited. A lowered number takes nobody out. Used
+// number, 0 for none, or Unlimited. A lowered number ends no request. Used
 // answers it.
 type SetSlots struct {
 	Service, Instance string

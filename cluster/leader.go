@@ -11,12 +11,12 @@ type leader struct {
 	confirm Instant // no other Caddy leads before this moment
 	told    bool    // Confirmed is on
 
-	// blind is when all Caddys that nobody knows of have no request inside
+	// blind is when all Caddys that no member knows of have no request inside
 	// any more; 0 if there can be none.
 	blind int64
 
 	// quiet is when leases may be given after the coordinator has shown a view
-	// that it should not: whoever followed that one takes what others held for
+	// that it should not: a Caddy that followed that one takes what others held for
 	// free by then, so all of it has to end first.
 	quiet int64
 
@@ -105,7 +105,7 @@ func (e *entry) held() (sum int) {
 	return sum
 }
 
-// free is how many slots nobody can hold. It may be negative, after the number
+// free is how many slots no Caddy can hold. It may be negative, after the number
 // of slots was lowered.
 func (e *entry) free() int {
 	switch {
@@ -386,7 +386,7 @@ func (n *Node) helloFrom(from string, session uint64, h Hello) {
 }
 
 // agrees reports whether a member can hold what it says: what the ledger has,
-// or what nobody else can have got.
+// or what no other Caddy can have got.
 func (l *leader) agrees(r *row, held []Slots) bool {
 	if r.unheard {
 		return true
@@ -431,7 +431,7 @@ func (e *entry) drop(boot string) {
 	e.holdings = slices.DeleteFunc(e.holdings, func(h holding) bool { return h.boot == boot })
 }
 
-// tidy forgets instances that have ended and that nobody holds.
+// tidy forgets instances that have ended and of which no Caddy holds a slot.
 func (s *ledger) tidy() {
 	s.instances = slices.DeleteFunc(s.instances, func(e entry) bool { return !e.listed && e.held() == 0 })
 }
@@ -477,7 +477,7 @@ func (n *Node) writeOff(boot string) {
 	n.settle()
 }
 
-// settle frees unknown slots when nobody can hold them.
+// settle frees unknown slots when no Caddy can hold them.
 func (n *Node) settle() {
 	l := n.lead
 	if !l.unsettled || n.now.Mono < l.blind || slices.ContainsFunc(l.rows, func(r row) bool { return r.unheard }) {
@@ -500,7 +500,7 @@ func (n *Node) list(e Listed) {
 	s.dirty = true
 	for k := range s.instances {
 		if in := &s.instances[k]; in.listed && !slices.ContainsFunc(e.Instances, func(i Instance) bool { return i.ID == in.instance.ID }) {
-			// It has ended: nobody can have a request inside.
+			// It has ended: no Caddy can have a request inside.
 			in.listed, in.unknown, s.changed = false, 0, true
 			in.holdings = slices.DeleteFunc(in.holdings, func(h holding) bool {
 				r := l.row(h.boot)

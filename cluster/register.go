@@ -24,7 +24,7 @@ type register struct {
 	swapAt    int64  // no earlier swap
 	from      uint64 // the number of the view that was followed when next was asked for
 	next      View   // asked for last
-	risky     bool   // next does not replace the view that is followed: there may be Caddys that nobody knows of
+	risky     bool   // next does not replace the view that is followed: there may be Caddys that no member knows of
 	lost      bool   // the result of a swap is not known: it may be made still
 }
 

@@ -107,7 +107,7 @@ func (n *Node) handOver(next *View) {
 		}
 	}
 	if leader == "" && len(members) > 0 {
-		return // nobody can take it yet
+		return // no Caddy can take it yet
 	}
 	next.Leader, next.Members = leader, members
 }

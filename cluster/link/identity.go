@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// MinSecret is how many bytes a secret has at least. Whoever sees a handshake
+// MinSecret is how many bytes a secret has at least. An attacker who records a handshake
 // could try short ones out.
 const MinSecret = 16
 
