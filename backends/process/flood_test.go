@@ -49,14 +49,16 @@ func TestBytesOfOutputPerSecondAreBoundedToo(t *testing.T) {
 	}
 }
 
-// cpuTime is what this process has used.
+// cpuTime is what this process has used of its own. What the kernel does for it is
+// not in it: with output in files that is mostly giving back the pages of files
+// that were emptied, and up to how much the program writes in a second.
 func cpuTime(t *testing.T) time.Duration {
 	t.Helper()
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
 		t.Fatal(err)
 	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	return time.Duration(u.Utime.Nano())
 }
 
 // The tests of this package run one after the other, so what is used is used by
@@ -81,7 +83,7 @@ func TestOutputWithoutEndTakesAFewPercentOfACore(t *testing.T) {
 				time.Sleep(2 * time.Second)
 				share := float64(cpuTime(t)-before) / float64(time.Since(began))
 				t.Logf("%.1f%% of a core", 100*share)
-				if share > 0.3*raceFactor {
+				if share > 0.15*raceFactor {
 					t.Errorf("%.0f%% of a core", 100*share)
 				}
 				b.scale(0, in.ID)

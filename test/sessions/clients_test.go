@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -97,6 +98,20 @@ func (c *clients) do(command string, what any) {
 	if _, err := fmt.Fprintln(c.say, command, what); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// quietly does something while no client sends, and their connections stay open.
+func (c *clients) quietly(what func()) {
+	c.t.Helper()
+	from := time.Now()
+	c.do("pause", "")
+	if !harness.WaitFor(patience, func() bool {
+		return slices.ContainsFunc(c.since(from), func(h happening) bool { return h.Event == "paused" })
+	}) {
+		c.t.Fatal("the clients do not pause")
+	}
+	what()
+	c.do("resume", "")
 }
 
 // since returns what has happened from a moment on.

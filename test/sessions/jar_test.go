@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 // jarClients are clients with a browser's cookie jar. They take the commands of
@@ -22,8 +24,10 @@ type jarClients struct {
 	url string
 	ctx context.Context
 
-	mu  sync.Mutex
-	all []*jarClient
+	mu     sync.Mutex
+	all    []*jarClient
+	paused bool
+	asking int
 }
 
 type jarClient struct {
@@ -67,6 +71,11 @@ func (j *jarClients) command(running *sync.WaitGroup, command, what string) {
 		for _, c := range j.all {
 			c.ended = c.ended || c.at == what
 		}
+	case "pause":
+		j.paused = true
+		running.Go(j.awaitQuiet)
+	case "resume":
+		j.paused = false
 	case "keep":
 		kept := make(map[string]int)
 		for _, c := range j.all {
@@ -78,6 +87,18 @@ func (j *jarClients) command(running *sync.WaitGroup, command, what string) {
 	}
 }
 
+// awaitQuiet says when no request is on its way any more.
+func (j *jarClients) awaitQuiet() {
+	harness.WaitFor(patience, func() bool {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		return j.asking == 0
+	})
+	j.clients.mu.Lock()
+	defer j.clients.mu.Unlock()
+	j.lines = append(j.lines, happening{Client: -1, Event: "paused", at: time.Now()})
+}
+
 func (j *jarClients) run(c *jarClient) {
 	jar, _ := cookiejar.New(nil) // it never fails
 	client := &http.Client{Jar: jar, Timeout: patience, Transport: new(http.Transport)}
@@ -85,12 +106,22 @@ func (j *jarClients) run(c *jarClient) {
 	session := ""
 	for {
 		j.mu.Lock()
-		ended := c.ended
+		ended, paused := c.ended, j.paused
+		if !ended && !paused {
+			j.asking++
+		}
 		j.mu.Unlock()
 		if ended || j.ctx.Err() != nil {
 			return
 		}
+		if paused {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
 		h, app, err := j.ask(client, session)
+		j.mu.Lock()
+		j.asking--
+		j.mu.Unlock()
 		h.Client, h.at = c.id, time.Now()
 		j.clients.mu.Lock()
 		switch {

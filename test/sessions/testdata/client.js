@@ -88,6 +88,17 @@ const kinds = {
 
 const clients = [];
 
+// paused is there while none may send: a promise that resume() keeps.
+let paused, resume, sending = 0;
+
+async function pauseAll() {
+	paused = new Promise((resolve) => { resume = resolve; });
+	// A client that polls asks again when it has its answer: that, too, is over
+	// after a moment without a message.
+	for (let quiet = 0; quiet < 20; quiet = sending > 0 ? 0 : quiet + 1) await pause(20);
+	console.log(JSON.stringify({ client: -1, event: "paused" }));
+}
+
 async function run(id) {
 	const me = { instance: "", ended: false };
 	clients.push(me);
@@ -99,7 +110,12 @@ async function run(id) {
 			session.lost.catch(() => {});
 			tell("open");
 			while (!me.ended) {
-				const got = await within(Promise.race([session.ask(), session.lost]), "answer");
+				if (paused) {
+					await Promise.race([paused, session.lost]);
+					continue;
+				}
+				sending++;
+				const got = await within(Promise.race([session.ask(), session.lost]), "answer").finally(() => { sending--; });
 				me.instance = got.instance;
 				tell("answer", got);
 				await Promise.race([pause(80 + 40 * Math.random()), session.lost]);
@@ -121,6 +137,11 @@ createInterface({ input: process.stdin }).on("line", (line) => {
 	}
 	if (command === "end") {
 		for (const c of clients) c.ended ||= c.instance === what;
+	}
+	if (command === "pause") pauseAll();
+	if (command === "resume") {
+		paused = undefined;
+		resume();
 	}
 	if (command === "keep") {
 		const kept = {};
