@@ -18,29 +18,31 @@ const module = "github.com/caddy-usher/usher"
 // arrow that is not here is a mistake, or a decision to be made here and in
 // docs/architecture.md.
 var rooms = map[string][]string{
-	".":                    {"backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview"},
-	"caddymodule":          {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "reserver", "scaler", "scaler/control", "scaler/policies"},
-	"caddymodule/admin":    {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
-	"caddymodule/command":  {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
-	"caddymodule/liveview": {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "scaler/control"},
-	"caddymodule/answer":   {"caddymodule/hub", "scaler"},
-	"caddymodule/option":   {},
-	"caddymodule/hub":      {"reserver", "scaler", "scaler/control", "scaler/policies"},
-	"backends/docker":      {"scaler"},
-	"backends/kubernetes":  {"scaler"},
-	"backends/marathon":    {"scaler"},
-	"backends/process":     {"scaler"},
-	"scaler":               {},
-	"scaler/backendtest":   {"scaler"},
-	"scaler/control":       {"reserver", "scaler"},
-	"scaler/policies":      {"scaler"},
-	"reserver":             {},
-	"cluster":              {},
-	"cluster/link":         {},
+	".":                       {"backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview"},
+	"caddymodule":             {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "reserver", "scaler", "scaler/control", "scaler/policies"},
+	"caddymodule/admin":       {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
+	"caddymodule/command":     {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
+	"caddymodule/liveview":    {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "scaler/control"},
+	"caddymodule/answer":      {"caddymodule/hub", "scaler"},
+	"caddymodule/option":      {},
+	"caddymodule/hub":         {"reserver", "scaler", "scaler/control", "scaler/policies"},
+	"backends/docker":         {"scaler"},
+	"backends/kubernetes":     {"scaler"},
+	"backends/marathon":       {"scaler"},
+	"backends/process":        {"scaler"},
+	"scaler":                  {},
+	"scaler/backendtest":      {"scaler"},
+	"scaler/control":          {"reserver", "scaler"},
+	"scaler/policies":         {"scaler"},
+	"reserver":                {},
+	"cluster":                 {},
+	"cluster/coordinator":     {"cluster"},
+	"cluster/coordinatortest": {"cluster", "cluster/coordinator"},
+	"cluster/link":            {},
 }
 
 // pure are the rooms that know neither Caddy nor zap nor a platform.
-var pure = []string{"cluster", "reserver", "scaler", "scaler/policies", "scaler/control"}
+var pure = []string{"cluster", "cluster/coordinator", "reserver", "scaler", "scaler/policies", "scaler/control"}
 
 // worldly are the modules that pure rooms do not know.
 var worldly = []string{"github.com/caddyserver", "go.uber.org/zap", "k8s.io", "github.com/gambol99", "github.com/moby", "github.com/docker"}

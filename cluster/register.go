@@ -45,7 +45,7 @@ func (r *register) followed() {
 
 // hear takes note of a view that lies in the coordinator, or has been there.
 func (n *Node) hear(v View) {
-	if v.Number > n.view.Number && v.valid() {
+	if v.Number > n.view.Number && v.Valid() {
 		n.follow(v)
 	}
 }
@@ -85,7 +85,7 @@ func (n *Node) found(id uint64, v View, begun Instant) {
 		return
 	}
 	switch {
-	case v.Number > n.view.Number && v.valid():
+	case v.Number > n.view.Number && v.Valid():
 		r.known, r.found = true, v
 		n.follow(v)
 	case id <= r.old && v.Number < n.view.Number:

@@ -61,8 +61,9 @@ func (v View) Equal(w View) bool {
 		slices.Equal(v.Members, w.Members) && slices.Equal(v.Lost, w.Lost)
 }
 
-// valid reports whether a Caddy can have written the view.
-func (v View) valid() bool {
+// Valid reports whether a Caddy can have written the view. The zero View, which
+// stands for a coordinator that has none, is valid, too.
+func (v View) Valid() bool {
 	for _, peers := range [][]Peer{v.Members, v.Lost} {
 		for k := 1; k < len(peers); k++ {
 			if peers[k-1].Boot >= peers[k].Boot {
