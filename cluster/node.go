@@ -51,7 +51,7 @@ type faults struct {
 
 // New returns the node of a Caddy that has just started.
 func New(self Peer, o Options, now Instant) *Node {
-	n := &Node{options: o.withDefaults(), self: self, lease: new(Lease), now: now, next: now.Mono}
+	n := &Node{options: o.WithDefaults(), self: self, lease: new(Lease), now: now, next: now.Mono}
 	n.member.isolated = true
 	n.lease.set(now)
 	return n

@@ -43,7 +43,8 @@ const (
 // numbers have changed.
 const needPause = 50 * time.Millisecond
 
-func (o Options) withDefaults() Options {
+// WithDefaults returns the options with every default set.
+func (o Options) WithDefaults() Options {
 	set := func(d *time.Duration, value time.Duration) {
 		if *d == 0 {
 			*d = value
