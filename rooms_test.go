@@ -38,6 +38,7 @@ var rooms = map[string][]string{
 	"cluster":                 {},
 	"cluster/coordinator":     {"cluster"},
 	"cluster/coordinatortest": {"cluster", "cluster/coordinator"},
+	"cluster/driver":          {"cluster", "cluster/coordinator", "cluster/link"},
 	"cluster/link":            {},
 }
 

@@ -9,22 +9,9 @@ import (
 	"time"
 
 	"github.com/caddy-usher/usher/cluster"
+	"github.com/caddy-usher/usher/cluster/coordinator"
 	"github.com/caddy-usher/usher/cluster/link"
 )
-
-// Coordinator keeps the view. Both methods are called from several goroutines,
-// and return soon after their context has ended. Until then the result of one
-// that does not counts as unknown.
-type Coordinator interface {
-	// Read returns the view as it was at some moment during the call: no cache,
-	// no replica that lags. Without a view it is the zero View.
-	Read(context.Context) (cluster.View, error)
-
-	// Swap replaces the view expect by next, or changes nothing. With Conflict
-	// it returns the view that lies there; with Failed and Unknown the error says
-	// why.
-	Swap(ctx context.Context, expect, next cluster.View) (cluster.SwapResult, cluster.View, error)
-}
 
 // Host carries out what the Node says. Its methods are called by the Driver's
 // goroutine alone, one after the other, and may not wait for anything. They may
@@ -83,7 +70,7 @@ type Config struct {
 	Cluster     string       // its name
 	Self        cluster.Peer // a boot that was never used before
 	Options     cluster.Options
-	Coordinator Coordinator
+	Coordinator coordinator.Coordinator
 	Host        Host
 	Identity    *link.Identity
 	Listener    net.Listener // for the other Caddys; Close closes it

@@ -78,6 +78,10 @@ func (s *store) Swap(ctx context.Context, expect, next cluster.View) (cluster.Sw
 	return cluster.Swapped, cluster.View{}, nil
 }
 
+func (s *store) String() string { return "memory" }
+
+func (s *store) Close() error { return nil }
+
 func (s *store) set(away bool, silent chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
