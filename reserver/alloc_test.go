@@ -10,12 +10,17 @@ func TestNothingIsAllocatedWhenASlotIsFree(t *testing.T) {
 	for _, b := range []Balance{LeastLoaded, Oldest, Random} {
 		for _, n := range []int{1, 100} {
 			s := New(Options{MaxWaiting: 10, Balance: b}, nil, hooks{demand: func() {}})
+			s.SetFreed(func(*Instance) {})
+			s.SetChanged(func() {})
+			s.WatchFreed(true)
+			var need Need
 			for k := range n {
 				s.Add(fmt.Sprint(k), "", "", "", 2)
 			}
 			var r Reservation
 			if got := testing.AllocsPerRun(1000, func() {
 				s.Watch(0)
+				s.Need(&need)
 				if ok, err := s.Reserve(&r, Ask{}); !ok {
 					t.Fatal(err)
 				}

@@ -7,7 +7,8 @@
 //
 // It promises:
 //   - No instance has more reservations than slots. A lowered number of slots
-//     takes no request out, and admits none until use is below it.
+//     takes no request out, and admits none until use is below it. With NoSlots
+//     an instance admits none at all.
 //   - The queue is first in, first out, within a class and a share. Higher
 //     classes are served first, the shares of a class in turn. Waiters rise with
 //     time, so that no class starves. A newcomer never overtakes a waiter of its
@@ -24,6 +25,9 @@
 //     same lock that freed it, so a grant and a cancellation cannot both win.
 //   - A suspect instance gets no request until the scaler has verified it, and
 //     the request that raised the doubt waits before all others.
+//   - While WatchFreed is on, the function of SetFreed is told of every slot that
+//     a request gave back and that stays free. Of an instance with more requests
+//     inside than slots it is always told.
 //   - Choosing an instance takes O(log n) of n instances or less, and leaving the
 //     queue O(log n) of n waiters, or O(1) without classes, shares and sessions.
 //     Only the first request of a key looks at all instances, which takes 1 or 2

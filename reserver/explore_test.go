@@ -31,7 +31,7 @@ type scope struct {
 
 // The orders in which everything can happen are explored from several sides:
 // the fewer kinds of steps, the deeper. By default that is 5 to 10 steps deep,
-// and 73 000 states, which stand for some 130 million orders of steps;
+// and some 200 000 states, which stand for some 140 million orders of steps;
 // the output with -v says how many they are of each. One step more takes three
 // times as long or less.
 var scopes = map[string]scope{
@@ -89,6 +89,19 @@ var scopes = map[string]scope{
 		parties: 3, places: 2, slots: []int{1}, waits: []int{2}, fates: []Outcome{Answered}, balances: []Balance{LeastLoaded}, sides: 1,
 		asks:  []Ask{{}, {Share: 1}, {Affinity: ByKey, Key: 1, Class: High}},
 		steps: []string{"reserve", "receive", "release", "visit", "keep", "arrive", "leave", "add", "cordon", "remove"}, depth: 6,
+	},
+	"slots that go and come back": {
+		parties: 3, places: 2, slots: []int{NoSlots, 1, 2}, waits: []int{2}, fates: []Outcome{Neutral}, balances: []Balance{LeastLoaded}, sides: 1,
+		steps: []string{"reserve", "receive", "release", "again", "add", "cordon", "remove", "set slots", "watch freed"}, depth: 7,
+	},
+	"sessions without slots": {
+		parties: 3, places: 2, slots: []int{NoSlots, Unlimited, 1}, waits: []int{2}, fates: []Outcome{Answered}, balances: []Balance{LeastLoaded}, sides: 1,
+		asks:  []Ask{{}, {Affinity: ByKey, Key: 1}, {Affinity: ByHash, Key: 2}},
+		steps: []string{"reserve", "receive", "release", "again", "add", "cordon", "set slots", "watch freed"}, depth: 6,
+	},
+	"visitors without slots": {
+		parties: 3, places: 2, slots: []int{NoSlots, 1}, waits: []int{1}, fates: []Outcome{Answered}, balances: []Balance{LeastLoaded}, quiet: true, sides: 1,
+		steps: []string{"reserve", "cancel", "receive", "release", "visit", "keep", "arrive", "leave", "add", "remove", "set slots", "watch freed"}, depth: 6,
 	},
 	"everything": {
 		parties: 2, places: 2, slots: []int{1, 2}, waits: []int{0, 2}, limits: []int{1, 3}, fates: []Outcome{Neutral, Answered, Failed, Refused},
@@ -242,8 +255,10 @@ func (e *explorer) pick(n int) int {
 func (sd *side) catchUp() {
 	sd.lastIdle = sd.s.Stats().IdleSince
 	for _, p := range append(slices.Clone(sd.model.instances), sd.gone...) {
-		sd.inUse[p.i] = len(p.inside)
+		sd.know(p)
 	}
+	sd.changed = 0
+	sd.s.Need(&sd.need)
 }
 
 // moves are all steps that can be taken in a state, but those that the scope
@@ -316,7 +331,7 @@ func (e *explorer) picks(sd *side, name string) (all [][]int) {
 	case "add":
 		for _, n := range sc.slots {
 			if len(sd.model.instances) < sc.places {
-				one(n, truth(!sc.unbound))
+				one(n-NoSlots, truth(!sc.unbound))
 			}
 		}
 	case "cordon":
@@ -337,7 +352,7 @@ func (e *explorer) picks(sd *side, name string) (all [][]int) {
 		places(func(*place) bool { return true }, 8)
 	case "set slots":
 		for _, n := range sc.slots {
-			places(func(p *place) bool { return p.slots != n }, n)
+			places(func(p *place) bool { return p.slots != n }, n-NoSlots)
 		}
 	case "options":
 		for _, n := range sc.waits {
@@ -347,6 +362,8 @@ func (e *explorer) picks(sd *side, name string) (all [][]int) {
 				}
 			}
 		}
+	case "watch freed":
+		one(truth(!sd.model.watchFreed))
 	case "refuse":
 		if sd.model.refusal != nil {
 			one(0)
@@ -387,7 +404,7 @@ func key(m *machine) string {
 	k.add(m.max)
 	for _, sd := range m.sides {
 		s := sd.s
-		k.add(s.maxWaiting, int(s.pool.balance), truth(s.refusal != nil), truth(s.refusedDemand), s.mark, s.peak)
+		k.add(s.maxWaiting, int(s.pool.balance), truth(s.refusal != nil), truth(s.refusedDemand), s.mark, s.peak, truth(s.watchFreed))
 		if q, ok := s.queue.(*turns); ok {
 			sd.addTurns(&k, q)
 		} else {

@@ -19,8 +19,17 @@ const (
 	pauseMax     = 30 * time.Second
 )
 
-// Unlimited is the number of slots of an instance without a limit.
-const Unlimited = 0
+// Numbers of slots with a meaning of their own.
+const (
+	// Unlimited is that of an instance without a limit.
+	Unlimited = 0
+
+	// NoSlots is that of an instance that takes no further request, of a session
+	// or not. Requests inside go on. Like a full one it is waited for, and counts
+	// as an instance that takes requests. All other negative numbers mean the
+	// same.
+	NoSlots = -1
+)
 
 // Instance is one running copy of the service that has been ready at least
 // once. Its exported fields do not change.
@@ -42,7 +51,7 @@ type Instance struct {
 	verifiedAt atomic.Int64 // since the service was made; when it was added or vouched for
 
 	// Guarded by the service's lock.
-	slots    int // Unlimited, or the most reservations it may have
+	slots    int // Unlimited, NoSlots, or the most reservations it may have
 	inUse    int // reservations it has
 	quiet    int // those of them that are quiet
 	place    int // in the pool, or -1
@@ -56,6 +65,7 @@ type Instance struct {
 	openAt     int           // in Service.opened, while it is open
 	hash       uint64        // of ID, for rendezvous hashing
 	line       line          // the requests that wait for this instance alone
+	reading    uint64        // Service.reading when it was last seen by one
 	inSessions int           // requests of sessions inside
 	sessionAt  time.Duration // since the service was made; when a session last had a slot
 
@@ -76,6 +86,7 @@ type Instance struct {
 }
 
 // Add puts a ready instance to use: its slots are given to the queue at once.
+// slots is a number, Unlimited or NoSlots.
 func (s *Service) Add(id, revision, network, address string, slots int) *Instance {
 	return s.add(&Instance{ID: id, Revision: revision, Network: network, Address: address, slots: slots})
 }
@@ -91,6 +102,7 @@ func (s *Service) add(i *Instance) *Instance {
 	defer s.unlock()
 	s.seq++
 	i.service, i.seq, i.place = s, s.seq, -1
+	i.slots = max(i.slots, NoSlots)
 	i.added = time.Since(s.made)
 	i.hash = hashOf(i.ID)
 	if s.byHash == nil {
@@ -127,14 +139,18 @@ func (s *Service) shut(i *Instance) {
 }
 
 func (s *Service) countSlots(i *Instance, sign int) {
-	if i.slots == Unlimited {
+	switch i.slots {
+	case Unlimited:
 		s.unlimited += int32(sign)
-	} else {
+	case NoSlots:
+	default:
 		s.slots += sign * i.slots
 	}
 }
 
 func (i *Instance) isOpen() bool { return !i.cordoned && !i.ejected && !i.removed && !i.spent }
+
+// hasRoom reports whether i has a free slot. NoSlots is below any number inside.
 func (i *Instance) hasRoom() bool {
 	return !i.suspected && !i.spent && (i.slots == Unlimited || i.inUse < i.slots)
 }
@@ -298,7 +314,7 @@ func (i *Instance) SessionUntil() time.Time {
 // go to sleep is void once a request came in between.
 func (s *Service) CordonLeastLoaded(n int, among []*Instance, idleSince time.Time) []*Instance {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if !idleSince.IsZero() && (s.demand > 0 || !s.made.Add(s.idle).Equal(idleSince)) {
 		return nil
 	}
@@ -386,10 +402,11 @@ func (i *Instance) Interrupt(cause error) int {
 	return n
 }
 
-// SetSlots changes the number of slots while the instance runs. Lowering it
-// interrupts no request.
+// SetSlots changes the number of slots while the instance runs: to a number,
+// Unlimited or NoSlots. Lowering it interrupts no request.
 func (i *Instance) SetSlots(slots int) {
 	s := i.service
+	slots = max(slots, NoSlots)
 	s.mu.Lock()
 	defer s.unlock()
 	if i.slots == slots {
@@ -409,7 +426,7 @@ func (i *Instance) SetSlots(slots int) {
 
 // InstanceStats are the counters of an instance at one moment.
 type InstanceStats struct {
-	Slots, InUse      int // Slots may be Unlimited
+	Slots, InUse      int // Slots may be Unlimited or NoSlots
 	Cordoned, Ejected bool
 
 	// Served is how many reservations it was given, and Spent is true after the

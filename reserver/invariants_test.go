@@ -39,6 +39,11 @@ func (sd *side) check(after string) {
 		m.fail("%s: Drained was called for %v; want %v", after, sd.drained, sd.model.drained)
 	}
 
+	if !slices.Equal(sd.freed, sd.model.freed) {
+		m.fail("%s: the function of SetFreed was called for %v; want %v", after, sd.freed, sd.model.freed)
+	}
+	sd.checkNeed(after)
+
 	byID := func(a, b *Instance) int { return strings.Compare(a.ID, b.ID) }
 	slices.SortFunc(sd.used, byID)
 	slices.SortFunc(sd.model.used, byID)
@@ -79,8 +84,66 @@ func (sd *side) check(after string) {
 		if got.Slots != Unlimited && got.InUse > got.Slots && got.InUse > sd.inUse[p.i] {
 			m.fail("%s: %s took a request above its slots: %+v", after, p.i.ID, got)
 		}
-		sd.inUse[p.i] = got.InUse
+		if sd.closed[p.i] && got.Slots == NoSlots && got.Served > sd.served[p.i] {
+			m.fail("%s: %s took a request without a slot: %+v", after, p.i.ID, got)
+		}
+		if got.InUse < sd.inUse[p.i] && sd.model.watchFreed && !slices.Contains(sd.freed, p.i) {
+			m.fail("%s: a slot of %s is free and that was not told", after, p.i.ID)
+		}
+		sd.know(p)
 	}
+}
+
+// know takes note of how an instance is, to see what the next step does to it.
+func (sd *side) know(p *place) {
+	st := p.i.Stats()
+	sd.inUse[p.i], sd.served[p.i], sd.closed[p.i] = st.InUse, st.Served, st.Slots == NoSlots
+}
+
+// checkNeed compares what Need reads, and whether a change of it was told.
+func (sd *side) checkNeed(after string) {
+	m := sd.m
+	was := sd.need
+	was.Bound = slices.Clone(was.Bound)
+	changed := sd.changed
+	sd.changed = 0
+	sd.s.Need(&sd.need)
+	got := sd.need
+
+	st := sd.model.stats()
+	want := Need{Waiting: st.Waiting - st.Bound, Visitors: st.Visitors - len(sd.model.called), InUse: st.InUse, Demand: st.Demand, Arrivals: st.Arrivals}
+	byAge := slices.Clone(sd.model.queue)
+	slices.SortFunc(byAge, func(x, y *party) int { return x.since().Compare(y.since()) })
+	for _, x := range byAge {
+		switch {
+		case x.state == visiting:
+			if want.OldestVisitor.IsZero() {
+				want.OldestVisitor = x.since()
+			}
+		case x.bound == nil:
+			if want.OldestWait.IsZero() {
+				want.OldestWait = x.since()
+			}
+		default:
+			k := slices.IndexFunc(want.Bound, func(b BoundNeed) bool { return b.Instance == x.bound.i })
+			if k < 0 {
+				k = len(want.Bound)
+				want.Bound = append(want.Bound, BoundNeed{Instance: x.bound.i, OldestWait: x.since()})
+			}
+			want.Bound[k].Waiting++
+		}
+	}
+	if !sameNeed(got, want) {
+		m.fail("%s: the need is\n\t%+v; want\n\t%+v", after, got, want)
+	}
+	if changed > 1 || changed == 0 && !sameNeed(got, was) {
+		m.fail("%s: the need was\n\t%+v and is\n\t%+v; that was told %d times", after, was, got, changed)
+	}
+}
+
+func sameNeed(a, b Need) bool {
+	return a.Waiting == b.Waiting && a.OldestWait.Equal(b.OldestWait) && a.Visitors == b.Visitors && a.OldestVisitor.Equal(b.OldestVisitor) &&
+		a.InUse == b.InUse && a.Demand == b.Demand && a.Arrivals == b.Arrivals && slices.Equal(a.Bound, b.Bound)
 }
 
 // checkInside looks at what the service keeps, and does so also when the step

@@ -31,10 +31,15 @@ type side struct {
 	asked    []*Instance
 	drained  []*Instance
 	used     []*Instance
+	freed    []*Instance
+	changed  int  // calls of the function of SetChanged since need was read
+	need     Need // as it was read last
 	lastIdle time.Time
 	added    int
 	gone     []*place // removed while a request was inside
 	inUse    map[*Instance]int
+	served   map[*Instance]uint64
+	closed   map[*Instance]bool // had NoSlots
 	began    time.Time
 }
 
@@ -47,7 +52,8 @@ func newMachine(pick func(int) int, failf func(string, ...any), parties int, ask
 	m := &machine{pick: pick, failf: failf, shared: new(Limit), max: pick(8), asks: asks}
 	m.shared.Set(m.max)
 	for k := range m.sides {
-		sd := &side{m: m, model: &model{opts: m.options(), keys: map[uint64]*place{}}, inUse: map[*Instance]int{}}
+		sd := &side{m: m, model: &model{opts: m.options(), keys: map[uint64]*place{}}}
+		sd.inUse, sd.served, sd.closed = map[*Instance]int{}, map[*Instance]uint64{}, map[*Instance]bool{}
 		sd.s = New(sd.model.opts, m.shared, hooks{
 			demand:          func() { sd.rang++ },
 			ejected:         func(i *Instance) { sd.ejected = append(sd.ejected, i) },
@@ -55,6 +61,9 @@ func newMachine(pick func(int) int, failf func(string, ...any), parties int, ask
 			drained:         func(i *Instance) { sd.drained = append(sd.drained, i) },
 			spent:           func(i *Instance) { sd.used = append(sd.used, i) },
 		})
+		sd.s.SetFreed(func(i *Instance) { sd.freed = append(sd.freed, i) })
+		sd.s.SetChanged(func() { sd.changed++ })
+		sd.s.Need(&sd.need)
 		sd.lastIdle = sd.s.Stats().IdleSince
 		for range parties {
 			x := &party{r: new(Reservation), g: new(Visitor), state: outside}
@@ -134,6 +143,7 @@ var steps = []step{
 	{"options", (*side).setOptions},
 	{"refuse", (*side).refuse},
 	{"watch", (*side).watch},
+	{"watch freed", (*side).watchFreed},
 	{"peak, knocked, touch", (*side).observe},
 	{"limit", (*side).setLimit},
 }
@@ -155,7 +165,7 @@ func (m *machine) run(st step) {
 func (m *machine) do(st step) *side {
 	sd := m.sides[m.pick(2)]
 	sd.model.begin()
-	sd.rang, sd.ejected, sd.asked, sd.drained, sd.used = 0, nil, nil, nil, nil
+	sd.rang, sd.ejected, sd.asked, sd.drained, sd.used, sd.freed = 0, nil, nil, nil, nil, nil
 	sd.began = time.Now()
 	st.do(sd)
 	return sd
@@ -395,7 +405,7 @@ func (sd *side) add() {
 	}
 	sd.added++
 	id := fmt.Sprint("i", sd.added)
-	slots := sd.m.pick(4)
+	slots := sd.m.pick(5) + NoSlots
 	add := sd.s.Add
 	if sd.m.pick(2) == 0 {
 		add = sd.s.AddUnbound
@@ -540,7 +550,7 @@ func (sd *side) remove() {
 	case 2:
 		p.i.Restore()
 	case 3:
-		p.slots = sd.m.pick(4)
+		p.slots = sd.m.pick(5) + NoSlots
 		p.i.SetSlots(p.slots)
 	}
 }
@@ -570,7 +580,7 @@ func (sd *side) interrupt() {
 
 func (sd *side) setSlots() {
 	if p := sd.anyPlace(); p != nil {
-		p.slots = sd.m.pick(5)
+		p.slots = sd.m.pick(6) + NoSlots
 		p.i.SetSlots(p.slots)
 		sd.model.changed()
 	}
@@ -602,6 +612,11 @@ func (sd *side) watch() {
 	if !want {
 		sd.model.mark = noMark
 	}
+}
+
+func (sd *side) watchFreed() {
+	sd.model.watchFreed = sd.m.pick(2) == 1
+	sd.s.WatchFreed(sd.model.watchFreed)
 }
 
 func (sd *side) observe() {

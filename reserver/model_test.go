@@ -21,10 +21,13 @@ type model struct {
 	instances []*place // in the order of Add, without the removed ones
 
 	left *place            // by a request, in this step
+	from *place            // the same, also if it was removed
+	had  int               // how many were inside that before
 	ring []uint64          // the shares that have waiters, in the order of their turns
 	keys map[uint64]*place // where the session of a key is
 
 	refusedDemand bool
+	watchFreed    bool
 	peak, mark    int
 	lastDemand    int
 
@@ -35,6 +38,7 @@ type model struct {
 	asked     []*Instance // that Hooks.VerifyRequested is to be called for
 	drained   []*Instance
 	used      []*Instance // that Hooks.Spent is to be called for
+	freed     []*Instance // that the function of SetFreed is to be called for
 
 	errs []string
 }
@@ -91,7 +95,7 @@ func (p *place) open() bool { return !p.cordoned && !p.ejected && !p.removed && 
 func (p *place) room() bool { return p.open() && p.free() }
 
 func (p *place) free() bool {
-	return !p.suspected && !p.spent && (p.slots == Unlimited || len(p.inside) < p.slots)
+	return !p.suspected && !p.spent && p.slots != NoSlots && (p.slots == Unlimited || len(p.inside) < p.slots)
 }
 
 // keeps: its sessions are served, also while it drains.
@@ -120,7 +124,7 @@ func (m *model) failf(format string, args ...any) {
 }
 
 func (m *model) begin() {
-	m.rang, m.idleMoved, m.ejected, m.asked, m.drained, m.used = 0, false, nil, nil, nil, nil
+	m.rang, m.idleMoved, m.ejected, m.asked, m.drained, m.used, m.freed = 0, false, nil, nil, nil, nil, nil
 }
 
 func (m *model) demand() (n int) {
@@ -249,7 +253,9 @@ func (m *model) stats() (st Stats) {
 			continue
 		}
 		st.Open++
-		st.Slots += p.slots
+		if p.slots != NoSlots {
+			st.Slots += p.slots
+		}
 		st.Unlimited = st.Unlimited || p.slots == Unlimited
 	}
 	for _, x := range m.queue {
@@ -499,6 +505,7 @@ func (m *model) ask(x *party, quiet, again bool, not *place, shared func() bool)
 // leave takes x out of its instance, with what that tells about the instance.
 func (m *model) leave(x *party, outcome Outcome) {
 	p := x.at
+	m.from, m.had = p, len(p.inside)
 	x.at, x.state = nil, outside
 	p.inside = slices.DeleteFunc(p.inside, func(o *party) bool { return o == x })
 	if p.removed {
@@ -514,9 +521,17 @@ func (m *model) leave(x *party, outcome Outcome) {
 	m.sendAwayQuiet()
 }
 
-// emptied notes that the last request has left a cordoned instance, once freed
-// slots were handed out.
+// emptied notes that the last request has left a cordoned instance, and that a
+// slot stays free or the instance had too many inside, once freed slots were
+// handed out.
 func (m *model) emptied() {
+	if p := m.from; p != nil {
+		full := p.slots != Unlimited && m.had > max(0, p.slots)
+		if stays := len(p.inside) < m.had; full || m.watchFreed && stays {
+			m.freed = append(m.freed, p.i)
+		}
+	}
+	m.from = nil
 	if p := m.left; p != nil && p.cordoned && !p.removed && len(p.inside) == 0 {
 		m.drained = append(m.drained, p.i)
 	}

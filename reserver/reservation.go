@@ -194,7 +194,7 @@ func (r *Reservation) Cancel() (granted bool) {
 			s.addDemand(-1)
 		}
 		last := s.waiting[requests]+s.waiting[visitors]+s.called == 0
-		s.mu.Unlock()
+		s.unlock()
 		if last {
 			s.hooks.Abandoned()
 		}
@@ -217,9 +217,11 @@ func (r *Reservation) Release(outcome Outcome) {
 	}
 	s, i := r.service, r.instance
 	s.mu.Lock()
+	before := i.inUse
 	told := s.release(r, outcome)
 	s.serve(i)
 	told.drained = told.drained && i.inUse == 0
+	told.freed = s.tellsFreed(i, before)
 	s.unlock()
 	s.after(i, told)
 }
@@ -261,7 +263,7 @@ func (s *Service) release(r *Reservation, outcome Outcome) (told changes) {
 }
 
 // changes are the events of an instance that the hooks report.
-type changes struct{ ejected, verifyRequested, drained bool }
+type changes struct{ ejected, verifyRequested, drained, freed bool }
 
 // after passes the news on. The lock is not held.
 func (s *Service) after(i *Instance, told changes) {
@@ -274,6 +276,9 @@ func (s *Service) after(i *Instance, told changes) {
 	if told.drained {
 		s.hooks.Drained(i)
 	}
+	if told.freed {
+		s.freed(i)
+	}
 }
 
 // Requeue gives the slot back and asks for another one, before all others in the
@@ -284,8 +289,10 @@ func (s *Service) after(i *Instance, told changes) {
 func (r *Reservation) Requeue(outcome Outcome) (bool, error) {
 	s, i := r.service, r.instance
 	var told changes
+	before := 0
 	s.mu.Lock()
 	if i != nil {
+		before = i.inUse
 		told = s.release(r, outcome)
 		if outcome != Answered && r.session == SessionNew && r.Affinity == ByKey {
 			// Nothing of the session is on the instance.
@@ -309,6 +316,7 @@ func (r *Reservation) Requeue(outcome Outcome) (bool, error) {
 	if i != nil {
 		s.serve(i)
 		told.drained = told.drained && i.inUse == 0
+		told.freed = s.tellsFreed(i, before)
 	}
 	s.unlock()
 	s.after(i, told)

@@ -158,6 +158,9 @@ type Service struct {
 	mark   int  // Hooks.Demand is due when demand exceeds it
 	due    bool // it did, and unlock calls it
 
+	tellChange bool // unlock calls changed
+	watchFreed bool // freed is told of every slot that was given back and stays free
+
 	maxServed uint64      // Options.MaxRequests
 	spent     []*Instance // for which unlock calls Hooks.Spent
 
@@ -170,6 +173,10 @@ type Service struct {
 	seq uint64 // numbers instances by age
 
 	arrivals uint64 // requests that asked, quiet ones not counted
+
+	freed   func(*Instance) // of SetFreed
+	changed func()          // of SetChanged
+	reading uint64          // counts the calls of Need
 }
 
 // noMark is a mark that demand never exceeds.
@@ -185,14 +192,26 @@ func New(opts Options, shared *Limit, hooks Hooks) *Service {
 	return s
 }
 
-// unlock ends a call that may have changed demand.
+// unlock ends a call that may have changed demand, or what Need reads.
 func (s *Service) unlock() {
+	if !s.due && !s.tellChange && len(s.spent) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	s.unlockAndTell()
+}
+
+// unlockAndTell is unlock with functions to be called.
+func (s *Service) unlockAndTell() {
 	if len(s.spent) > 0 {
 		s.dispatch() // requests that were bound to them
 	}
-	due, spent := s.due, s.spent
-	s.due, s.spent = false, nil
+	due, spent, changed := s.due, s.spent, s.tellChange
+	s.due, s.spent, s.tellChange = false, nil, false
 	s.mu.Unlock()
+	if changed {
+		s.changed()
+	}
 	if due {
 		s.hooks.Demand()
 	}
@@ -221,7 +240,7 @@ func (s *Service) SetOptions(opts Options) {
 // out. A nil reason lets requests wait again.
 func (s *Service) Refuse(reason error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	s.refusal = reason
 	if reason == nil {
 		return
@@ -284,7 +303,8 @@ type Stats struct {
 	// InUse is the number of reservations held on instances.
 	InUse int
 
-	// Slots is the number of slots of the instances that take requests;
+	// Slots is the number of slots of the instances that take requests, where
+	// NoSlots counts as 0;
 	// Unlimited is true if one of them has no limit.
 	Slots     int
 	Unlimited bool
