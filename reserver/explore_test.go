@@ -404,7 +404,7 @@ func key(m *machine) string {
 	k.add(m.max)
 	for _, sd := range m.sides {
 		s := sd.s
-		k.add(s.maxWaiting, int(s.pool.balance), truth(s.refusal != nil), truth(s.refusedDemand), s.mark, s.peak, truth(s.watchFreed))
+		k.add(s.maxWaiting, int(s.pool.balance), truth(s.refusal != nil), truth(s.refusedDemand), s.mark, s.peak, truth(sd.model.watchFreed))
 		if q, ok := s.queue.(*turns); ok {
 			sd.addTurns(&k, q)
 		} else {
