@@ -3,6 +3,7 @@ package reserver
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -244,5 +245,52 @@ func BenchmarkNeed(b *testing.B) {
 				s.Need(&need)
 			}
 		})
+	}
+}
+
+// The receiver of the function of SetFreed reads elsewhere, and late. What it has
+// read last is what is inside, although the watch was switched on meanwhile.
+func TestNoFreedSlotIsMissedByALateReader(t *testing.T) {
+	for round := range 200 {
+		s := New(Options{MaxWaiting: 100}, nil, hooks{})
+		told := make(chan struct{}, 1)
+		tell := func() {
+			select {
+			case told <- struct{}{}:
+			default:
+			}
+		}
+		s.SetFreed(func(*Instance) { tell() })
+		x := s.Add("x", "", "", "", 2)
+		read := -1
+		var reader, requests sync.WaitGroup
+		reader.Go(func() {
+			for range told {
+				read = x.Stats().InUse
+			}
+		})
+		last := mustReserve(t, s)
+		for range 3 {
+			requests.Go(func() {
+				var r Reservation
+				for range 20 {
+					if ok, err := s.Reserve(&r, Ask{}); err != nil {
+						t.Error(err)
+					} else if !ok {
+						<-r.Granted()
+					}
+					r.Release(Answered)
+				}
+			})
+		}
+		s.WatchFreed(true)
+		tell() // the reading that follows the switch
+		requests.Wait()
+		last.Release(Answered)
+		close(told)
+		reader.Wait()
+		if read != 0 {
+			t.Fatalf("round %d: %d are inside by what was read last", round, read)
+		}
 	}
 }
