@@ -11,4 +11,5 @@ import (
 	_ "github.com/caddy-usher/usher/caddymodule/admin"
 	_ "github.com/caddy-usher/usher/caddymodule/command"
 	_ "github.com/caddy-usher/usher/caddymodule/liveview"
+	_ "github.com/caddy-usher/usher/cluster/etcd"
 )

@@ -19,6 +19,7 @@ type proxy struct {
 	links  map[*link]bool
 	deaf   bool // for new connections, too
 	budget int  // bytes until all connections are cut; negative: no limit
+	passed int  // bytes, in both directions
 	closed bool
 }
 
@@ -80,6 +81,7 @@ func (p *proxy) copy(l *link, from, to net.Conn) {
 			return
 		}
 		p.mu.Lock()
+		p.passed += n
 		drop := l.deaf && from == l.server
 		if p.budget >= 0 {
 			if p.budget -= n; p.budget <= 0 {
@@ -137,6 +139,13 @@ func (p *proxy) cutAfter(bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.budget = bytes
+}
+
+// traffic returns how many bytes have passed.
+func (p *proxy) traffic() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.passed
 }
 
 func (p *proxy) close() {
