@@ -213,8 +213,26 @@ func (s *Server) Stop() {
 }
 
 // Freeze stops the process of the server: connections stay, and nothing is
-// answered.
-func (s *Server) Freeze() { s.signal(syscall.SIGSTOP) }
+// answered. When it returns, no thread runs any more.
+func (s *Server) Freeze() {
+	s.t.Helper()
+	s.signal(syscall.SIGSTOP)
+	stopped := func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.cmd.Process.Pid))
+		for _, path := range threads {
+			stat, err := os.ReadFile(path)
+			if err != nil {
+				continue // the thread has ended
+			}
+			// The state follows the name, which is in brackets.
+			if _, state, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(state, "T") {
+				return false
+			}
+		}
+		return len(threads) > 0
+	}
+	harness.Eventually(s.t, soon, stopped, "etcd stands still")
+}
 
 // Thaw lets a frozen server go on.
 func (s *Server) Thaw() { s.signal(syscall.SIGCONT) }
