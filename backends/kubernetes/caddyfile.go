@@ -2,6 +2,8 @@ package kubernetes
 
 import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-usher/usher/kubeaccess"
 )
 
 // UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
@@ -68,7 +70,7 @@ func (b *Backend) unmarshalBlock(d *caddyfile.Dispenser, place string, fields ma
 		var err error
 		switch option {
 		case "namespace":
-			err = checkNamespace(value)
+			err = kubeaccess.CheckNamespace(value)
 		case "port":
 			err = checkPort(value)
 		}

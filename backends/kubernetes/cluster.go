@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/util/flowcontrol"
 	"k8s.io/klog/v2"
 
+	"github.com/caddy-usher/usher/kubeaccess"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -141,8 +142,6 @@ func (cl *cluster) connect() (string, error) {
 		return "", err
 	}
 	config.RateLimiter = cl.limiter
-	config.UserAgent = "usher"
-	config.WarningHandler = rest.NoWarnings{}
 	hc, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return "", configFailure(err)
@@ -160,27 +159,7 @@ func (cl *cluster) connect() (string, error) {
 
 // load finds the configuration of the connection.
 func (c connection) load() (*rest.Config, string, error) {
-	if c.kubeconfig == "" && c.context == "" {
-		config, err := rest.InClusterConfig()
-		if err == nil {
-			space, err := os.ReadFile("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-			if err != nil {
-				return nil, "", configFailure(err)
-			}
-			return config, strings.TrimSpace(string(space)), nil
-		}
-		if !errors.Is(err, rest.ErrNotInCluster) {
-			return nil, "", configFailure(err)
-		}
-	}
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = c.kubeconfig
-	found := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: c.context})
-	config, err := found.ClientConfig()
-	if err != nil {
-		return nil, "", configFailure(err)
-	}
-	space, _, err := found.Namespace()
+	config, space, err := kubeaccess.Load(c.kubeconfig, c.context)
 	if err != nil {
 		return nil, "", configFailure(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-usher/usher/kubeaccess"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -82,7 +83,7 @@ func (b *Backend) Provision(caddy.Context) error {
 	}
 	w, err := parseWorkload(resolved[0])
 	if err == nil {
-		err = checkNamespace(resolved[1])
+		err = kubeaccess.CheckNamespace(resolved[1])
 	}
 	if err == nil {
 		err = checkPort(resolved[2])

@@ -1,7 +1,6 @@
 package kubernetes
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
@@ -96,15 +95,4 @@ func portNumber(port string) (int, bool) {
 		}
 	}
 	return n, port != ""
-}
-
-// checkNamespace refuses what no namespace can be called.
-func checkNamespace(namespace string) error {
-	if namespace == "" {
-		return nil
-	}
-	if why := validation.IsDNS1123Label(namespace); len(why) > 0 {
-		return errors.New("namespace " + namespace + ": " + strings.Join(why, "; "))
-	}
-	return nil
 }
