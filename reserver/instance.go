@@ -65,7 +65,6 @@ type Instance struct {
 	openAt     int           // in Service.opened, while it is open
 	hash       uint64        // of ID, for rendezvous hashing
 	line       line          // the requests that wait for this instance alone
-	reading    uint64        // Service.reading when it was last seen by one
 	inSessions int           // requests of sessions inside
 	sessionAt  time.Duration // since the service was made; when a session last had a slot
 
@@ -83,6 +82,8 @@ type Instance struct {
 	added  time.Duration // since the service was made
 	gone   chan struct{} // nil until it is asked for
 	reason error         // why it was removed
+
+	reading uint64 // Service.reading when it was last seen by one
 }
 
 // Add puts a ready instance to use: its slots are given to the queue at once.

@@ -286,6 +286,10 @@ func (s *Service) after(i *Instance, told changes) {
 // cannot have seen it or because it may be repeated; it gets the first again
 // only if no other has a free slot. The result is that of Reserve. The limit of
 // the queue does not apply, unless it is 0 and the instance was not just doubted.
+//
+// It is also for a request that may not be written although it has a slot: with
+// Neutral nothing is counted against the instance. Such a request waits only if no
+// slot is free, so the instances get NoSlots first.
 func (r *Reservation) Requeue(outcome Outcome) (bool, error) {
 	s, i := r.service, r.instance
 	var told changes
