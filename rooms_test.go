@@ -18,7 +18,7 @@ const module = "github.com/caddy-usher/usher"
 // arrow that is not here is a mistake, or a decision to be made here and in
 // docs/architecture.md.
 var rooms = map[string][]string{
-	".":                       {"backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview", "cluster/etcd"},
+	".":                       {"backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview", "cluster/etcd", "cluster/kubernetes"},
 	"caddymodule":             {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "reserver", "scaler", "scaler/control", "scaler/policies"},
 	"caddymodule/admin":       {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
 	"caddymodule/command":     {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
@@ -41,6 +41,7 @@ var rooms = map[string][]string{
 	"cluster/coordinatortest": {"cluster", "cluster/coordinator"},
 	"cluster/driver":          {"cluster", "cluster/coordinator", "cluster/link"},
 	"cluster/etcd":            {"cluster", "cluster/coordinator"},
+	"cluster/kubernetes":      {"cluster", "cluster/coordinator", "kubeaccess"},
 	"cluster/link":            {},
 }
 

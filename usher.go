@@ -12,4 +12,5 @@ import (
 	_ "github.com/caddy-usher/usher/caddymodule/command"
 	_ "github.com/caddy-usher/usher/caddymodule/liveview"
 	_ "github.com/caddy-usher/usher/cluster/etcd"
+	_ "github.com/caddy-usher/usher/cluster/kubernetes"
 )
