@@ -348,7 +348,7 @@ func checkStopped(s *bench) {
 	c := s.direct()
 	s.swap(c, cluster.View{}, first)
 	var start func()
-	cut := coordinator.Over(Name, gate{s.open(""), func() { start = s.Stop(s.T) }})
+	cut := coordinator.Over(Name, gate{s.open(""), func() { start = s.again(s.Stop(s.T)) }})
 	s.wantResult(s.briefly(), cut, first, view(2, "b"), cluster.Failed, cluster.Unknown)
 	if start == nil {
 		s.Fatal("Swap did not come to its write")
@@ -366,7 +366,7 @@ func checkFrozen(s *bench) {
 	c := s.direct()
 	s.swap(c, cluster.View{}, first)
 	var thaw func()
-	cut := coordinator.Over(Name, gate{s.open(""), func() { thaw = s.Freeze(s.T) }})
+	cut := coordinator.Over(Name, gate{s.open(""), func() { thaw = s.again(s.Freeze(s.T)) }})
 	s.wantResult(s.briefly(), cut, first, second, cluster.Unknown)
 	if thaw == nil {
 		s.Fatal("Swap did not come to its write")

@@ -3,6 +3,7 @@ package coordinatortest
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -142,6 +143,14 @@ func (s *bench) direct() coordinator.Coordinator {
 func (s *bench) swapThrough(p *proxy, before func()) coordinator.Coordinator {
 	s.Helper()
 	return coordinator.Over(Name, gate{s.open(p.address), before})
+}
+
+// again returns what brings the system back. It is called at the end at the
+// latest: the next check needs the system.
+func (s *bench) again(f func()) func() {
+	f = sync.OnceFunc(f)
+	s.Cleanup(f)
+	return f
 }
 
 // gate is a store that is told of each write.

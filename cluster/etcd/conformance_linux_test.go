@@ -21,11 +21,11 @@ func provisioned(t testing.TB, c *Coordinator) *Coordinator {
 
 func opened(t testing.TB, c *Coordinator) *store {
 	t.Helper()
-	s, err := provisioned(t, c).open(coordinatortest.Name)
+	s, err := provisioned(t, c).OpenStore(coordinatortest.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s
+	return s.(*store)
 }
 
 func TestConforms(t *testing.T) {

@@ -153,14 +153,15 @@ func parseEndpoint(text string) (endpoint, error) {
 // Open makes the coordinator of a cluster. It reads the files, and connects
 // with the first call.
 func (c *Coordinator) Open(cluster string) (coordinator.Coordinator, error) {
-	s, err := c.open(cluster)
+	s, err := c.OpenStore(cluster)
 	if err != nil {
 		return nil, err
 	}
 	return coordinator.Over(cluster, s), nil
 }
 
-func (c *Coordinator) open(cluster string) (*store, error) {
+// OpenStore makes what is below the coordinator, for the conformance suite.
+func (c *Coordinator) OpenStore(cluster string) (coordinator.Store, error) {
 	p := c.plan
 	switch {
 	case p == nil:

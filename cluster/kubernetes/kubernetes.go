@@ -93,14 +93,15 @@ func checkName(name string) error {
 // Open makes the coordinator of a cluster. It looks for the access to
 // Kubernetes, and connects with the first call.
 func (c *Coordinator) Open(cluster string) (coordinator.Coordinator, error) {
-	s, err := c.open(cluster)
+	s, err := c.OpenStore(cluster)
 	if err != nil {
 		return nil, err
 	}
 	return coordinator.Over(cluster, s), nil
 }
 
-func (c *Coordinator) open(cluster string) (*store, error) {
+// OpenStore makes what is below the coordinator, for the conformance suite.
+func (c *Coordinator) OpenStore(cluster string) (coordinator.Store, error) {
 	switch {
 	case c.plan == nil:
 		return nil, errors.New("kubernetes: the coordinator was opened before it was provisioned")

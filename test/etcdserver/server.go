@@ -88,14 +88,15 @@ func StartCluster(t testing.TB, n int, o Options) []*Server {
 	}
 	dir := t.TempDir()
 	var all []*Server
+	addresses := claim(t, 3*n)
 	var peers, cluster []string
 	for k := range n {
-		peers = append(peers, "http://"+freeAddress(t))
+		peers = append(peers, "http://"+addresses[3*k])
 		cluster = append(cluster, fmt.Sprintf("m%d=%s", k, peers[k]))
 	}
 	for k := range n {
 		name := "m" + strconv.Itoa(k)
-		s := &Server{Address: freeAddress(t), t: t, program: program, health: freeAddress(t), log: filepath.Join(dir, name+".log")}
+		s := &Server{Address: addresses[3*k+1], t: t, program: program, health: addresses[3*k+2], log: filepath.Join(dir, name+".log")}
 		s.URL = scheme + "://" + s.Address
 		s.args = []string{
 			"--name", name, "--data-dir", filepath.Join(dir, name), "--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn",
@@ -121,21 +122,24 @@ func StartCluster(t testing.TB, n int, o Options) []*Server {
 	return all
 }
 
-// freeAddress returns an address that nothing uses, below the ports that the
+// claim returns so many addresses that nothing uses, below the ports that the
 // kernel takes for outgoing connections and above those of the harness: a
 // server that is started again finds its own free.
-func freeAddress(t testing.TB) string {
+func claim(t testing.TB, n int) []string {
 	t.Helper()
+	var all []string
 	for range 1000 {
 		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(31200+rand.IntN(1500)))
 		if err != nil {
 			continue
 		}
-		defer l.Close()
-		return l.Addr().String()
+		defer l.Close() // at the end: no address is found twice
+		if all = append(all, l.Addr().String()); len(all) == n {
+			return all
+		}
 	}
-	t.Fatal("no port is free")
-	return ""
+	t.Fatal("too few ports are free")
+	return nil
 }
 
 // Start starts the server again, with the data that it had, and returns when
@@ -213,38 +217,20 @@ func (s *Server) Stop() {
 }
 
 // Freeze stops the process of the server: connections stay, and nothing is
-// answered. When it returns, no thread runs any more.
-func (s *Server) Freeze() {
-	s.t.Helper()
-	s.signal(syscall.SIGSTOP)
-	stopped := func() bool {
-		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.cmd.Process.Pid))
-		for _, path := range threads {
-			stat, err := os.ReadFile(path)
-			if err != nil {
-				continue // the thread has ended
-			}
-			// The state follows the name, which is in brackets.
-			if _, state, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(state, "T") {
-				return false
-			}
-		}
-		return len(threads) > 0
-	}
-	harness.Eventually(s.t, soon, stopped, "etcd stands still")
-}
+// answered.
+func (s *Server) Freeze() { s.process(harness.Freeze) }
 
 // Thaw lets a frozen server go on.
-func (s *Server) Thaw() { s.signal(syscall.SIGCONT) }
+func (s *Server) Thaw() { s.process(harness.Thaw) }
 
-func (s *Server) signal(sig os.Signal) {
+func (s *Server) process(do func(*os.Process) error) {
 	s.t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cmd == nil {
 		s.t.Fatal("the server does not run")
 	}
-	if err := s.cmd.Process.Signal(sig); err != nil {
+	if err := do(s.cmd.Process); err != nil {
 		s.t.Fatal(err)
 	}
 }

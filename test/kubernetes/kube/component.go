@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 // A Component is one process of the cluster, which a test may stop, freeze and
@@ -65,10 +67,10 @@ func (p *Component) Kill() {
 
 // Freeze lets the process stand still: it keeps its connections, and answers
 // nothing.
-func (p *Component) Freeze() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+func (p *Component) Freeze() error { return harness.Freeze(p.cmd.Process) }
 
 // Thaw lets it go on.
-func (p *Component) Thaw() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+func (p *Component) Thaw() error { return harness.Thaw(p.cmd.Process) }
 
 func (p *Component) running() bool {
 	select {
