@@ -112,18 +112,15 @@ func (s *store) Get(ctx context.Context) (value []byte, revision string, err err
 }
 
 // missing reports whether the API server has said that there is no ConfigMap.
-// client-go makes the same error of any other server's status 404, and notes
-// that it was unexpected.
+// client-go makes an error of the same kind of any other server's status 404,
+// but without the name.
 func (s *store) missing(err error) bool {
 	var status apierrors.APIStatus
 	if !apierrors.IsNotFound(err) || !errors.As(err, &status) {
 		return false
 	}
 	details := status.Status().Details
-	if details == nil || details.Name != s.name || details.Kind != configMaps.Resource {
-		return false
-	}
-	return !apierrors.IsUnexpectedServerError(err)
+	return details != nil && details.Name == s.name && details.Kind == configMaps.Resource
 }
 
 // Put implements coordinator.Store.

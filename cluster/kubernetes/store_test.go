@@ -2,6 +2,9 @@ package kubernetes
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"net"
 	"net/http"
 	"reflect"
 	"slices"
@@ -233,12 +236,51 @@ func TestRefusedCredentialsAreReadAgain(t *testing.T) {
 // client-go would ask again after a second, and again.
 func TestAReadWhoseConnectionBreaksFailsAtOnce(t *testing.T) {
 	server := startServer(t)
-	s := at(t, server)
-	server.before = func(w http.ResponseWriter, _ *http.Request) bool { panic(http.ErrAbortHandler) }
-	if _, _, err := s.Get(soon(t)); err == nil {
-		t.Error("there is no error")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if len(server.calls) != 1 {
-		t.Errorf("the calls are %q, want one", server.calls)
+	accepted := make(chan int)
+	go func() {
+		for n := 0; ; n++ {
+			c, err := l.Accept()
+			if err != nil {
+				accepted <- n
+				return
+			}
+			c.Close()
+		}
+	}()
+	s := opened(t, Coordinator{Kubeconfig: server.kubeconfig(l.Addr().String(), "good")})
+	defer s.Close()
+	if _, _, err := s.Get(soon(t)); err == nil || !strings.Contains(err.Error(), "the connection to the API server broke") {
+		t.Errorf("error %v", err)
+	}
+	l.Close()
+	if n := <-accepted; n != 1 {
+		t.Errorf("it has connected %d times, want once", n)
+	}
+}
+
+func TestNoConnectionOutlivesClose(t *testing.T) {
+	server := startServer(t)
+	s := at(t, server)
+	if _, _, err := s.Get(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	s.conns.mu.Lock()
+	all := slices.Collect(maps.Keys(s.conns.all))
+	s.conns.mu.Unlock()
+	s.Close()
+	if len(all) != 1 {
+		t.Fatalf("%d connections, want one", len(all))
+	}
+	if err := all[0].SetDeadline(time.Now()); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the connection is still there: %v", err)
+	}
+	// Nor does one that is being made.
+	if c, err := s.conns.dial(soon(t), "tcp", server.address); err == nil {
+		c.Close()
+		t.Error("there is a new connection")
 	}
 }
