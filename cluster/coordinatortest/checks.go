@@ -307,7 +307,7 @@ func checkStorm(s *bench) {
 	for k := range rounds {
 		if k%2 == 0 {
 			// From the first byte of a connection on.
-			c.Close()
+			_ = c.Close()
 			c = coordinator.Over(Name, s.Open(s.T, p.address))
 		} else {
 			// An unknown swap may have been done by now.
@@ -336,7 +336,7 @@ func checkStorm(s *bench) {
 			s.Errorf("there is %v, whose swap was said not to have been done (last result: %s)", v, word(result))
 		}
 	}
-	c.Close()
+	_ = c.Close()
 	s.Logf("%v", results)
 	if n := results["swapped"]; n == 0 || n > rounds*9/10 {
 		s.Errorf("the results are %v: the storm was too heavy or too light to show anything", results)

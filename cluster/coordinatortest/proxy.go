@@ -149,7 +149,7 @@ func (p *proxy) traffic() int {
 }
 
 func (p *proxy) close() {
-	p.listener.Close()
+	_ = p.listener.Close()
 	p.mu.Lock()
 	p.closed = true
 	p.cutLocked()

@@ -13,8 +13,10 @@ import (
 func TestCaddyfile(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"etcd http://a:2379", `{"urls":["http://a:2379"]}`},
-		{"etcd https://a https://b {\n user me secret\n cert c.pem k.pem\n ca_file ca.pem\n prefix /x\n}",
-			`{"urls":["https://a","https://b"],"user":"me","password":"secret","cert_file":"c.pem","key_file":"k.pem","ca_file":"ca.pem","prefix":"/x"}`},
+		{
+			"etcd https://a https://b {\n user me secret\n cert c.pem k.pem\n ca_file ca.pem\n prefix /x\n}",
+			`{"urls":["https://a","https://b"],"user":"me","password":"secret","cert_file":"c.pem","key_file":"k.pem","ca_file":"ca.pem","prefix":"/x"}`,
+		},
 	} {
 		got := new(Coordinator)
 		if err := got.UnmarshalCaddyfile(caddyfile.NewTestDispenser(c.text)); err != nil {

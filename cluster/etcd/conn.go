@@ -66,7 +66,7 @@ func (s *store) drop(at int, c *grpc.ClientConn) {
 	}
 	s.mu.Unlock()
 	if known {
-		c.Close()
+		_ = c.Close()
 	}
 }
 

@@ -112,7 +112,7 @@ func (s *store) Put(ctx context.Context, value []byte, revision string) (cluster
 	return cluster.Swapped, nil
 }
 
-// Close implements coordinator.Store.
+// Close implements coordinator.Store. Calls end with their connections.
 func (s *store) Close() error {
 	s.close(errClosed)
 	s.mu.Lock()
@@ -134,8 +134,6 @@ var errClosed = errors.New("the coordinator is closed")
 func (s *store) call(ctx context.Context, method string, request []byte) (answer []byte, certain bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	stop := context.AfterFunc(s.ctx, cancel)
-	defer stop()
 	if err := s.over(ctx); err != nil {
 		return nil, true, err
 	}

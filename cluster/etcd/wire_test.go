@@ -20,7 +20,9 @@ func TestAnEmptyAnswerIsAnError(t *testing.T) {
 		t.Errorf("a comparison that failed: %v, error %v", done, err)
 	}
 	for _, answer := range [][]byte{
-		nil, {0xff}, field(nil, 2, []byte{8}), field(nil, 4, nil),
+		nil,
+		{0xff},
+		field(nil, 2, []byte{8}), field(nil, 4, nil),
 		field(header, 2, nil),             // a key without a revision
 		field(header, 2, []byte{0x18}),    // a revision that is cut off
 		append(header, 0x12, 5, 0x18, 10), // a key that is cut off

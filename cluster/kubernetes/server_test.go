@@ -1,7 +1,6 @@
 package kubernetes
 
 import (
-	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
@@ -29,7 +28,6 @@ type apiServer struct {
 
 	mu      sync.Mutex
 	server  *httptest.Server
-	cert    []tls.Certificate
 	token   string
 	version int
 	objects map[string]map[string]any

@@ -13,10 +13,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	clusterkubernetes "github.com/caddy-usher/usher/cluster/kubernetes"
-
 	"github.com/caddy-usher/usher/cluster/coordinator"
 	"github.com/caddy-usher/usher/cluster/coordinatortest"
+	clusterkubernetes "github.com/caddy-usher/usher/cluster/kubernetes"
 	"github.com/caddy-usher/usher/test/harness"
 	"github.com/caddy-usher/usher/test/kubernetes/kube"
 )
