@@ -32,14 +32,18 @@ func (l *Loop) decide(now time.Time) time.Time {
 			l.finish(now, &next)
 			return next.at
 		}
+		if l.follows() {
+			return l.decideFollowing(now)
+		}
 		l.expire(now, &next)
 		advice, stats := l.advise(now, &next)
 		next.by(advice.Recheck)
-		if l.follow(advice, stats, now, &next) && l.reserver.Watch(advice.Mark) {
+		if l.follow(advice, stats, now, &next) && l.watch(advice.Mark) {
 			l.holdNeeds(now, &next)
 			l.refuse(now)
 			l.settle()
 			l.show()
+			l.publish(now)
 			return next.at
 		}
 		// Demand came in between: everything anew.
@@ -49,6 +53,7 @@ func (l *Loop) decide(now time.Time) time.Time {
 	// for that.
 	l.settle()
 	l.show()
+	l.publish(now)
 	return now.Add(decidePause)
 }
 
@@ -175,7 +180,7 @@ func (l *Loop) expireStart(i *instance, now time.Time, next *recheck) {
 // advise asks the policy, within the limits that operators and failures set.
 // It also returns the counters by which that was decided.
 func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Stats) {
-	stats := l.reserver.Stats()
+	stats := l.stats()
 	in := l.demandInputs(now, stats)
 	switch {
 	case now.Before(l.backoffUntil):
@@ -186,7 +191,7 @@ func (l *Loop) advise(now time.Time, next *recheck) (scaler.Advice, reserver.Sta
 		// A refused request is demand that came and went: without this, the
 		// start that it causes would be stopped as idle.
 		l.reserver.ResetIdle()
-		stats.IdleSince = l.reserver.Stats().IdleSince
+		stats.IdleSince = l.stats().IdleSince
 		in.IdleSince, in.Refused = stats.IdleSince, true
 	}
 	if woken := l.takeWoken(); in.Demand > 0 || l.startRequested || woken {
@@ -313,6 +318,15 @@ func (l *Loop) neverReady() (started []time.Time, oldest time.Time) {
 	return started, oldest
 }
 
+// watch makes the reserver tell of demand above the mark, of which a part is
+// elsewhere. It reports whether it is not above it already. The lock is held.
+func (l *Loop) watch(mark int) bool {
+	if elsewhere, _ := l.demandElsewhere(); mark != scaler.NoMark {
+		mark = max(0, mark-elsewhere)
+	}
+	return l.reserver.Watch(mark)
+}
+
 // settle publishes the state.
 func (l *Loop) settle() {
 	s := l.stateNow()
@@ -332,7 +346,7 @@ func (l *Loop) stateNow() State {
 		return Failing
 	case l.reserver.Stats().Open > 0:
 		return Awake
-	case l.target > 0 && !(l.asleep && l.reserver.Stats().Demand == 0):
+	case (l.target > 0 || l.follows() && l.stats().Demand > 0) && !(l.asleep && l.stats().Demand == 0):
 		return Waking
 	}
 	return Asleep

@@ -42,8 +42,9 @@ func (l *Loop) follow(a scaler.Advice, stats reserver.Stats, now time.Time, next
 func (l *Loop) shrink(a scaler.Advice, idleSince, now time.Time, next *recheck) bool {
 	guard := time.Time{}
 	if a.Idle {
-		guard = idleSince
-		if s := l.reserver.Stats(); s.Demand > 0 || !s.IdleSince.Equal(guard) {
+		here := l.reserver.Stats()
+		guard = here.IdleSince
+		if s := l.withElsewhere(here); s.Demand > 0 || !s.IdleSince.Equal(idleSince) {
 			return false
 		}
 	}
@@ -143,7 +144,7 @@ func (i *instance) drained(sessions bool, now time.Time, next *recheck) bool {
 		next.by(until)
 		return false
 	}
-	return i.inUse() == 0
+	return i.inUse() == 0 && i.emptyElsewhere()
 }
 
 // retire closes i to its sessions, for it is to be stopped now. It does not if a
@@ -260,7 +261,7 @@ func (l *Loop) grow(now time.Time, next *recheck) int {
 		l.placeWait(false)
 		return 0
 	}
-	stats := l.reserver.Stats()
+	stats := l.stats()
 	since := stats.Oldest()
 	if since.IsZero() {
 		since = now

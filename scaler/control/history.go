@@ -78,7 +78,8 @@ func (l *Loop) record() *history {
 // sleeps keeps its samples: the next request may come soon. It returns the
 // highest demand since the last call. The lock is held.
 func (l *Loop) remember(now time.Time, running int, stats reserver.Stats) (peak int) {
-	peak = l.reserver.TakePeak()
+	_, elsewhere := l.demandElsewhere()
+	peak = l.reserver.TakePeak() + elsewhere
 	if l.done == nil && running == 0 && peak == 0 && stats.Arrivals == 0 {
 		return 0
 	}

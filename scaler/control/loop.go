@@ -76,6 +76,8 @@ type Loop struct {
 	lastFailure  *failureAt
 	backoffUntil time.Time
 
+	sharing *sharing // nil unless it shares its instances with other loops
+
 	keptBy   keepers
 	held     []*Loop  // that it keeps awake
 	group    *Group   // in which it is
@@ -146,7 +148,7 @@ func (l *Loop) Apply(s *Settings) {
 	for _, r := range l.revisions {
 		for _, i := range r.instances {
 			if i.slots != nil {
-				i.slots.SetSlots(l.slotsOf(i))
+				i.slots.SetSlots(l.slotsHere(i))
 			}
 			switch {
 			case !check || i.stage.leaving():
@@ -179,10 +181,13 @@ func (l *Loop) SetBackendAnyway(b scaler.Backend) error { return l.setBackend(b,
 func (l *Loop) setBackend(b scaler.Backend, open func(*Loop, scaler.Backend) error) error {
 	l.changing.Lock()
 	defer l.changing.Unlock()
+	if l.keepBackend(b) {
+		return nil
+	}
 	l.mu.Lock()
 	for k, r := range slices.Backward(l.revisions) {
 		// One that is being closed is past the point of no return.
-		if r.closing || reflect.TypeOf(r.backend) != reflect.TypeOf(b) || r.backend.Fingerprint() != b.Fingerprint() {
+		if r.closing || r.followed() || reflect.TypeOf(r.backend) != reflect.TypeOf(b) || r.backend.Fingerprint() != b.Fingerprint() {
 			continue
 		}
 		// The same in other words: the old ones need not be kept.

@@ -45,7 +45,7 @@ func (l *Loop) Sleep() (neededBy []string) {
 	// From here on requests on instances no longer count as demand.
 	tell := l.delayChanges()
 	l.drainAll()
-	if stats := l.reserver.Stats(); stats.Demand == 0 {
+	if stats := l.stats(); stats.Demand == 0 {
 		l.setTarget(scaler.Advice{Reason: sleepReason}, stats, time.Now())
 	}
 	tell()

@@ -12,7 +12,7 @@ import (
 
 // order gives the platform the order that is due, if there is one.
 func (l *Loop) order(r *revision, starts int, now time.Time, next *recheck) {
-	if r.ordering || r.closing {
+	if r.ordering || r.closing || !l.mayOrder(r) {
 		return
 	}
 	var o scaler.Order

@@ -55,10 +55,13 @@ func (l *Loop) take(r *revision, rep scaler.Report) {
 		seen[ri.ID] = true
 		i := r.instances[ri.ID]
 		if i == nil {
+			i = l.inherit(r, ri.ID)
+		}
+		if i == nil {
 			if ri.Phase == scaler.PhaseEnded && ri.Failure == nil && !ri.Completed {
 				continue
 			}
-			i = &instance{Instance: ri, revision: r, unreadyFrom: now}
+			i = &instance{Instance: ri, revision: r, unreadyFrom: now, newborn: !first}
 			r.add(i)
 			if ri.Phase != scaler.PhaseEnded {
 				l.log().Debug("instance exists", slog.String("instance", i.ID), slog.String("address", i.Address))
@@ -74,6 +77,9 @@ func (l *Loop) take(r *revision, rep scaler.Report) {
 		if !seen[id] {
 			l.ended(i, nil, now)
 		}
+	}
+	if first && rep.Trouble == nil {
+		l.dropFollowed(now)
 	}
 	r.desired, r.remains = rep.Desired, int32(rep.Remains)
 	if !r.ordering {
@@ -127,7 +133,7 @@ func (l *Loop) update(i *instance, ri scaler.Instance, now time.Time) {
 		return
 	}
 	if i.slots != nil {
-		i.slots.SetSlots(l.slotsOf(i))
+		i.slots.SetSlots(l.slotsHere(i))
 	}
 	if i.stage.told() {
 		return
@@ -179,7 +185,7 @@ func (l *Loop) takeNumber(r *revision, first bool, now time.Time) {
 		}
 		l.asked(now, r.desired, false)
 		l.reserver.ResetIdle()
-	case r.desired < r.ordered && l.reserver.Stats().Demand == 0:
+	case r.desired < r.ordered && l.stats().Demand == 0:
 		l.reserver.TakePeak() // the demand of before is history, too
 		l.asked(now, r.desired, true)
 	}
@@ -292,7 +298,7 @@ func (l *Loop) ready(i *instance, now time.Time) {
 		if _, ok := i.revision.scaler.(scaler.Verifier); ok {
 			add = l.reserver.AddUnbound
 		}
-		i.slots = add(i.ID, i.revision.id(), i.Network, i.Address, l.slotsOf(i))
+		i.slots = add(i.ID, i.revision.id(), i.Network, i.Address, l.slotsHere(i))
 		i.move(ready)
 		l.log().Info("instance ready", slog.String("instance", i.ID), slog.String("address", i.Address),
 			slog.Duration("after", now.Sub(i.unreadyFrom)))
@@ -318,6 +324,7 @@ func (l *Loop) ready(i *instance, now time.Time) {
 	}
 	l.refuse(now)
 	l.changed(i)
+	l.publish(now)
 }
 
 // ended forgets an instance that is gone, and judges how it went.
@@ -330,6 +337,7 @@ func (l *Loop) ended(i *instance, f *scaler.Failure, now time.Time) {
 			// Requests inside are told: it was never able to serve, perhaps.
 			i.slots.RemoveFor(f)
 		}
+		l.part(i)
 		l.removeSlots(i)
 	}
 	l.changed(i)

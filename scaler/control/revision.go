@@ -66,6 +66,8 @@ type instance struct {
 	drainUntil  time.Time
 	asleep      bool            // it drains because there was no demand
 	old         bool            // it is to be replaced because of its age
+	newborn     bool            // it did not exist when its revision was opened
+	emptied     bool            // it is withdrawn, and no other loop has requests inside
 	business    *business       // nil if it was never asked
 	awaited     bool            // a request waited while it started
 	placeless   bool            // its start holds no place of the budget any more

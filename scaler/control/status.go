@@ -40,7 +40,7 @@ func (l *Loop) Status() Status {
 	}
 	if r := l.current(); r != nil {
 		st.Trouble = r.trouble
-		st.Needed = instancesFor(l.reserver.Stats().Demand, l.slotsEach())
+		st.Needed = instancesFor(l.stats().Demand, l.slotsEach())
 	}
 	for _, r := range l.revisions {
 		if st.LastError == nil {

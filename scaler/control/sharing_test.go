@@ -1,0 +1,341 @@
+package control
+
+import (
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-usher/usher/reserver"
+)
+
+// member is a bench whose loop shares its instances, and what it lists.
+type member struct {
+	*bench
+	mu     sync.Mutex
+	listed []Shared
+}
+
+func newMember(t *testing.T, s Settings, p *platform) *member {
+	t.Helper()
+	m := &member{bench: bareBench(t, s, p, nil)}
+	m.Share(func(all []Shared) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.listed = all
+	})
+	if err := m.SetBackend(p); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	return m
+}
+
+// leads makes it the leader that may give orders.
+func (m *member) leads() {
+	m.Lead(true)
+	m.Order(true)
+	synctest.Wait()
+}
+
+func (m *member) lists() []Shared {
+	synctest.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.listed)
+}
+
+// lists1 is the one instance that is listed.
+func (m *member) lists1() Shared {
+	m.t.Helper()
+	all := m.lists()
+	if len(all) != 1 {
+		m.t.Fatalf("%+v is listed\n%s", all, m.story())
+	}
+	return all[0]
+}
+
+func remote() *platform { return &platform{startTime: time.Second} }
+
+func TestASharedInstanceHasNoSlotsBeforeItsShare(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, with(func(s *Settings) { s.Concurrency = 5 }), remote())
+		m.leads()
+		r := m.waits()
+		time.Sleep(2 * time.Second)
+		i := m.lists1()
+		if i.Slots != 5 || i.State != SharedOpen || !i.Fresh {
+			t.Errorf("%+v is listed", i)
+		}
+		select {
+		case <-r.Granted():
+			t.Fatal("it has a slot that was given to no one")
+		default:
+		}
+		m.SetShare(i.ID, 1)
+		m.granted(r)
+		m.waits()
+		m.SetShare(i.ID, reserver.NoSlots)
+		if n := m.Inside(i.ID); n != 1 {
+			t.Errorf("%d inside", n)
+		}
+		r.Release(reserver.Answered)
+		if n := m.Inside(i.ID); n != 0 {
+			t.Errorf("%d inside", n)
+		}
+	})
+}
+
+func TestOneThatFollowsOpensAndOrdersNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := remote()
+		m := newMember(t, defaults(), p)
+		r := m.waits()
+		time.Sleep(time.Minute)
+		if p.opened != nil || len(m.lists()) > 0 {
+			t.Fatal("it opened its backend, or listed something")
+		}
+		m.is(Waking) // the leader is at it
+		m.SetShare("one", 1)
+		m.Follow([]Shared{{ID: "one", Network: "tcp", Address: "127.0.0.1:1", Slots: 1}})
+		m.granted(r)
+		m.is(Awake)
+		if got := r.Instance(); got.ID != "one" || got.Address != "127.0.0.1:1" {
+			t.Errorf("%+v", got)
+		}
+		r.Release(reserver.Answered)
+		time.Sleep(time.Hour)
+		m.is(Awake) // the leader alone scales down
+		m.Follow(nil)
+		m.is(Asleep)
+	})
+}
+
+func TestOneThatFollowsDoesAsItIsTold(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, defaults(), remote())
+		one := Shared{ID: "one", Network: "tcp", Address: "127.0.0.1:1", Slots: 1}
+		for _, step := range []struct {
+			to   SharedState
+			want InstanceState
+		}{
+			{SharedOpen, InstanceReady}, {SharedCordoned, InstanceEjected}, {SharedOpen, InstanceReady},
+			{SharedWithdrawn, InstanceDraining}, {SharedCordoned, InstanceEjected}, {SharedWithdrawn, InstanceDraining}, {SharedOpen, InstanceReady},
+		} {
+			one.State = step.to
+			m.Follow([]Shared{one})
+			if all := m.Instances(); len(all) != 1 || all[0].State != step.want {
+				t.Fatalf("told %v, it is %+v", step.to, all)
+			}
+		}
+		m.SetShare("one", 1)
+		r := m.inside()
+		one.Address = "127.0.0.1:2" // another one, whatever it is called
+		m.Follow([]Shared{one})
+		if n := m.Inside("one"); n != 1 {
+			t.Errorf("%d inside, and the request of before is", n)
+		}
+		if all := m.Instances(); len(all) != 1 || all[0].Address != one.Address {
+			t.Errorf("%+v", all)
+		}
+		r.Release(reserver.Answered)
+	})
+}
+
+func TestOneThatBeginsToLeadGoesOnWithWhatItFollowed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := remote()
+		p.want, p.ages, p.wasReady = 1, time.Hour, true
+		other := newMember(t, defaults(), p)
+		other.leads()
+		time.Sleep(2 * time.Second)
+		list := other.lists()
+		one := other.lists1()
+		if one.Fresh {
+			t.Error("it existed before, and is said to be fresh")
+		}
+
+		m := newMember(t, defaults(), p)
+		gone := Shared{ID: "gone", Network: "tcp", Address: "127.0.0.1:1", Slots: 1}
+		m.Follow(append(list, gone))
+		m.SetShare(one.ID, 2)
+		r := m.inside()
+		other.Lead(false)
+		synctest.Wait()
+		m.leads()
+		time.Sleep(time.Second)
+		if all := m.Instances(); len(all) != 1 || all[0].ID != one.ID || all[0].State != InstanceReady || all[0].InUse != 1 {
+			t.Fatalf("%+v", all)
+		}
+		if again := m.lists1(); again.ID != one.ID || again.Fresh {
+			t.Errorf("%+v is listed", again)
+		}
+		m.inside().Release(reserver.Answered)
+		r.Release(reserver.Answered)
+		if len(p.ordered()) > 0 {
+			t.Errorf("%v was ordered", p.ordered())
+		}
+	})
+}
+
+func TestOneThatLeadsNoLongerLetsGoOfThePlatform(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := remote()
+		m := newMember(t, with(func(s *Settings) { s.Max, s.Concurrency = 3, 1 }), p)
+		m.leads()
+		r := m.waits()
+		time.Sleep(2 * time.Second)
+		one := m.lists1()
+		m.SetShare(one.ID, 1)
+		m.granted(r)
+		m.waits() // for which another one starts
+		m.Lead(false)
+		synctest.Wait()
+		if p.isClosed() != 1 {
+			t.Error("the platform is still open")
+		}
+		ordered := len(p.ordered())
+		time.Sleep(time.Hour)
+		if all := m.Instances(); len(all) != 1 || all[0].ID != one.ID || all[0].InUse != 1 {
+			t.Fatalf("%+v", all)
+		}
+		if len(p.ordered()) != ordered {
+			t.Errorf("%v was ordered", p.ordered())
+		}
+		r.Release(reserver.Answered)
+		m.leads()
+		time.Sleep(2 * time.Second)
+		if !slices.ContainsFunc(m.lists(), func(s Shared) bool { return s.ID == one.ID }) {
+			t.Errorf("%+v is listed, without %s", m.lists(), one.ID)
+		}
+	})
+}
+
+func TestWithoutAWordNoOrderIsGiven(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := remote()
+		m := newMember(t, defaults(), p)
+		m.Lead(true)
+		m.waits()
+		time.Sleep(time.Minute)
+		if len(p.ordered()) > 0 {
+			t.Errorf("%v was ordered", p.ordered())
+		}
+		m.Order(true)
+		time.Sleep(2 * time.Second)
+		m.runs(1)
+		m.Order(false)
+		m.Suspend("for the test")
+		time.Sleep(time.Minute)
+		m.runs(1)
+	})
+}
+
+func TestDemandElsewhereCounts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, with(func(s *Settings) { s.Max, s.Concurrency = 3, 1 }), remote())
+		m.leads()
+		m.Elsewhere(Load{Waiting: 2, Demand: 2, Peak: 2, OldestWait: time.Now(), Arrivals: 2})
+		time.Sleep(2 * time.Second)
+		m.runs(2)
+		m.waits() // above what is elsewhere
+		time.Sleep(2 * time.Second)
+		m.runs(3)
+	})
+}
+
+func TestNothingSleepsWhileThereIsDemandElsewhere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, with(func(s *Settings) { s.DrainTimeout = time.Hour }), remote())
+		m.leads()
+		m.Elsewhere(Load{InUse: 1, Demand: 1, Peak: 1, Arrivals: 1})
+		time.Sleep(time.Hour)
+		m.runs(1)
+		m.Elsewhere(Load{Arrivals: 1})
+		time.Sleep(4 * time.Minute)
+		m.runs(1)
+		time.Sleep(2 * time.Minute)
+		if i := m.lists1(); i.State != SharedWithdrawn {
+			t.Errorf("%+v is listed", i)
+		}
+		m.Emptied(m.lists1().ID)
+		waitIdle()
+		m.runs(0)
+		m.is(Asleep)
+	})
+}
+
+func TestAWithdrawnInstanceIsStoppedWhenItIsEmptyElsewhere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, with(func(s *Settings) { s.DrainTimeout = time.Minute }), remote())
+		m.leads()
+		for _, emptied := range []bool{true, false} {
+			m.Wake()
+			time.Sleep(2 * time.Second)
+			one := m.lists1()
+			m.Sleep()
+			synctest.Wait()
+			if i := m.lists1(); i.State != SharedWithdrawn {
+				t.Fatalf("%+v is listed", i)
+			}
+			time.Sleep(59 * time.Second)
+			m.runs(1)
+			if emptied {
+				m.Emptied(one.ID)
+			} else {
+				time.Sleep(2 * time.Second) // its time is over
+			}
+			waitIdle()
+			m.runs(0)
+		}
+	})
+}
+
+func TestWhatWasEmptyCountsNoMoreAfterItWasOpenAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, with(func(s *Settings) { s.DrainTimeout = time.Hour }), remote())
+		m.leads()
+		m.Wake()
+		time.Sleep(2 * time.Second)
+		one := m.lists1()
+		m.Order(false) // or it would be stopped at once
+		m.Sleep()
+		m.Emptied(one.ID)
+		synctest.Wait()
+		m.Wake()
+		if i := m.lists1(); i.State != SharedOpen {
+			t.Fatalf("%+v is listed", i)
+		}
+		m.Sleep()
+		m.Order(true)
+		time.Sleep(time.Minute)
+		m.runs(1)
+	})
+}
+
+func TestAnInstanceThatRefusesOneThatFollowsIsProbedThere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, defaults(), remote())
+		m.SetShare("one", 1)
+		m.Follow([]Shared{{ID: "one", Network: "tcp", Address: "127.0.0.1:1", Slots: 1}})
+		r := m.inside()
+		r.Release(reserver.Refused)
+		synctest.Wait()
+		if all := m.Instances(); all[0].State != InstanceEjected {
+			t.Fatalf("%+v", all)
+		}
+		m.mustProbe()
+	})
+}
+
+func (m *member) mustProbe() {
+	m.t.Helper()
+	m.Loop.mu.Lock()
+	defer m.Loop.mu.Unlock()
+	for _, i := range m.current().instances {
+		if i.probe == nil {
+			m.t.Errorf("%s is not probed", i.ID)
+		}
+	}
+}
