@@ -212,6 +212,20 @@ func TestOneThatLeadsNoLongerLetsGoOfThePlatform(t *testing.T) {
 	})
 }
 
+func TestPlacesComeBackFromOneThatLeadsNoLonger(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := &platform{local: true, gate: make(chan struct{}), deaf: true}
+		m := newMember(t, defaults(), p)
+		m.leads()
+		m.waits()
+		synctest.Wait()
+		m.Lead(false)
+		close(p.gate)
+		synctest.Wait()
+		// The bench looks for places that are held.
+	})
+}
+
 func TestWithoutAWordNoOrderIsGiven(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := remote()
@@ -234,14 +248,22 @@ func TestWithoutAWordNoOrderIsGiven(t *testing.T) {
 
 func TestDemandElsewhereCounts(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		m := newMember(t, with(func(s *Settings) { s.Max, s.Concurrency = 3, 1 }), remote())
+		p := remote()
+		m := newMember(t, with(func(s *Settings) { s.Max, s.Concurrency = 5, 1 }), p)
 		m.leads()
 		m.Elsewhere(Load{Waiting: 2, Demand: 2, Peak: 2, OldestWait: time.Now(), Arrivals: 2})
 		time.Sleep(2 * time.Second)
 		m.runs(2)
 		m.waits() // above what is elsewhere
-		time.Sleep(2 * time.Second)
-		m.runs(3)
+		synctest.Wait()
+		if n := p.ordered(); n[len(n)-1] != 3 {
+			t.Errorf("%v was ordered", n)
+		}
+		m.Elsewhere(Load{InUse: 2, Demand: 2, Peak: 4, Arrivals: 7}) // of which two came and went
+		synctest.Wait()
+		if n := p.ordered(); n[len(n)-1] != 5 {
+			t.Errorf("%v was ordered", n)
+		}
 	})
 }
 
@@ -254,7 +276,9 @@ func TestNothingSleepsWhileThereIsDemandElsewhere(t *testing.T) {
 		m.runs(1)
 		m.Elsewhere(Load{Arrivals: 1})
 		time.Sleep(4 * time.Minute)
-		m.runs(1)
+		if i := m.lists1(); i.State != SharedOpen {
+			t.Errorf("%+v is listed", i)
+		}
 		time.Sleep(2 * time.Minute)
 		if i := m.lists1(); i.State != SharedWithdrawn {
 			t.Errorf("%+v is listed", i)
