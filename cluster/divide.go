@@ -35,24 +35,44 @@ func (n *Node) divide() {
 
 // sum adds up what the members say of a service.
 func (n *Node) sum(s *ledger) {
-	var sum Load
+	var sum, others Load
 	for _, c := range s.claims {
-		sum.Waiting += c.need.Waiting
-		for _, b := range c.need.Bound {
-			sum.Waiting += b.Waiting
+		sum.add(c.need)
+		if c.boot != n.self.Boot {
+			others.add(c.need)
 		}
-		if c.need.Waiting > 0 {
-			sum.Oldest = max(sum.Oldest, c.need.Oldest)
-		}
-		sum.InUse += c.need.InUse
-		sum.Demand += c.need.Demand
-		sum.Peak += c.need.Peak
-		sum.Arrivals += c.need.Arrivals
 	}
 	if sum != s.sum {
 		s.sum, s.summed = sum, true
-		n.emit(Sum{Service: s.name, Load: sum})
+		n.emit(Sum{Service: s.name, Load: sum, Others: others})
 	}
+}
+
+func (l *Load) add(n Need) {
+	l.Waiting += n.Waiting
+	for _, b := range n.Bound {
+		l.Waiting += b.Waiting
+	}
+	if n.Waiting > 0 {
+		l.Oldest = max(l.Oldest, n.Oldest)
+	}
+	l.InUse += n.InUse
+	l.Demand += n.Demand
+	l.Peak += n.Peak
+	l.Arrivals += n.Arrivals
+}
+
+// without returns the load that is left if a part of it is taken away. That may
+// be older or younger than the sum, so nothing becomes negative.
+func (l Load) without(n Need) Load {
+	var part Load
+	part.add(n)
+	l.Waiting = max(0, l.Waiting-part.Waiting)
+	l.InUse = max(0, l.InUse-part.InUse)
+	l.Demand = max(0, l.Demand-part.Demand)
+	l.Peak = max(0, l.Peak-part.Peak)
+	l.Arrivals -= min(l.Arrivals, part.Arrivals)
+	return l
 }
 
 // tellMembers tells the members of changed instances at once, and of sums with

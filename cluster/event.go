@@ -175,10 +175,10 @@ type Lead struct {
 // Confirmed says, on the leader, whether it may give orders to platforms now.
 type Confirmed struct{ On bool }
 
-// Sum is the load of all Caddys.
+// Sum is the load of all Caddys, and Others that of all but this one.
 type Sum struct {
-	Service string
-	Load    Load
+	Service      string
+	Load, Others Load
 }
 
 // Empty says, on the leader, that a withdrawn instance has no request of any

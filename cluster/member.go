@@ -258,7 +258,7 @@ func (n *Node) announced(a Announce) {
 		n.emit(Follow{Service: s.name, Instances: a.Instances})
 	}
 	if n.lead == nil {
-		n.emit(Sum{Service: s.name, Load: a.Sum})
+		n.emit(Sum{Service: s.name, Load: a.Sum, Others: a.Sum.without(s.sent)})
 	}
 	n.compare(s)
 	s.forgetEnded()

@@ -50,6 +50,13 @@ type Refresher interface {
 	Refresh() error
 }
 
+// Sharer is implemented by a Backend whose instances other Caddys can reach and
+// see under the same IDs, so that several Caddys can share them.
+type Sharer interface {
+	// Shared reports whether that is so.
+	Shared() bool
+}
+
 // FixedAddresser is implemented by a Backend whose program may listen on one
 // address of this machine, whatever it is told.
 type FixedAddresser interface {

@@ -39,8 +39,9 @@ type Host interface {
 	// Follow says which instances a service has.
 	Follow(service string, instances []cluster.Instance)
 
-	// Sum is the load that all Caddys together have for a service.
-	Sum(service string, load cluster.Load)
+	// Sum is the load that all Caddys together have for a service, and that of
+	// the others.
+	Sum(service string, all, others cluster.Load)
 
 	// Lead says whether this Caddy runs the control loops. The term is different
 	// each time that a Caddy begins to lead.
@@ -157,6 +158,23 @@ func (d *Driver) now() cluster.Instant { return cluster.InstantOf(time.Now(), d.
 // MayWrite reports whether the first byte of a request may be written to an
 // instance now. It has to be asked directly before.
 func (d *Driver) MayWrite() bool { return d.lease.MayWrite(d.now()) }
+
+// Settle returns when the Host has heard what follows from the time that it is
+// now: when MayWrite says no, all instances have no slots afterwards, or there is
+// a lease again.
+func (d *Driver) Settle(ctx context.Context) {
+	done := make(chan struct{})
+	d.post(cluster.Tick{})
+	d.postLater(func() cluster.Event {
+		close(done)
+		return nil
+	})
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-d.ctx.Done():
+	}
+}
 
 // Demand says that the Need of a service has changed.
 func (d *Driver) Demand(service string) {
@@ -364,7 +382,7 @@ func (d *Driver) carryOut(o cluster.Output, used map[string][]string) {
 		d.forgetOrders(o)
 		host.Follow(o.Service, o.Instances)
 	case cluster.Sum:
-		host.Sum(o.Service, o.Load)
+		host.Sum(o.Service, o.Load, o.Others)
 	case cluster.Lead:
 		host.Lead(o.On, o.Term)
 	case cluster.Confirmed:

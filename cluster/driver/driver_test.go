@@ -210,8 +210,9 @@ func TestSumsReachAllMembers(t *testing.T) {
 			done <- struct{}{}
 		}()
 	}
-	for _, h := range []*host{a, b} {
+	for h, others := range map[*host]int{a: 3, b: 2} {
 		w.eventually("four wait, and one is inside", h.holds(func(h *host) bool { return h.sum.Waiting == 4 && h.sum.InUse == 1 }))
+		w.eventually("the others have asked for the rest", h.holds(func(h *host) bool { return h.others.Demand == others }))
 	}
 	close(finish)
 	for range 5 {
@@ -250,4 +251,23 @@ func TestForgottenByAnOperator(t *testing.T) {
 		defer a.mu.Unlock()
 		return a.slots["i0"] == 2
 	})
+}
+
+func TestWhoHasNoLeaseHasNoSlotsOnceItHasSettled(t *testing.T) {
+	w := newWorld(t, 2)
+	a, b := w.join("a"), w.join("b")
+	leader := w.together(a, b)
+	member := a
+	if leader == a {
+		member = b
+	}
+	w.store.set(true, nil) // so it cannot take over
+	leader.d.Close()
+	w.eventually("its lease is over", func() bool { return !member.d.MayWrite() })
+	member.d.Settle(t.Context())
+	member.mu.Lock()
+	defer member.mu.Unlock()
+	if !member.isolated || member.slots["i0"] != 0 {
+		t.Errorf("isolated %v, slots %v", member.isolated, member.slots)
+	}
 }

@@ -132,6 +132,7 @@ type host struct {
 	differs  map[string]bool
 	empty    []string
 	sum      cluster.Load
+	others   cluster.Load
 	ready    atomic.Bool
 }
 
@@ -221,10 +222,10 @@ func (h *host) Follow(_ string, all []cluster.Instance) {
 	h.ready.Store(len(all) > 0)
 }
 
-func (h *host) Sum(_ string, l cluster.Load) {
+func (h *host) Sum(_ string, l, others cluster.Load) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.sum = l
+	h.sum, h.others = l, others
 }
 
 func (h *host) Lead(on bool, _ uint64) {
