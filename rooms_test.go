@@ -25,7 +25,7 @@ var rooms = map[string][]string{
 	"caddymodule/liveview":    {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "scaler/control"},
 	"caddymodule/answer":      {"caddymodule/hub", "scaler"},
 	"caddymodule/option":      {},
-	"caddymodule/hub":         {"reserver", "scaler", "scaler/control", "scaler/policies"},
+	"caddymodule/hub":         {"cluster", "cluster/coordinator", "cluster/driver", "cluster/link", "reserver", "scaler", "scaler/control", "scaler/policies"},
 	"backends/docker":         {"scaler"},
 	"backends/kubernetes":     {"kubeaccess", "scaler"},
 	"backends/marathon":       {"scaler"},

@@ -50,6 +50,10 @@ type App struct {
 	// Default: `stop`.
 	OnExit string `json:"on_exit,omitempty"`
 
+	// The cluster of Caddys in which this one shares the instances of its services
+	// on platforms that all of them see. Default: none.
+	Cluster *hub.ClusterConfig `json:"cluster,omitempty"`
+
 	backends   backendDefaults
 	ctx        caddy.Context
 	hub        *hub.Hub
@@ -111,6 +115,12 @@ func (a *App) Provision(ctx caddy.Context) error {
 		Settings: settings, Logger: ctx.Logger(), Ctx: ctx, Events: events.(*caddyevents.App), Storage: ctx.Storage(),
 		Services: make(map[string]*hub.Service), Definitions: make(map[string]*hub.Definition), Lacking: make(map[hub.PageFile]struct{}),
 		Occasion: a.hub.Occasion(),
+	}
+	if a.Cluster != nil {
+		if a.generation.Cluster, err = hub.NewCluster(ctx, *a.Cluster); err != nil {
+			return err
+		}
+		a.Cluster = nil
 	}
 	a.draft = newDraft()
 	for name, s := range a.Services {

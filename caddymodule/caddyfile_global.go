@@ -25,6 +25,7 @@ func init() {
 //		start_limit <n>
 //		max_waiting <n>
 //		on_exit stop|keep
+//		cluster [<name>] { options of the cluster }
 //		<backend> { options that its services share }
 //	}
 //
@@ -50,7 +51,7 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 
 func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
 	name := d.Val()
-	if map[string]bool{"ports": a.Ports != "", "start_limit": a.StartLimit != 0, "max_waiting": a.MaxWaiting != nil, "on_exit": a.OnExit != ""}[name] {
+	if map[string]bool{"ports": a.Ports != "", "start_limit": a.StartLimit != 0, "max_waiting": a.MaxWaiting != nil, "on_exit": a.OnExit != "", "cluster": a.Cluster != nil}[name] {
 		return d.Errf("%s is given twice", name)
 	}
 	switch name {
@@ -76,11 +77,13 @@ func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
 		if a.OnExit != onExitStop && a.OnExit != onExitKeep {
 			return d.Errf("on_exit '%s' is unknown: use stop or keep", a.OnExit)
 		}
+	case "cluster":
+		a.Cluster, err = parseCluster(d)
 	default:
 		if ok, err := a.parseDefaults(d); ok {
 			return err
 		}
-		return d.Errf("unknown option '%s' of usher: use service, ports, start_limit, max_waiting or on_exit", name)
+		return d.Errf("unknown option '%s' of usher: use service, ports, start_limit, max_waiting, on_exit or cluster", name)
 	}
 	return err
 }

@@ -221,6 +221,13 @@ func (q *request) gotConn(info httptrace.GotConnInfo) {
 		return
 	}
 	a.connected.Store(true)
+	if !q.service.MayWrite() {
+		a.unleased.Store(true)
+		a.withheld.Store(true)
+		q.body.withhold(true)
+		_ = info.Conn.Close()
+		return
+	}
 	if q.guard == nil || !a.direct || info.Reused && !q.guard.doubted.Load() && !a.withheld.Load() {
 		return
 	}

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/reserver"
 	"github.com/caddy-usher/usher/scaler/control"
 )
@@ -347,7 +348,7 @@ func TestAConnectionThatNobodyHasUsedIsDoubtedToo(t *testing.T) {
 func TestAWarmRequestPaysNothingForTies(t *testing.T) {
 	x, _, connect := stranger(t)
 	connect()
-	q := &request{ctx: t.Context(), guard: x, address: "127.0.0.1:80"}
+	q := &request{ctx: t.Context(), service: new(hub.Service), guard: x, address: "127.0.0.1:80"}
 	q.dials.Store(new(dials))
 	q.dials.Load().add(x)
 	q.begin(x.instance)

@@ -53,6 +53,10 @@ func (s *sender) RoundTrip(r *http.Request) (*http.Response, error) {
 		return s.RoundTripper.RoundTrip(r)
 	}
 	a := q.attempt.Load()
+	if !q.service.MayWrite() {
+		a.outcome = unleased
+		return nil, reverseproxy.NewDialError(errNoLease)
+	}
 	a.outcome = underWay
 	a.sending.Store(true)
 	if s.silent {
@@ -67,6 +71,9 @@ func (s *sender) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return nil, q.failed(s, a, err)
 }
+
+// errNoLease is why nothing is sent for now.
+var errNoLease = errors.New("this Caddy has lost its cluster, and sends no requests")
 
 // answered takes note of a final response of the instance.
 func (q *request) answered(s *sender) {
@@ -99,6 +106,8 @@ func (s *sender) classify(q *request, a *attempt, err error) outcome {
 	ended := context.Cause(a.ctx) != nil
 	dial := a.dial.Load()
 	switch {
+	case a.unleased.Load():
+		return unleased
 	case a.withheld.Load():
 		return withheld
 	case a.wrote.Load():

@@ -320,6 +320,10 @@ func (q *request) again() {
 	if a.withheld.Load() {
 		q.body.withhold(false)
 	}
+	if a.outcome == unleased {
+		// Else it would get a slot again that it may not use.
+		q.service.AwaitLease(q.ctx)
+	}
 	ok, err := q.reservation.Requeue(outcome)
 	switch {
 	case a.outcome == brokenOff:

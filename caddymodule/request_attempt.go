@@ -31,6 +31,7 @@ type attempt struct {
 	connected atomic.Bool
 	wrote     atomic.Bool                // the header, at least, may have left
 	withheld  atomic.Bool                // nothing was written to a connection that may lead elsewhere
+	unleased  atomic.Bool                // nothing was written, because this Caddy may send none
 	dial      atomic.Pointer[dialResult] // of the last address that was dialed for it
 }
 
@@ -47,6 +48,7 @@ const (
 	lost                      // the instance may have seen the request and did not answer
 	refused                   // no connection to the instance could be made
 	withheld                  // the connection may have led elsewhere: nothing was written
+	unleased                  // this Caddy may not send requests now: nothing was written
 	unwritten                 // the connection or the instance ended before anything was written
 	brokenOff                 // the handshake of the connection broke off
 	unsendable                // nothing can be sent, and the instance is not the reason
@@ -141,7 +143,7 @@ func (q *request) outcome() reserver.Outcome {
 		return reserver.Suspected
 	case answered:
 		return reserver.Answered
-	case unsent, underWay, brokenOff, unsendable, rejected:
+	case unsent, underWay, unleased, brokenOff, unsendable, rejected:
 		return reserver.Neutral
 	}
 	switch {

@@ -121,6 +121,10 @@ func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
 	return open(b.plan, env)
 }
 
+// Shared reports whether Caddys can share the instances: all of them see the
+// same.
+func (*Backend) Shared() bool { return true }
+
 // Fingerprint identifies everything that shapes an instance.
 func (b *Backend) Fingerprint() string {
 	p := b.plan

@@ -300,6 +300,10 @@ func (b *Backend) Check() *scaler.Failure {
 	return nil
 }
 
+// Shared reports whether Caddys can share the instances: all of them see the
+// same.
+func (*Backend) Shared() bool { return true }
+
 // Fingerprint identifies the app, the port and the access to the cluster. The
 // access shapes no instance; a change of it alone is taken over by Update,
 // without a new revision.

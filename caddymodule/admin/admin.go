@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"errors"
 	"net/http"
 	"strings"
 
@@ -42,6 +43,10 @@ func (a Admin) serve(w http.ResponseWriter, r *http.Request) error {
 		call = listServices
 	case len(parts) == 1 && parts[0] == "events":
 		call = streamEvents
+	case len(parts) == 1 && parts[0] == "cluster":
+		call = showCluster
+	case len(parts) == 2 && parts[0] == "cluster" && parts[1] == "forget":
+		call, method = forgetMember, http.MethodPost
 	case named && len(parts) == 2:
 		call = showService
 	case named && len(parts) == 3 && parts[2] == "decisions":
@@ -94,8 +99,41 @@ func operate(w http.ResponseWriter, r *http.Request, h *hub.Hub, s *hub.Service,
 	return answer.WriteJSON(w, s.Summary())
 }
 
+func showCluster(w http.ResponseWriter, _ *http.Request, h *hub.Hub, _ *hub.Service, _ string) error {
+	var st *hub.ClusterStatus
+	if h != nil {
+		st = h.ClusterStatus()
+	}
+	if st == nil {
+		return answer.ApiError(http.StatusNotFound, "%v", hub.ErrNoCluster)
+	}
+	return answer.WriteJSON(w, st)
+}
+
+// forgetMember takes an operator's word that a member has ended.
+func forgetMember(w http.ResponseWriter, r *http.Request, h *hub.Hub, _ *hub.Service, _ string) error {
+	var body struct {
+		Member string `json:"member"`
+	}
+	if err := answer.ReadBody(r, &body); err != nil {
+		return err
+	}
+	if h == nil {
+		return answer.ApiError(http.StatusNotFound, "%v", hub.ErrNoCluster)
+	}
+	if err := h.ForgetMember(body.Member); errors.Is(err, hub.ErrNoCluster) {
+		return answer.ApiError(http.StatusNotFound, "%v", err)
+	} else if err != nil {
+		return answer.ApiError(http.StatusConflict, "%v", err)
+	}
+	return answer.WriteJSON(w, h.ClusterStatus())
+}
+
 func deleteInstance(w http.ResponseWriter, r *http.Request, _ *hub.Hub, s *hub.Service, id string) error {
 	if err := answer.NoBody(r); err != nil {
+		return err
+	}
+	if err := answer.OperationError(s.LeaderOnly()); err != nil {
 		return err
 	}
 	if !s.Loop.StopInstance(id) {

@@ -93,6 +93,17 @@ func (cs commands) add(cmd *cobra.Command) {
 	logs.BoolP("follow", "f", false, "Go on with the lines to come, across reloads")
 	logs.IntP("lines", "n", logsShown, "How many lines are printed at first")
 	logs.StringP("instance", "i", "", "The id of an instance, to leave out all others")
+	cluster := add("cluster", "Shows the Caddys that share instances with this one", cobra.NoArgs, (*console).cluster)
+	cluster.AddCommand(&cobra.Command{
+		Use: "forget <member>", Short: "Says that a Caddy has ended for sure, so that the others use its slots at once", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := cs.console(cmd)
+			if err == nil {
+				err = c.forget(args)
+			}
+			return exit(cmd, err)
+		},
+	})
 	operate := func(verb, short string, done outcome) *cobra.Command {
 		return ofService(add(verb+" <service>...", short, cobra.MinimumNArgs(1), func(c *console, names []string) error {
 			return c.operate(names, verb, done, nil)

@@ -92,6 +92,7 @@ type Hub struct {
 	exiting      atomic.Bool
 	seal         atomic.Pointer[seal] // of cookies; nil until a service needs it
 	memories     memories
+	member       atomic.Pointer[membership] // in a cluster; nil without one
 
 	host *scaler.Host
 
@@ -128,6 +129,7 @@ type Generation struct {
 	Definitions map[string]*Definition
 	Lacking     map[PageFile]struct{} // the files of waiting pages that it could not use
 	Occasion    Occasion
+	Cluster     *Cluster // nil without one
 }
 
 func newHub() *Hub {
@@ -196,6 +198,12 @@ func (h *Hub) Activate(g *Generation) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.applyGlobals(g)
+	if err := h.applyCluster(g); err != nil {
+		if n := len(h.generations); n > 0 {
+			h.applyGlobals(h.generations[n-1])
+		}
+		return err
+	}
 	h.applySuspensions(suspended)
 	if err := h.applyServices(g); err != nil {
 		// What was applied so far is undone.
@@ -206,6 +214,11 @@ func (h *Hub) Activate(g *Generation) error {
 		return err
 	}
 	h.applyMemories(g, learned)
+	if m := h.member.Load(); m != nil {
+		if err := m.define(g); err != nil {
+			return err
+		}
+	}
 	h.generations = append(h.generations, g)
 	h.recoverOnce.Do(func() { h.recoverInstances(g) })
 	return nil
@@ -305,6 +318,9 @@ func (h *Hub) forget(s *Service) {
 		return
 	}
 	delete(h.services, s.Name)
+	if s.shared != nil {
+		s.shared.unshare(s)
+	}
 	s.Outputs().Close()
 	if latest := Latest.Load(); latest == nil || latest == h || latest.Service(s.Name) == nil {
 		s.metrics.forget(s.Name)
@@ -355,6 +371,9 @@ func (h *Hub) Exit() {
 	if h.exiting.Swap(true) {
 		return
 	}
+	if m := h.member.Load(); m != nil {
+		m.leave()
+	}
 	for _, s := range h.All() {
 		s.Loop.Exit()
 		s.Outputs().Close()
@@ -379,6 +398,9 @@ func (h *Hub) Destruct() error {
 	retiring.Store(h, true)
 	go func() {
 		h.background.Wait()
+		if m := h.member.Load(); m != nil {
+			m.close(h.ctx)
+		}
 		h.cancel()
 		retiring.Delete(h)
 	}()
@@ -405,6 +427,9 @@ func (h *Hub) closeAll() error {
 
 	ctx, cancel := context.WithTimeout(context.Background(), longest+closeGrace)
 	defer cancel()
+	if m := h.member.Load(); m != nil {
+		m.close(ctx)
+	}
 	var wg sync.WaitGroup
 	errs := make(chan error, len(all))
 	for _, s := range all {

@@ -44,6 +44,9 @@ func IsOperation(verb string) bool {
 // Operate does with s what an operator asks for. The reason is used by suspend
 // alone, and may be empty.
 func (h *Hub) Operate(ctx context.Context, s *Service, verb, reason string) error {
+	if err := s.LeaderOnly(); err != nil && verb != VerbSuspend && verb != VerbResume {
+		return err
+	}
 	switch verb {
 	case VerbWake:
 		if s.Loop.Status().State == control.Suspended {
@@ -67,6 +70,18 @@ func (h *Hub) Operate(ctx context.Context, s *Service, verb, reason string) erro
 		return s.Loop.Restart()
 	}
 	return fmt.Errorf("there is nothing like %q to do with a service", verb)
+}
+
+// LeaderOnly returns an error if another Caddy decides what becomes of the
+// instances of s.
+func (s *Service) LeaderOnly() error {
+	if s.shared == nil || s.shared.leading() {
+		return nil
+	}
+	if st := s.shared.status(); st.Leader != "" {
+		return conflict(fmt.Sprintf("the instances of service %s are shared, and the Caddy at %s leads: ask its admin API", s.Name, st.Leader))
+	}
+	return conflict(fmt.Sprintf("the instances of service %s are shared, and no Caddy leads at the moment: see 'caddy usher cluster'", s.Name))
 }
 
 // neededConflict says that s stays awake because others need it, and what to do.

@@ -177,6 +177,11 @@ func (h *Hub) loadSeal(g *Generation) {
 	if !needed || h.seal.Load() != nil {
 		return
 	}
+	if g.Cluster != nil && g.Cluster.sealKey != nil {
+		// So it is the same on all Caddys, whatever storages they have.
+		h.seal.CompareAndSwap(nil, newSeal(g.Cluster.sealKey))
+		return
+	}
 	key, err := sealKeyOf(g.Storage)
 	if err != nil {
 		g.Logger.Error("the key of session cookies cannot be had from the storage: cookies that are set now are worth nothing to another Caddy, nor after a restart", zap.Error(err))

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,10 @@ type Service struct {
 	// method of its observer at a time.
 	lastFailure *scaler.Failure
 	coldStart   time.Duration
+
+	// shared is this Caddy's part in the cluster that shares the instances; nil
+	// without one. It is set before the service is active.
+	shared *membership
 
 	// live are the options that requests look at.
 	Live atomic.Pointer[LiveOptions]
@@ -115,6 +120,9 @@ func (s *Service) slog() *slog.Logger { return slogTo(s.Log()) }
 // backend that cannot be opened now: the service is failing then. The hub's lock
 // is held.
 func (s *Service) apply(d *Definition, anyway bool) error {
+	if err := s.applySharing(d); err != nil {
+		return err
+	}
 	s.Reserver.SetOptions(d.Service.reserving())
 	s.Loop.Apply(s.Hub.settings(d))
 	set := s.Loop.SetBackend
@@ -130,6 +138,21 @@ func (s *Service) apply(d *Definition, anyway bool) error {
 	s.remembers.Store(remembers)
 	s.definition = d
 	s.active = true
+	return nil
+}
+
+// applySharing makes the service one that is shared with other Caddys, if this
+// Caddy is in a cluster and the definition allows it.
+func (s *Service) applySharing(d *Definition) error {
+	m := s.Hub.member.Load()
+	switch {
+	case m == nil || d.shared() == (s.shared != nil):
+		return nil
+	case s.definition != nil || s.shared != nil:
+		return fmt.Errorf("its backend changes from one that Caddys share to one that they do not, or back: give the service another name, or restart Caddy")
+	}
+	s.shared = m
+	m.share(s)
 	return nil
 }
 

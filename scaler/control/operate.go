@@ -76,6 +76,9 @@ func (l *Loop) Suspend(reason string) {
 func (l *Loop) drainAll() {
 	now := time.Now()
 	for _, r := range l.revisions {
+		if r.followed() {
+			continue // what becomes of them is up to the loop that leads
+		}
 		for _, i := range r.instances {
 			l.drain(i, now)
 			if i.asleep = true; i.slots != nil {

@@ -59,7 +59,7 @@ func knownOptions(t *testing.T) map[string]bool {
 	t.Helper()
 	known := make(map[string]bool)
 	fset := token.NewFileSet()
-	for _, dir := range []string{"caddymodule", "backends", "scaler"} {
+	for _, dir := range []string{"caddymodule", "backends", "cluster", "scaler"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(name string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
 				return err
@@ -94,7 +94,7 @@ func optionsIn(decl ast.Decl, known map[string]bool) {
 		if !ok || lit.Type == nil {
 			return
 		}
-		if kind := types.ExprString(lit.Type); kind != "map[string]*string" && !strings.Contains(kind, "caddyfile.Dispenser") {
+		if kind := types.ExprString(lit.Type); kind != "map[string]*string" && kind != "map[string]*caddy.Duration" && !strings.Contains(kind, "caddyfile.Dispenser") {
 			return
 		}
 		for _, e := range lit.Elts {

@@ -1,0 +1,207 @@
+//go:build linux
+
+package cluster
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddy-usher/usher/test/harness"
+)
+
+func TestThreeCaddysShareOneSlot(t *testing.T) {
+	w := newTown(t, 3, "", "instances 0 1", "concurrency 1", "scale queue")
+	w.start()
+	for range 5 {
+		wantAllOK(t, w.each("/sleep?d=20ms"))
+	}
+	w.wantNoMoreThan(1)
+}
+
+func TestThreeCaddysShareInstancesUnderLoad(t *testing.T) {
+	w := newTown(t, 3, "", "instances 0 3", "concurrency 2", "scale queue", "max_waiting 2000", "idle_timeout 2s")
+	w.start()
+	var loads []*harness.Load
+	for _, c := range w.caddys {
+		loads = append(loads, c.Load(8, "/sleep?d=20ms"))
+	}
+	time.Sleep(harness.Slow(5 * time.Second))
+	for _, l := range loads {
+		all := l.Stop()
+		wantAllOK(t, all)
+		if len(all) < 50 {
+			t.Errorf("one of them served %d requests only", len(all))
+		}
+	}
+	w.wantNoMoreThan(2)
+	// And back to zero.
+	for _, c := range w.caddys {
+		c.AwaitState("web", "asleep", soon)
+	}
+	harness.Eventually(t, soon, func() bool { return len(w.sim.Tasks()) == 0 }, "no task is left")
+}
+
+// short are times that let a test see the end of a lease.
+const short = "\tlease 1s\n\tlost_after 3s"
+
+// busy has a load on some Caddys until the returned function is called, which
+// returns the answers.
+func busy(caddys []*harness.Caddy, clients int, path string) (stop func() []harness.Response) {
+	var loads []*harness.Load
+	for _, c := range caddys {
+		loads = append(loads, c.Load(clients, path))
+	}
+	return func() (all []harness.Response) {
+		for _, l := range loads {
+			all = append(all, l.Stop()...)
+		}
+		return all
+	}
+}
+
+// leader is the number of the Caddy that leads.
+func (w *town) leader() (k int) {
+	w.t.Helper()
+	harness.Eventually(w.t, soon, func() bool {
+		for k = range w.caddys {
+			if w.caddys[k].Running() && w.caddys[k].Logged("leads the cluster") && !w.caddys[k].Logged("leads the cluster no longer") {
+				return true
+			}
+		}
+		return false
+	}, "one of them leads")
+	return k
+}
+
+func without(all []*harness.Caddy, k int) (rest []*harness.Caddy) {
+	for j, c := range all {
+		if j != k {
+			rest = append(rest, c)
+		}
+	}
+	return rest
+}
+
+func TestKilledCaddys(t *testing.T) {
+	for _, leads := range []bool{true, false} {
+		t.Run(map[bool]string{true: "the leader", false: "a member"}[leads], func(t *testing.T) {
+			w := newTown(t, 3, short, "instances 1 2", "concurrency 1", "scale queue", "max_waiting 2000")
+			w.start()
+			wantAllOK(t, w.each("/"))
+			k := w.leader()
+			if !leads {
+				k = (k + 1) % 3
+			}
+			rest := without(w.caddys, k)
+			own := busy([]*harness.Caddy{w.caddys[k]}, 4, "/sleep?d=10ms")
+			stop := busy(rest, 4, "/sleep?d=10ms")
+			time.Sleep(time.Second)
+			w.caddys[k].Kill()
+			_ = own() // they end with it
+			before := len(w.caddys[0].Journal().Of("begin"))
+			harness.Eventually(t, soon, func() bool { return len(w.caddys[0].Journal().Of("begin")) > before+100 }, "the others go on")
+			wantAllOK(t, stop())
+			w.wantNoMoreThan(1)
+			w.leader()
+		})
+	}
+}
+
+func TestACaddyThatLeavesCostsNoRequest(t *testing.T) {
+	w := newTown(t, 3, "", "instances 1 2", "concurrency 1", "scale queue", "max_waiting 2000")
+	w.start()
+	wantAllOK(t, w.each("/"))
+	k := w.leader()
+	stop := busy(without(w.caddys, k), 4, "/sleep?d=10ms")
+	time.Sleep(time.Second)
+	w.caddys[k].Stop()
+	if !w.caddys[k].Logged("has left its cluster") {
+		t.Error("it did not say that it leaves")
+	}
+	before := len(w.caddys[0].Journal().Of("begin"))
+	harness.Eventually(t, soon, func() bool { return len(w.caddys[0].Journal().Of("begin")) > before+100 }, "the others go on")
+	wantAllOK(t, stop())
+	w.wantNoMoreThan(1)
+}
+
+func TestOneThatStandsStillForLongerThanItsLeaseAndIsBack(t *testing.T) {
+	w := newTown(t, 3, short, "instances 1 2", "concurrency 1", "scale queue", "max_waiting 2000")
+	w.start()
+	wantAllOK(t, w.each("/"))
+	k := w.leader()
+	stop := busy(w.caddys, 3, "/sleep?d=10ms")
+	for range 2 {
+		time.Sleep(time.Second)
+		w.caddys[k].Signal(syscall.SIGSTOP)
+		time.Sleep(2500 * time.Millisecond) // its lease ends, and its requests may stay for more
+		w.caddys[k].Signal(syscall.SIGCONT)
+	}
+	time.Sleep(2 * time.Second)
+	wantAllOK(t, stop())
+	w.wantNoMoreThan(1)
+}
+
+func TestWithoutEtcdAllServeOnAndAfterwardsToo(t *testing.T) {
+	w := newTown(t, 3, short, "instances 1 2", "concurrency 1", "scale queue", "max_waiting 2000")
+	w.start()
+	wantAllOK(t, w.each("/"))
+	stop := busy(w.caddys, 3, "/sleep?d=10ms")
+	w.etcd.Stop()
+	time.Sleep(5 * time.Second)
+	before := len(w.caddys[0].Journal().Of("begin"))
+	harness.Eventually(t, soon, func() bool { return len(w.caddys[0].Journal().Of("begin")) > before+100 }, "they go on")
+	w.etcd.Start()
+	time.Sleep(2 * time.Second)
+	wantAllOK(t, stop())
+	w.wantNoMoreThan(1)
+	for k, c := range w.caddys {
+		if !c.Logged("the coordinator can be used again") && c.Logged("the coordinator cannot be used") {
+			t.Errorf("%d did not find etcd again", k)
+		}
+	}
+}
+
+func TestTheClusterIsShown(t *testing.T) {
+	w := newTown(t, 2, short, "instances 1 1", "concurrency 3", "scale queue")
+	w.start()
+	wantAllOK(t, w.each("/"))
+	k := w.leader()
+	out, status := w.caddys[1-k].Run("usher", "cluster", "--address", w.caddys[1-k].AdminAddr)
+	if status != 0 || !strings.Contains(out, w.peers[k]) || !strings.Contains(out, "leads") || !strings.Contains(out, "web") {
+		t.Errorf("status %d:\n%s", status, out)
+	}
+	for _, member := range []string{w.peers[0], w.peers[1], "127.0.0.1:1"} {
+		if out, status := w.caddys[k].Run("usher", "cluster", "forget", member, "--address", w.caddys[k].AdminAddr); status != 5 {
+			t.Errorf("forget %s: status %d:\n%s", member, status, out)
+		}
+	}
+}
+
+// The definition of the leader holds, and both say that there is another one.
+func TestAnotherDefinitionIsTold(t *testing.T) {
+	w := newTown(t, 2, short, "instances 1 1", "concurrency 1", "scale queue")
+	w.start()
+	wantAllOK(t, w.each("/"))
+	k := w.leader()
+	w.caddys[1-k].MustReload(w.config(1-k, "drain_timeout 7s"))
+	for _, c := range w.caddys {
+		harness.Eventually(t, soon, func() bool { return c.Logged("defines a service in another way") }, "it is logged")
+	}
+	wantAllOK(t, w.each("/"))
+	w.wantNoMoreThan(1)
+}
+
+func TestTheClusterDoesNotChangeWhileCaddyRuns(t *testing.T) {
+	w := newTown(t, 1, short, "instances 0 1")
+	w.start()
+	cfg := w.config(0)
+	cfg.Usher = strings.Replace(cfg.Usher, "lease 1s", "lease 2s", 1)
+	if err := w.caddys[0].Reload(cfg); err == nil || !strings.Contains(err.Error(), "restart") {
+		t.Errorf("%v", err)
+	}
+	wantAllOK(t, w.each("/"))
+	w.caddys[0].MustReload(w.config(0, "max_waiting 7"))
+	wantAllOK(t, w.each("/"))
+}
