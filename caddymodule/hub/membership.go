@@ -47,6 +47,7 @@ type sharedService struct {
 	service *Service // nil while no configuration has it
 	slots   map[string]int
 	list    []control.Shared
+	watch   bool
 	sum     cluster.Load
 	differs map[string]bool // members that define it in another way, by ID
 
@@ -159,6 +160,7 @@ func (m *membership) share(s *Service) {
 		s.Loop.SetShare(id, n)
 	}
 	s.Loop.Follow(k.list)
+	s.Reserver.WatchFreed(k.watch)
 	if m.leads {
 		s.Loop.Lead(true)
 		s.Loop.Order(m.orders)
@@ -233,11 +235,15 @@ func (m *membership) changed(name string, k *sharedService) {
 	})
 }
 
-// of returns a service, and its loop's owner if a configuration has it.
-func (m *membership) of(name string) (*sharedService, *Service) {
+// of returns what is known of a service, after a change, and the service if a
+// configuration has it. One that is shared later finds the change.
+func (m *membership) of(name string, change func(*sharedService)) (*sharedService, *Service) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.known(name)
+	if change != nil {
+		change(k)
+	}
 	return k, k.service
 }
 
@@ -262,31 +268,31 @@ func (m *membership) SetSlots(name, id string, n int) {
 	case cluster.Unlimited:
 		n = reserver.Unlimited
 	}
-	k, s := m.of(name)
-	m.mu.Lock()
-	if n == reserver.NoSlots {
-		delete(k.slots, id)
-	} else {
-		k.slots[id] = n
-	}
-	m.mu.Unlock()
+	_, s := m.of(name, func(k *sharedService) {
+		if n == reserver.NoSlots {
+			delete(k.slots, id)
+		} else {
+			k.slots[id] = n
+		}
+	})
 	if s != nil {
 		s.Loop.SetShare(id, n)
 	}
 }
 
 func (m *membership) InUse(name, id string) int {
-	if _, s := m.of(name); s != nil {
+	if _, s := m.of(name, nil); s != nil {
 		return s.Loop.Inside(id)
 	}
 	return 0
 }
 
 func (m *membership) Need(name string) cluster.Need {
-	k, s := m.of(name)
+	k, s := m.of(name, nil)
 	if s == nil {
 		return cluster.Need{}
 	}
+	leads := m.leading()
 	k.pacing.Lock()
 	defer k.pacing.Unlock()
 	k.told = time.Now()
@@ -303,7 +309,7 @@ func (m *membership) Need(name string) cluster.Need {
 		return k.told.Sub(t)
 	}
 	need.Oldest = max(since(r.OldestWait), since(r.OldestVisitor))
-	if !m.leading() {
+	if !leads {
 		need.Peak = max(need.Peak, s.Reserver.TakePeak()) // the leader's loop takes its own
 	}
 	for _, b := range r.Bound {
@@ -319,7 +325,7 @@ func (m *membership) leading() bool {
 }
 
 func (m *membership) Watch(name string, on bool) {
-	if _, s := m.of(name); s != nil {
+	if _, s := m.of(name, func(k *sharedService) { k.watch = on }); s != nil {
 		s.Reserver.WatchFreed(on)
 	}
 }
@@ -328,7 +334,7 @@ func (m *membership) Watch(name string, on bool) {
 var errIsolated = fmt.Errorf("this Caddy has lost its cluster, and others may use its slots soon: %w", control.ErrGone)
 
 func (m *membership) Cut(name, id string) {
-	if _, s := m.of(name); s != nil {
+	if _, s := m.of(name, nil); s != nil {
 		s.Loop.Interrupt(id, errIsolated)
 	}
 }
@@ -342,11 +348,7 @@ func (m *membership) Follow(name string, instances []cluster.Instance) {
 		}
 		list = append(list, control.Shared{ID: i.ID, Network: i.Network, Address: i.Address, Slots: slots, State: control.SharedState(i.State), Fresh: i.Fresh})
 	}
-	k, s := m.of(name)
-	m.mu.Lock()
-	k.list = list
-	m.mu.Unlock()
-	if s != nil {
+	if _, s := m.of(name, func(k *sharedService) { k.list = list }); s != nil {
 		s.Loop.Follow(list)
 	}
 }
@@ -365,10 +367,7 @@ func instancesOf(all []control.Shared) []cluster.Instance {
 }
 
 func (m *membership) Sum(name string, all, others cluster.Load) {
-	k, s := m.of(name)
-	m.mu.Lock()
-	k.sum = all
-	m.mu.Unlock()
+	_, s := m.of(name, func(k *sharedService) { k.sum = all })
 	if s == nil {
 		return
 	}
@@ -403,13 +402,13 @@ func (m *membership) Confirmed(on bool) {
 }
 
 func (m *membership) Empty(name, id string) {
-	if _, s := m.of(name); s != nil {
+	if _, s := m.of(name, nil); s != nil {
 		s.Loop.Emptied(id)
 	}
 }
 
 func (m *membership) Replace(name, id string) {
-	if _, s := m.of(name); s != nil {
+	if _, s := m.of(name, nil); s != nil {
 		s.Log().Warn("an instance is replaced, because a lost Caddy may have requests inside", zap.String("instance", id))
 		s.Loop.ReplaceShared(id)
 	}
@@ -432,14 +431,13 @@ func (m *membership) Isolated(on bool) {
 }
 
 func (m *membership) Differs(name string, member cluster.Peer, on bool) {
-	k, _ := m.of(name)
-	m.mu.Lock()
-	if on {
-		k.differs[member.ID] = true
-	} else {
-		delete(k.differs, member.ID)
-	}
-	m.mu.Unlock()
+	m.of(name, func(k *sharedService) {
+		if on {
+			k.differs[member.ID] = true
+		} else {
+			delete(k.differs, member.ID)
+		}
+	})
 	if on {
 		m.log().Warn("a Caddy defines a service in another way than the leader, whose definition holds: give all the same configuration", zap.String("service", name), zap.String("member", member.ID))
 	}

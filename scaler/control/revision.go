@@ -95,7 +95,7 @@ func (i *instance) status() InstanceStatus {
 	}
 	if i.slots != nil {
 		s := i.slots.Stats()
-		st.Slots, st.InUse = s.Slots, s.InUse
+		st.Slots, st.InUse = max(0, s.Slots), s.InUse // NoSlots are none
 		st.SessionUntil = i.slots.SessionUntil()
 		if b := i.business; b != nil {
 			st.Busy = b.seen
