@@ -39,8 +39,10 @@ func (c *console) printCluster(st hub.ClusterStatus) error {
 			word string
 			yes  bool
 		}{
-			{"this Caddy", m.Member == st.Member && !m.Lost}, {"leads", m.Leader},
-			{"lost, and may have requests inside", m.Lost}, {"connected", m.Connected},
+			{"this Caddy", m.Member == st.Member && !m.Lost},
+			{"leads", m.Leader},
+			{"lost, and may have requests inside", m.Lost},
+			{"connected", m.Connected},
 		} {
 			if w.yes {
 				is = append(is, w.word)

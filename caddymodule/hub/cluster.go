@@ -98,23 +98,20 @@ type Cluster struct {
 	config   ClusterConfig // every option set; without the raw module
 	opener   coordinator.Opener
 	identity *link.Identity
-	key      string // says whether two are the same
-	sealKey  []byte // of cookies, from the secret; nil without one
+	given    ClusterConfig // to tell whether two are the same
+	sealKey  []byte        // of cookies, from the secret; nil without one
 }
 
 // NewCluster checks c and loads its module.
 func NewCluster(ctx caddy.Context, c ClusterConfig) (*Cluster, error) {
-	key, err := json.Marshal(c)
-	if err != nil {
-		return nil, fmt.Errorf("cluster: %w", err)
-	}
+	out := &Cluster{given: c}
 	replacer := caddy.NewReplacer()
 	c.Name, c.Listen = cmp.Or(c.Name, DefaultClusterName), cmp.Or(c.Listen, DefaultClusterListen)
 	c.Advertise, c.Secret = replacer.ReplaceAll(c.Advertise, ""), replacer.ReplaceAll(c.Secret, "")
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
-	out := &Cluster{key: string(key)}
+	var err error
 	if out.identity, err = c.identity(); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}

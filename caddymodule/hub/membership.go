@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -65,7 +66,7 @@ func (h *Hub) join(c *Cluster) (*membership, error) {
 	}
 	store, err := c.opener.Open(c.config.Name)
 	if err != nil {
-		listener.Close()
+		_ = listener.Close()
 		return nil, fmt.Errorf("cluster: opening the coordinator: %w", err)
 	}
 	m := &membership{hub: h, cluster: c, coordinator: store, left: make(chan struct{}), services: make(map[string]*sharedService), isolated: true}
@@ -133,7 +134,7 @@ func (h *Hub) applyCluster(g *Generation) error {
 		return err
 	case g.Cluster == nil:
 		return errors.New("cluster: it is no longer configured, and what runs is shared: restart Caddy")
-	case g.Cluster.key != m.cluster.key:
+	case !reflect.DeepEqual(g.Cluster.given, m.cluster.given):
 		return errors.New("cluster: its options have changed, which takes a restart of Caddy")
 	}
 	return nil

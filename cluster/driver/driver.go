@@ -100,8 +100,7 @@ type Driver struct {
 	demand   map[string]bool   // services whose Need has changed
 	freed    map[instance]bool // instances that a request has left
 	streams  map[string]*stream
-	target   cluster.Peer // the Caddy to keep a stream to
-	peers    []cluster.Peer
+	target   cluster.Peer    // the Caddy to keep a stream to
 	proving  map[string]bool // boots whose end is looked for at the moment
 	left     chan struct{}
 	dialWake chan struct{}

@@ -36,8 +36,8 @@ func TestEveryMessageSurvivesTheWire(t *testing.T) {
 func fill(v reflect.Value, depth int) {
 	switch v.Kind() {
 	case reflect.Struct:
-		for k := range v.NumField() {
-			fill(v.Field(k), depth)
+		for _, field := range v.Fields() {
+			fill(field, depth)
 		}
 	case reflect.Slice:
 		if depth > 0 {

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -297,7 +296,7 @@ func newWorld(t *testing.T, slots ...int) *world {
 	}
 	w := &world{
 		t: t, store: new(store), platform: &platform{t: t, inside: make(map[string]int)}, secret: secret, identity: identity,
-		log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		log: slog.New(slog.DiscardHandler),
 	}
 	for k, n := range slots {
 		w.all = append(w.all, cluster.Instance{ID: fmt.Sprint("i", k), Slots: n, Fresh: true})

@@ -120,7 +120,7 @@ func (s *store) Close() error {
 	for k, c := range s.conns {
 		s.conns[k] = nil
 		if c != nil {
-			c.Close()
+			_ = c.Close()
 		}
 	}
 	return nil

@@ -120,8 +120,13 @@ func TestOneThatFollowsDoesAsItIsTold(t *testing.T) {
 			to   SharedState
 			want InstanceState
 		}{
-			{SharedOpen, InstanceReady}, {SharedCordoned, InstanceEjected}, {SharedOpen, InstanceReady},
-			{SharedWithdrawn, InstanceDraining}, {SharedCordoned, InstanceEjected}, {SharedWithdrawn, InstanceDraining}, {SharedOpen, InstanceReady},
+			{SharedOpen, InstanceReady},
+			{SharedCordoned, InstanceEjected},
+			{SharedOpen, InstanceReady},
+			{SharedWithdrawn, InstanceDraining},
+			{SharedCordoned, InstanceEjected},
+			{SharedWithdrawn, InstanceDraining},
+			{SharedOpen, InstanceReady},
 		} {
 			one.State = step.to
 			m.Follow([]Shared{one})
