@@ -50,6 +50,7 @@ func (n *Node) sum(s *ledger) {
 
 func (l *Load) add(n Need) {
 	l.Waiting += n.Waiting
+	l.Visitors += n.Visitors
 	for _, b := range n.Bound {
 		l.Waiting += b.Waiting
 	}
@@ -68,6 +69,7 @@ func (l Load) without(n Need) Load {
 	var part Load
 	part.add(n)
 	l.Waiting = max(0, l.Waiting-part.Waiting)
+	l.Visitors = max(0, l.Visitors-part.Visitors)
 	l.InUse = max(0, l.InUse-part.InUse)
 	l.Demand = max(0, l.Demand-part.Demand)
 	l.Peak = max(0, l.Peak-part.Peak)

@@ -118,6 +118,10 @@ type Load struct {
 	Waiting int
 	Oldest  time.Duration
 
+	// Visitors is how many of them are no requests, but visitors that wait to be
+	// called.
+	Visitors int
+
 	// InUse is the number of slots in use.
 	InUse int
 

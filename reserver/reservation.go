@@ -135,7 +135,7 @@ func (s *Service) isFull(r *Reservation) bool {
 		return !r.doubt
 	case r.urgent:
 		return false
-	case int(s.waiting[requests]) >= s.maxWaiting:
+	case int(s.waiting[requests])+s.elsewhere >= s.maxWaiting:
 		return true
 	}
 	q, ok := s.queue.(*turns)

@@ -120,6 +120,7 @@ type Service struct {
 
 	mu         sync.Mutex
 	maxWaiting int
+	elsewhere  int // requests in the queues of others, which count for maxWaiting
 
 	// pool has the instances that are open (ready, not cordoned) and have a
 	// free slot. Invariant: the pool is empty, or no request waits that is not
@@ -218,6 +219,14 @@ func (s *Service) unlockAndTell() {
 	for _, i := range spent {
 		s.hooks.Spent(i)
 	}
+}
+
+// SetElsewhere sets how many requests wait in queues that share the limit
+// MaxWaiting with this one. It refuses none that wait already.
+func (s *Service) SetElsewhere(waiting int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.elsewhere = waiting
 }
 
 // SetOptions changes the options at once. Waiters stay in the queue, even if it

@@ -194,15 +194,19 @@ func (h *Hub) Acquire(name string) *Service {
 // Activate puts g in force.
 func (h *Hub) Activate(g *Generation) error {
 	suspended, learned := h.readSuspensions(g), h.readMemories(g)
+	notes := h.readNotes(g, suspended)
 	h.loadSeal(g)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.applyGlobals(g)
-	if err := h.applyCluster(g); err != nil {
+	if err := h.applyCluster(g, notes); err != nil {
 		if n := len(h.generations); n > 0 {
 			h.applyGlobals(h.generations[n-1])
 		}
 		return err
+	}
+	if m := h.member.Load(); m != nil {
+		suspended = m.suspensions(g)
 	}
 	h.applySuspensions(suspended)
 	if err := h.applyServices(g); err != nil {

@@ -50,6 +50,7 @@ type sharedService struct {
 	list    []control.Shared
 	watch   bool
 	sum     cluster.Load
+	others  cluster.Load
 	differs map[string]bool // members that define it in another way, by ID
 
 	pacing sync.Mutex
@@ -59,7 +60,7 @@ type sharedService struct {
 }
 
 // join begins to take part in a cluster.
-func (h *Hub) join(c *Cluster) (*membership, error) {
+func (h *Hub) join(c *Cluster, notes []cluster.Note) (*membership, error) {
 	listener, err := net.Listen("tcp", c.config.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("cluster: listening for the other Caddys: %w", err)
@@ -75,7 +76,7 @@ func (h *Hub) join(c *Cluster) (*membership, error) {
 	self := c.self()
 	m.driver = driver.Start(driver.Config{
 		Cluster: c.config.Name, Self: self, Options: c.config.options(), Coordinator: store, Host: m,
-		Identity: c.identity, Listener: listener, Logger: slogTo(h.logs.logger.Named("cluster")),
+		Identity: c.identity, Listener: listener, Notes: notes, Logger: slogTo(h.logs.logger.Named("cluster")),
 	})
 	h.logs.logger.Named("cluster").Info("this Caddy takes part in a cluster", zap.String("cluster", c.config.Name), zap.String("member", self.ID), zap.String("coordinator", store.String()))
 	return m, nil
@@ -119,7 +120,7 @@ func (m *membership) close(ctx context.Context) {
 func (m *membership) log() *zap.Logger { return m.hub.logs.logger.Named("cluster") }
 
 // applyCluster begins to take part in the cluster of g. The lock is held.
-func (h *Hub) applyCluster(g *Generation) error {
+func (h *Hub) applyCluster(g *Generation, notes []cluster.Note) error {
 	m := h.member.Load()
 	switch {
 	case m == nil && g.Cluster == nil:
@@ -127,7 +128,7 @@ func (h *Hub) applyCluster(g *Generation) error {
 	case m == nil && len(h.generations) > 0:
 		return errors.New("cluster: it is new, and what runs already is not shared: restart Caddy")
 	case m == nil:
-		joined, err := h.join(g.Cluster)
+		joined, err := h.join(g.Cluster, notes)
 		if err == nil {
 			h.member.Store(joined)
 		}
@@ -154,14 +155,19 @@ func (m *membership) share(s *Service) {
 	name := s.Name
 	k := m.known(name)
 	k.service = s
-	s.Loop.Share(func(all []control.Shared) { m.driver.List(name, instancesOf(all)) })
+	s.Loop.Share(control.Sharing{
+		List:    func(all []control.Shared) { m.driver.List(name, instancesOf(all)) },
+		Refused: func(r *control.Refusal) { m.refused(name, r) },
+	})
 	s.Reserver.SetFreed(func(i *reserver.Instance) { m.driver.Freed(name, i.ID) })
 	s.Reserver.SetChanged(func() { m.changed(name, k) })
 	for id, n := range k.slots {
 		s.Loop.SetShare(id, n)
 	}
+	s.Reserver.SetElsewhere(k.others.Waiting - k.others.Visitors)
 	s.Loop.Follow(k.list)
 	s.Reserver.WatchFreed(k.watch)
+	s.Loop.FollowRefusal(refusalOf(m.driver.Note(noteRefused + name)))
 	if m.leads {
 		s.Loop.Lead(true)
 		s.Loop.Order(m.orders)
@@ -260,6 +266,22 @@ func (m *membership) all() (all []*Service) {
 	return all
 }
 
+// whole returns how many requests and visitors wait for a service at the other
+// Caddys, and how many slots its instances have for all of them together; unlimited
+// if one has no limit.
+func (m *membership) whole(name string) (waiting, slots int, unlimited bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.known(name)
+	for _, i := range k.list {
+		if i.State == control.SharedOpen {
+			slots += i.Slots
+			unlimited = unlimited || i.Slots == 0
+		}
+	}
+	return k.others.Waiting, slots, unlimited
+}
+
 // What follows implements driver.Host.
 
 func (m *membership) SetSlots(name, id string, n int) {
@@ -301,7 +323,7 @@ func (m *membership) Need(name string) cluster.Need {
 	r := &k.need
 	need := cluster.Need{Load: cluster.Load{
 		// A visitor is called when a slot is free, so it needs one here.
-		Waiting: r.Waiting + r.Visitors, InUse: r.InUse, Demand: r.Demand, Peak: r.Demand, Arrivals: r.Arrivals,
+		Waiting: r.Waiting + r.Visitors, Visitors: r.Visitors, InUse: r.InUse, Demand: r.Demand, Peak: r.Demand, Arrivals: r.Arrivals,
 	}}
 	since := func(t time.Time) time.Duration {
 		if t.IsZero() {
@@ -368,10 +390,11 @@ func instancesOf(all []control.Shared) []cluster.Instance {
 }
 
 func (m *membership) Sum(name string, all, others cluster.Load) {
-	_, s := m.of(name, func(k *sharedService) { k.sum = all })
+	_, s := m.of(name, func(k *sharedService) { k.sum, k.others = all, others })
 	if s == nil {
 		return
 	}
+	s.Reserver.SetElsewhere(others.Waiting - others.Visitors)
 	l := control.Load{Waiting: others.Waiting, InUse: others.InUse, Demand: others.Demand, Peak: others.Peak, Arrivals: others.Arrivals}
 	if others.Waiting > 0 {
 		l.OldestWait = time.Now().Add(-others.Oldest)

@@ -45,7 +45,7 @@ func joined(t *testing.T) (*Hub, *membership) {
 	listener.Close()
 	h := newHub()
 	c := &Cluster{config: ClusterConfig{Name: "test", Listen: address, Advertise: address, Lease: caddy.Duration(time.Second)}, opener: away{}, identity: identity}
-	m, err := h.join(c)
+	m, err := h.join(c, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

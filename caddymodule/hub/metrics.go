@@ -2,6 +2,7 @@ package hub
 
 import (
 	"errors"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -140,6 +141,8 @@ func (m *serviceMetrics) forget(name string) {
 
 // gaugeCollector reads the gauges from the services when they are asked for.
 type gaugeCollector struct {
+	clusterMembers, clusterView, shares *prometheus.Desc
+
 	waiting, waitingBound, sessionKeys, visitors, maxWaiting, slots, instances, target, predicted, idleSeconds, avoidable, platformUp, state *prometheus.Desc
 }
 
@@ -148,25 +151,28 @@ func newGaugeCollector() *gaugeCollector {
 		return prometheus.NewDesc(prometheus.BuildFQName("caddy", "usher", name), help, append([]string{"service"}, labels...), nil)
 	}
 	return &gaugeCollector{
-		waiting:      desc("waiting", "Requests in the queue."),
-		waitingBound: desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
-		sessionKeys:  desc("session_keys", "Keys of sessions that are remembered."),
-		visitors:     desc("visitors", "Those who wait in their browser, with the waiting page."),
-		maxWaiting:   desc("max_waiting", "The limit of the queue."),
-		slots:        desc("slots", "Slots of the instances that take requests; those of instances without a limit are not counted.", "state"),
-		instances:    desc("instances", "Instances, by state.", "state"),
-		target:       desc("target", "How many instances are wanted."),
-		predicted:    desc("predicted", "How many instances are there because of what the policy expects."),
-		idleSeconds:  desc("idle_seconds_total", "Time that ready instances had no request inside, summed up."),
-		avoidable:    desc("avoidable_cold_starts_total", "Cold starts that the last instance would have spared, had it stayed for idle_timeout."),
-		platformUp:   desc("platform_up", "Whether the platform can be asked."),
-		state:        desc("state", "1 for the state that the service is in; there is no series for the others.", "state"),
+		clusterMembers: prometheus.NewDesc("caddy_usher_cluster_members", "Caddys of the cluster, by state.", []string{"state"}, nil),
+		clusterView:    prometheus.NewDesc("caddy_usher_cluster_view", "The number of the view that this Caddy follows.", nil, nil),
+		shares:         desc("shares", "Slots that this Caddy holds.", "state"),
+		waiting:        desc("waiting", "Requests in the queue."),
+		waitingBound:   desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
+		sessionKeys:    desc("session_keys", "Keys of sessions that are remembered."),
+		visitors:       desc("visitors", "Those who wait in their browser, with the waiting page."),
+		maxWaiting:     desc("max_waiting", "The limit of the queue."),
+		slots:          desc("slots", "Slots of the instances that take requests; those of instances without a limit are not counted.", "state"),
+		instances:      desc("instances", "Instances, by state.", "state"),
+		target:         desc("target", "How many instances are wanted."),
+		predicted:      desc("predicted", "How many instances are there because of what the policy expects."),
+		idleSeconds:    desc("idle_seconds_total", "Time that ready instances had no request inside, summed up."),
+		avoidable:      desc("avoidable_cold_starts_total", "Cold starts that the last instance would have spared, had it stayed for idle_timeout."),
+		platformUp:     desc("platform_up", "Whether the platform can be asked."),
+		state:          desc("state", "1 for the state that the service is in; there is no series for the others.", "state"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
+	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.shares, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
 		ch <- d
 	}
 }
@@ -177,6 +183,7 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 	if h == nil {
 		return
 	}
+	g.collectCluster(h, ch)
 	for _, s := range h.All() {
 		gauge := func(d *prometheus.Desc, v int, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), append([]string{s.Name}, labels...)...)
@@ -212,5 +219,30 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 			up = 0
 		}
 		gauge(g.platformUp, up)
+	}
+}
+
+// collectCluster reads what there is of a cluster, if this Caddy is in one.
+func (g *gaugeCollector) collectCluster(h *Hub, ch chan<- prometheus.Metric) {
+	st := h.ClusterStatus()
+	if st == nil {
+		return
+	}
+	gauge := func(d *prometheus.Desc, v int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+	}
+	members, lost := 0, 0
+	for _, m := range st.Members {
+		if m.Lost {
+			lost++
+		} else {
+			members++
+		}
+	}
+	gauge(g.clusterMembers, members, "member")
+	gauge(g.clusterMembers, lost, "lost")
+	gauge(g.clusterView, int(min(st.View, math.MaxInt32)))
+	for _, s := range st.Services {
+		gauge(g.shares, s.Held, s.Service, "held")
 	}
 }

@@ -162,11 +162,19 @@ func (s *Service) applySharing(d *Definition) error {
 func (s *Service) Forecast(ask reserver.Ask, held time.Duration) time.Duration {
 	wait := s.Loop.ReadyIn()
 	stats := s.Reserver.Stats()
-	if stats.Waiting == 0 || stats.Unlimited {
+	waiting, slots, unlimited, elsewhere := stats.Waiting, stats.Slots, stats.Unlimited, 0
+	if s.shared != nil {
+		// Those that wait at other Caddys were there before it.
+		elsewhere, slots, unlimited = s.shared.whole(s.Name)
+		waiting += elsewhere
+	}
+	if waiting == 0 || unlimited {
 		return wait
 	}
 	ahead, bound := s.Reserver.Ahead(ask)
-	slots := stats.Slots
+	if !bound {
+		ahead += elsewhere
+	}
 	switch {
 	case bound:
 		// Those of one instance. It takes requests, so no start helps.

@@ -3,9 +3,7 @@ package hub
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"time"
 
@@ -77,20 +75,13 @@ func (h *Hub) current(s *Service) []*Service {
 func (h *Hub) Suspend(ctx context.Context, s *Service, reason string) error {
 	h.operating.Lock()
 	defer h.operating.Unlock()
-	storage, err := h.storage()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	sus := &Suspension{Reason: scaler.Readable(reason), Since: time.Now()}
-	b, err := json.Marshal(sus)
-	if err != nil {
-		return err
-	}
-	if err := storage.Store(ctx, suspensionKey(s.Name), b); err != nil {
+	if err := h.storeSuspension(ctx, s.Name, sus); err != nil {
 		return fmt.Errorf("service %s is not suspended, because that could not be stored: %w", s.Name, err)
 	}
+	h.tellSuspended(ctx, s.Name, sus)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range h.current(s) {
@@ -100,19 +91,29 @@ func (h *Hub) Suspend(ctx context.Context, s *Service, reason string) error {
 	return nil
 }
 
+// tellSuspended tells the other Caddys of a cluster that a service was suspended
+// here, or resumed, if sus is nil. Without a cluster a note of an earlier one is
+// forgotten: it is older.
+func (h *Hub) tellSuspended(ctx context.Context, name string, sus *Suspension) {
+	if m := h.member.Load(); m != nil {
+		m.tellSuspended(ctx, name, sus)
+		return
+	}
+	if storage, err := h.storage(); err == nil {
+		_ = storage.Delete(ctx, noteKey(name)) // mostly there is none
+	}
+}
+
 // resume ends a suspension.
 func (h *Hub) resume(ctx context.Context, s *Service) error {
 	h.operating.Lock()
 	defer h.operating.Unlock()
-	storage, err := h.storage()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	if err := storage.Delete(ctx, suspensionKey(s.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := h.forgetSuspension(ctx, s.Name); err != nil {
 		return fmt.Errorf("service %s stays suspended, because that could not be stored: %w", s.Name, err)
 	}
+	h.tellSuspended(ctx, s.Name, nil)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range h.current(s) {

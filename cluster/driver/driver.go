@@ -61,6 +61,10 @@ type Host interface {
 	// Isolated says whether this Caddy has no lease.
 	Isolated(on bool)
 
+	// Noted says that another Caddy has put a note on the board of the cluster, or
+	// has taken one away.
+	Noted(cluster.Note)
+
 	// Differs says whether a Caddy defines a service in another way than the
 	// leader, whose definition holds.
 	Differs(service string, member cluster.Peer, on bool)
@@ -74,7 +78,8 @@ type Config struct {
 	Coordinator coordinator.Coordinator
 	Host        Host
 	Identity    *link.Identity
-	Listener    net.Listener // for the other Caddys; Close closes it
+	Listener    net.Listener   // for the other Caddys; Close closes it
+	Notes       []cluster.Note // of the board, as this Caddy knew them last
 	Logger      *slog.Logger
 }
 
@@ -102,6 +107,7 @@ type Driver struct {
 	streams  map[string]*stream
 	target   cluster.Peer    // the Caddy to keep a stream to
 	proving  map[string]bool // boots whose end is looked for at the moment
+	board    *cluster.Board
 	left     chan struct{}
 	dialWake chan struct{}
 }
@@ -113,8 +119,9 @@ func Start(c Config) *Driver {
 	d := &Driver{
 		c: c, base: time.Now(), wake: make(chan struct{}, 1), dialWake: make(chan struct{}, 1), left: make(chan struct{}),
 		orders: make(map[instance]uint64), demand: make(map[string]bool), freed: make(map[instance]bool),
-		streams: make(map[string]*stream), proving: make(map[string]bool),
+		streams: make(map[string]*stream), proving: make(map[string]bool), board: cluster.NewBoard(c.Self.Boot),
 	}
+	d.board.Merge(c.Notes)
 	d.c.Options = d.c.Options.WithDefaults()
 	d.node = cluster.New(c.Self, c.Options, d.now())
 	d.lease = d.node.Lease()

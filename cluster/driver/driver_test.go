@@ -2,7 +2,9 @@ package driver
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -270,4 +272,47 @@ func TestWhoHasNoLeaseHasNoSlotsOnceItHasSettled(t *testing.T) {
 	if !member.isolated || member.slots["i0"] != 0 {
 		t.Errorf("isolated %v, slots %v", member.isolated, member.slots)
 	}
+}
+
+func TestNotesReachAllMembersAndThoseThatComeLater(t *testing.T) {
+	w := newWorld(t, 1)
+	a, b, c := w.join("a"), w.join("b"), w.join("c", func(c *Config) {
+		c.Notes = []cluster.Note{{Key: "kept", Value: "from before", Stamp: cluster.Stamp{Count: 7, Boot: "x"}}}
+	})
+	w.together(a, b, c)
+	all := []*host{a, b, c}
+	for k, h := range all {
+		h.d.Put("last word", string(rune('0'+k)))
+		want := h.d.Note("last word")
+		for _, other := range all {
+			w.eventually("all have it", func() bool { return other.d.Note("last word") == want })
+			w.eventually("all have what was kept", func() bool { return other.d.Note("kept").Value == "from before" })
+		}
+	}
+	a.d.Take("last word")
+	d := w.join("d")
+	w.together(a, b, c, d)
+	for _, h := range append(all, d) {
+		w.eventually("it is gone everywhere", func() bool { return h.d.Note("last word").Gone })
+	}
+	w.eventually("the host of the last one has heard of it", d.holds(func(h *host) bool {
+		return slices.ContainsFunc(h.noted, func(n cluster.Note) bool { return n.Key == "kept" && n.Value == "from before" })
+	}))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.noted) != 3 { // kept, and the last words of the two others
+		t.Errorf("its host has heard of %+v", a.noted)
+	}
+}
+
+func TestManyNotesGoInSeveralFrames(t *testing.T) {
+	w := newWorld(t, 1)
+	a := w.join("a")
+	const many = 5000
+	for k := range many {
+		a.d.Put(fmt.Sprint("key ", k), strings.Repeat("x", 500))
+	}
+	b := w.join("b")
+	w.together(a, b)
+	w.eventually("the other one has all", func() bool { return len(b.d.Notes()) == many })
 }

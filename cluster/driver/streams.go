@@ -56,8 +56,10 @@ func (d *Driver) begin(s *stream) bool {
 	}
 	d.streams[boot] = s
 	d.events = append(d.events, func() cluster.Event { return cluster.StreamUp{Boot: boot} })
+	known := d.board.All()
 	d.mu.Unlock()
 	d.wakeUp()
+	d.sendNotes(known, []*stream{s})
 	if old != nil {
 		go old.conn.Close()
 	}
@@ -87,6 +89,12 @@ func (d *Driver) receive(s *stream) error {
 		frame, err := s.conn.Receive()
 		if err != nil {
 			return err
+		}
+		if frame[0] == notes {
+			if err := d.takeNotes(boot, frame[1:]); err != nil {
+				return err
+			}
+			continue
 		}
 		whole, err := parts.add(frame)
 		if err != nil {

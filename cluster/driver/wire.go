@@ -73,11 +73,12 @@ func decode(b []byte) (m cluster.Message, err error) {
 	return cluster.Message{View: e.View, Session: e.Session, Body: body.Elem().Interface().(cluster.Body)}, nil
 }
 
-// The first byte of a frame says whether the message goes on in the next one: a
-// Caddy may have many thousand services.
+// The first byte of a frame says whether the message goes on in the next one, as
+// a Caddy may have many thousand services, or that the frame has notes.
 const (
 	last = iota
 	more
+	notes
 )
 
 // maxPart is the most of a message that goes into one frame.

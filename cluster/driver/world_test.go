@@ -129,6 +129,7 @@ type host struct {
 	isolated bool
 	leads    bool
 	differs  map[string]bool
+	noted    []cluster.Note
 	empty    []string
 	sum      cluster.Load
 	others   cluster.Load
@@ -261,6 +262,12 @@ func (h *host) Isolated(on bool) {
 	if !on {
 		h.hand()
 	}
+}
+
+func (h *host) Noted(n cluster.Note) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.noted = append(h.noted, n)
 }
 
 func (h *host) Differs(_ string, m cluster.Peer, on bool) {

@@ -96,10 +96,14 @@ func (l *Loop) refuse(now time.Time) {
 	if r == nil && l.unmet != nil && l.reserver.Stats().Open == 0 {
 		r = l.unmet
 	}
+	if r == nil && l.follows() && l.reserver.Stats().Open == 0 {
+		r = l.sharing.refusal
+	}
 	if r == l.refusal || r != nil && l.refusal != nil && *r == *l.refusal {
 		return
 	}
 	l.refusal = r
+	l.tellRefused(r)
 	if r == nil {
 		l.reserver.Refuse(nil)
 	} else {

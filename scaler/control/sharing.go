@@ -47,7 +47,7 @@ type Load struct {
 // it decides, gives the orders and probes. The others follow what it lists. How
 // many slots each has is said by SetShare, for the leader, too.
 type sharing struct {
-	list func([]Shared)
+	Sharing
 
 	backend scaler.Backend // that the leader opens
 	leads   bool
@@ -56,19 +56,29 @@ type sharing struct {
 	shares    map[string]int                // slots by instance; NoSlots is left out
 	parting   map[string]*reserver.Instance // that are gone, with requests inside
 	elsewhere Load
+	refusal   *Refusal  // why the loop that leads lets no request wait
 	idleSince time.Time // when the demand elsewhere became 0
 	listed    []Shared  // last
 }
 
+// Sharing is what a loop tells the others while it leads. The functions are called
+// under the loop's lock and must not wait.
+type Sharing struct {
+	// List gets the instances whenever they change, sorted by ID.
+	List func([]Shared)
+
+	// Refused gets the reason why no request may wait, nil if they may, whenever it
+	// changes. Suspensions and the exit of this Caddy are none of the others'.
+	Refused func(*Refusal)
+}
+
 // Share makes the loop share its instances with others. It follows until Lead
-// is called, and its instances have no slots until SetShare gives them some. The
-// list function gets the instances while the loop leads, whenever they change,
-// sorted by ID; it is called under the loop's lock and must not wait. Share is
+// is called, and its instances have no slots until SetShare gives them some. It is
 // called once, before SetBackend.
-func (l *Loop) Share(list func([]Shared)) {
+func (l *Loop) Share(tell Sharing) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.sharing = &sharing{list: list, shares: make(map[string]int), parting: make(map[string]*reserver.Instance), idleSince: time.Now()}
+	l.sharing = &sharing{Sharing: tell, shares: make(map[string]int), parting: make(map[string]*reserver.Instance), idleSince: time.Now()}
 	l.revisions = append(l.revisions, l.followedRevision())
 }
 
@@ -223,6 +233,7 @@ func (l *Loop) Follow(list []Shared) {
 			l.endFollowed(i, now)
 		}
 	}
+	l.refuse(now) // the leader's reason counts when no instance is left
 }
 
 // bring brings a followed instance to a state. The lock is held.
@@ -255,6 +266,16 @@ func (l *Loop) endFollowed(i *instance, now time.Time) {
 		i.move(taken)
 	}
 	l.ended(i, nil, now)
+}
+
+// FollowRefusal says why the loop that leads lets no request wait; nil if it does.
+func (l *Loop) FollowRefusal(r *Refusal) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sharing != nil {
+		l.sharing.refusal = r
+		l.refuse(time.Now())
+	}
 }
 
 // SetShare sets how many requests may enter an instance from here: a number,
@@ -445,8 +466,19 @@ func (l *Loop) publish(now time.Time) {
 	slices.SortFunc(all, func(a, b Shared) int { return cmp.Compare(a.ID, b.ID) })
 	if s.listed == nil || !slices.Equal(all, s.listed) {
 		s.listed = all
-		s.list(all)
+		s.List(all)
 	}
+}
+
+// tellRefused tells the others of a refusal, if this loop leads. The lock is held.
+func (l *Loop) tellRefused(r *Refusal) {
+	if l.sharing == nil || !l.sharing.leads || l.follows() {
+		return
+	}
+	if r != nil && (r.Kind == RefusedSuspended || r.Kind == RefusedExiting) {
+		r = nil
+	}
+	l.sharing.Refused(r)
 }
 
 // sharedState is the state in which others are to see i. The lock is held.

@@ -8,22 +8,31 @@ import (
 	"time"
 
 	"github.com/caddy-usher/usher/reserver"
+	"github.com/caddy-usher/usher/scaler"
 )
 
 // member is a bench whose loop shares its instances, and what it lists.
 type member struct {
 	*bench
-	mu     sync.Mutex
-	listed []Shared
+	mu      sync.Mutex
+	listed  []Shared
+	refuses []*Refusal // what it told of
 }
 
 func newMember(t *testing.T, s Settings, p *platform) *member {
 	t.Helper()
 	m := &member{bench: bareBench(t, s, p, nil)}
-	m.Share(func(all []Shared) {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.listed = all
+	m.Share(Sharing{
+		List: func(all []Shared) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.listed = all
+		},
+		Refused: func(r *Refusal) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.refuses = append(m.refuses, r)
+		},
 	})
 	if err := m.SetBackend(p); err != nil {
 		t.Fatal(err)
@@ -367,4 +376,47 @@ func (m *member) mustProbe() {
 			m.t.Errorf("%s is not probed", i.ID)
 		}
 	}
+}
+
+func TestOneThatFollowsRefusesForTheReasonOfTheLeader(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := remote()
+		p.fail = &scaler.Failure{Reason: scaler.ReasonQuota, ForGood: true, Short: "no more instances"}
+		leader := newMember(t, defaults(), p)
+		leader.leads()
+		if _, _, err := leader.ask(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		leader.mu.Lock()
+		told := slices.Clone(leader.refuses)
+		leader.mu.Unlock()
+		if len(told) != 1 || told[0] == nil || told[0].Short != "no more instances" {
+			t.Fatalf("%+v was told", told)
+		}
+
+		m := newMember(t, defaults(), remote())
+		r := m.waits()
+		m.FollowRefusal(told[0])
+		if err := <-r.Granted(); err == nil || err.Error() != told[0].Error() {
+			t.Errorf("%v", err)
+		}
+		if _, _, err := m.ask(); err == nil {
+			t.Error("a request waits")
+		}
+		if len(m.refuses) > 0 {
+			t.Errorf("one that follows told of %+v", m.refuses)
+		}
+		m.FollowRefusal(nil)
+		m.waits()
+		// One with an instance goes on.
+		m.SetShare("one", 1)
+		m.Follow([]Shared{{ID: "one", Network: "tcp", Address: "127.0.0.1:1", Slots: 1}})
+		m.FollowRefusal(told[0])
+		m.waits()
+		m.Follow(nil)
+		if _, _, err := m.ask(); err == nil {
+			t.Error("a request waits, and there is no instance any more")
+		}
+	})
 }

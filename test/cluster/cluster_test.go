@@ -205,3 +205,67 @@ func TestTheClusterDoesNotChangeWhileCaddyRuns(t *testing.T) {
 	w.caddys[0].MustReload(w.config(0, "max_waiting 7"))
 	wantAllOK(t, w.each("/"))
 }
+
+func TestASuspensionHoldsOnAllMembersAlsoOnThoseThatComeBack(t *testing.T) {
+	w := newTown(t, 3, short, "instances 1 1", "concurrency 5", "scale queue")
+	w.start()
+	wantAllOK(t, w.each("/"))
+	k := w.leader()
+	away := (k + 1) % 3
+	w.caddys[away].Stop()
+	w.caddys[k].Post("web/suspend", `{"reason": "for the night"}`)
+	suspended := func(c *harness.Caddy) func() bool {
+		return func() bool { r := c.Get("/"); return r.UsherError() == "suspended" }
+	}
+	for j, c := range w.caddys {
+		if j != away {
+			harness.Eventually(t, soon, suspended(c), "%d refuses", j)
+		}
+	}
+	w.caddys[away].Start(w.config(away))
+	harness.Eventually(t, soon, suspended(w.caddys[away]), "the one that was away refuses")
+	w.caddys[away].Post("web/resume", "")
+	harness.Eventually(t, soon, func() bool { return len(harness.Failed(w.each("/"))) == 0 }, "all serve again")
+}
+
+func TestAServiceThatCannotStartIsRefusedByAllMembers(t *testing.T) {
+	w := newTown(t, 2, short, "instances 0 1", "concurrency 5", "scale queue", "start_attempts 1", "start_timeout 2s")
+	w.name = "/broken"
+	w.app(w.name, "/bin/false")
+	w.start()
+	for _, r := range w.each("/") {
+		if r.UsherError() != "start_failed" {
+			t.Errorf("status %d (%s): %s", r.Status, r.UsherError(), r.Body)
+		}
+	}
+}
+
+func TestTheLimitOfTheQueueIsThatOfAllMembers(t *testing.T) {
+	w := newTown(t, 2, "", "instances 1 1", "concurrency 1", "scale queue", "max_waiting 4")
+	w.start()
+	wantAllOK(t, w.each("/"))
+	a, b := w.caddys[0], w.caddys[1]
+	inside := a.Send(harness.Request{Path: "/sleep?d=5s"})
+	harness.Eventually(t, soon, func() bool {
+		return strings.Contains(a.Admin("GET", "/usher/cluster", "").Body, `"waiting":0,"in_use":1`)
+	}, "it is inside, and no request waits as far as is known here")
+	var waits []*harness.Pending
+	for range 4 {
+		waits = append(waits, a.Send(harness.Request{Path: "/"}))
+	}
+	a.AwaitWaiting("web", 4)
+	harness.Eventually(t, soon, func() bool {
+		return strings.Contains(b.Admin("GET", "/usher/cluster", "").Body, `"waiting":4`)
+	}, "the other one knows of them")
+	if r := b.Get("/"); r.UsherError() != "queue_full" {
+		t.Errorf("status %d (%s)", r.Status, r.UsherError())
+	}
+	for name, series := range map[string]int{"caddy_usher_cluster_members": 2, "caddy_usher_cluster_view": 1, "caddy_usher_shares": 1} {
+		if got := b.Metrics(name); len(got) != series {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	for _, p := range append(waits, inside) {
+		wantAllOK(t, []harness.Response{p.Wait(t, soon)})
+	}
+}

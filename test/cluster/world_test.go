@@ -33,6 +33,7 @@ type town struct {
 	peers   []string // where each listens for the others
 	cluster string   // further options of the cluster
 	web     []string // options of the service web
+	name    string   // of the app
 }
 
 func newTown(t *testing.T, caddys int, clusterOptions string, web ...string) *town {
@@ -45,12 +46,12 @@ func newTown(t *testing.T, caddys int, clusterOptions string, web ...string) *to
 		t.Fatal(err)
 	}
 	t.Cleanup(sim.Close)
-	w := &town{t: t, sim: sim, etcd: etcdserver.Start(t, etcdserver.Options{}), cluster: clusterOptions, web: web}
+	w := &town{t: t, sim: sim, etcd: etcdserver.Start(t, etcdserver.Options{}), cluster: clusterOptions, web: web, name: "/web"}
 	for range caddys {
 		w.caddys = append(w.caddys, harness.New(t))
 		w.peers = append(w.peers, freeAddress(t))
 	}
-	w.app("/web")
+	w.app("/web", w.caddys[0].App())
 	t.Cleanup(w.report)
 	return w
 }
@@ -79,11 +80,10 @@ func (w *town) report() {
 	}
 }
 
-// app makes an app that runs the test app. All instances write to one journal.
-func (w *town) app(id string, args ...string) {
+// app makes an app that runs a program. All instances write to one journal.
+func (w *town) app(id, program string) {
 	w.t.Helper()
-	c := w.caddys[0]
-	text, err := json.Marshal(fmt.Sprintf("USHER_INSTANCE=$MESOS_TASK_ID APP_JOURNAL=%s exec %s %s", c.Path("journal"), c.App(), strings.Join(args, " ")))
+	text, err := json.Marshal(fmt.Sprintf("USHER_INSTANCE=$MESOS_TASK_ID APP_JOURNAL=%s exec %s", w.caddys[0].Path("journal"), program))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func (w *town) app(id string, args ...string) {
 
 // config is that of one Caddy.
 func (w *town) config(k int, change ...string) harness.Config {
-	backend := "backend marathon /web {\n\turl " + strings.Join(w.sim.URLs(), " ") + "\n}"
+	backend := "backend marathon " + w.name + " {\n\turl " + strings.Join(w.sim.URLs(), " ") + "\n}"
 	return harness.Config{
 		Usher: fmt.Sprintf("cluster {\n\tcoordinator etcd %s\n\tlisten %s\n\tsecret \"what all of them know\"\n%s\n}", w.etcd.URL, w.peers[k], w.cluster),
 		Site:  "log\n" + harness.Usher("web", append(append([]string{backend}, w.web...), change...)...),
