@@ -184,6 +184,11 @@ func (l *Loop) setBackend(b scaler.Backend, open func(*Loop, scaler.Backend) err
 	if l.keepBackend(b) {
 		return nil
 	}
+	return l.changeBackend(b, open)
+}
+
+// changeBackend does what SetBackend says. The lock for changes is held.
+func (l *Loop) changeBackend(b scaler.Backend, open func(*Loop, scaler.Backend) error) error {
 	l.mu.Lock()
 	for k, r := range slices.Backward(l.revisions) {
 		// One that is being closed is past the point of no return.

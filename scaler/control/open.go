@@ -96,8 +96,8 @@ func (l *Loop) openRevision(r *revision) error {
 	}
 
 	l.mu.Lock()
-	if l.closing() {
-		// Close does not know of it.
+	if !l.mayOpen() {
+		// Nothing else knows of it.
 		stop := l.settings.StopTimeout
 		l.mu.Unlock()
 		ctx, cancel := context.WithTimeout(context.Background(), stop+orderTimeout)

@@ -124,17 +124,31 @@ func (l *Loop) Lead(on bool) {
 		return
 	}
 	s.leads, s.orders, s.listed = on, false, nil
-	backend := s.backend
 	if !on {
 		l.letGo(time.Now())
 	}
 	l.mu.Unlock()
-	if on && backend != nil {
-		// Opening may take its time.
-		l.background(func() { _ = l.SetBackendAnyway(backend) }) // fails only if the loop is closed
+	if on {
+		l.background(l.openKept) // it may take its time
 	}
 	l.Trigger()
 }
+
+// openKept opens the backend that was kept while another loop led.
+func (l *Loop) openKept() {
+	l.changing.Lock()
+	defer l.changing.Unlock()
+	l.mu.Lock()
+	backend, leads := l.sharing.backend, l.sharing.leads
+	l.mu.Unlock()
+	if leads && backend != nil {
+		_ = l.changeBackend(backend, (*Loop).openAnyway) // fails only if the loop is closed, or leads no longer
+	}
+}
+
+// mayOpen reports whether a backend that was opened is of use: the loop is not
+// closed, nor does another one lead by now. The lock is held.
+func (l *Loop) mayOpen() bool { return !l.closing() && (l.sharing == nil || l.sharing.leads) }
 
 // letGo hands the instances that are ready over to the followed revision, and
 // closes what there is beside it. The lock is held.
@@ -159,7 +173,8 @@ func (l *Loop) letGo(now time.Time) {
 		r.closing = l.background(func() { l.close(r, stop) })
 	}
 	l.withdrawClaim()
-	l.revisions = append(slices.DeleteFunc(slices.Clone(l.revisions), func(r *revision) bool { return r == f || !r.closing }), f)
+	// Where it cannot be closed now the loop is being closed, which does it.
+	l.revisions = append(slices.DeleteFunc(slices.Clone(l.revisions), func(r *revision) bool { return r == f }), f)
 	l.fresh(now)
 	l.target, l.cold, l.startRequested, l.owed = 0, nil, false, false
 }

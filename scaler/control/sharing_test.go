@@ -420,3 +420,56 @@ func TestOneThatFollowsRefusesForTheReasonOfTheLeader(t *testing.T) {
 		}
 	})
 }
+
+// A reload can change the backend while another loop leads, and while this one
+// begins to.
+func TestTheLatestBackendIsOpened(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		old, latest := remote(), remote()
+		m := newMember(t, defaults(), old)
+		if err := m.SetBackend(latest); err != nil {
+			t.Fatal(err)
+		}
+		m.leads()
+		if old.opened != nil || latest.opened == nil {
+			t.Errorf("opened: the old one %v, the latest %v", old.opened != nil, latest.opened != nil)
+		}
+	})
+}
+
+// A platform takes its time to be opened, and meanwhile another loop leads.
+func TestABackendThatIsOpenTooLateIsClosed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := remote()
+		slow := &slowToOpen{platform: p, gate: make(chan struct{})}
+		m := newMember(t, defaults(), slow.platform)
+		if err := m.SetBackend(slow); err != nil {
+			t.Fatal(err)
+		}
+		m.Lead(true)
+		synctest.Wait()
+		m.Lead(false)
+		close(slow.gate)
+		synctest.Wait()
+		if p.isClosed() != 1 {
+			t.Errorf("it was closed %d times", p.isClosed())
+		}
+		m.waits()
+		time.Sleep(time.Minute)
+		if len(p.ordered()) > 0 {
+			t.Errorf("%v was ordered", p.ordered())
+		}
+	})
+}
+
+type slowToOpen struct {
+	*platform
+	gate chan struct{}
+}
+
+func (s *slowToOpen) Fingerprint() string { return "slow" }
+
+func (s *slowToOpen) Open(env scaler.Env) (scaler.Scaler, error) {
+	<-s.gate
+	return s.platform.Open(env)
+}
