@@ -11,7 +11,7 @@ import (
 	"github.com/caddy-usher/usher/test/harness"
 )
 
-func TestThreeCaddysShareOneSlot(t *testing.T) {
+func TestG14ThreeCaddysShareOneSlot(t *testing.T) {
 	w := newTown(t, 3, "", "instances 0 1", "concurrency 1", "scale queue")
 	w.start()
 	for range 5 {
@@ -20,7 +20,7 @@ func TestThreeCaddysShareOneSlot(t *testing.T) {
 	w.wantNoMoreThan(1)
 }
 
-func TestThreeCaddysShareInstancesUnderLoad(t *testing.T) {
+func TestG14ThreeCaddysShareInstancesUnderLoad(t *testing.T) {
 	w := newTown(t, 3, "", "instances 0 3", "concurrency 2", "scale queue", "max_waiting 2000", "idle_timeout 2s")
 	w.start()
 	var loads []*harness.Load
@@ -84,7 +84,7 @@ func without(all []*harness.Caddy, k int) (rest []*harness.Caddy) {
 	return rest
 }
 
-func TestKilledCaddys(t *testing.T) {
+func TestG14KilledCaddys(t *testing.T) {
 	for _, leads := range []bool{true, false} {
 		t.Run(map[bool]string{true: "the leader", false: "a member"}[leads], func(t *testing.T) {
 			w := newTown(t, 3, short, "instances 1 2", "concurrency 1", "scale queue", "max_waiting 2000")
@@ -109,7 +109,7 @@ func TestKilledCaddys(t *testing.T) {
 	}
 }
 
-func TestACaddyThatLeavesCostsNoRequest(t *testing.T) {
+func TestG14ACaddyThatLeavesCostsNoRequest(t *testing.T) {
 	w := newTown(t, 3, "", "instances 1 2", "concurrency 1", "scale queue", "max_waiting 2000")
 	w.start()
 	wantAllOK(t, w.each("/"))
@@ -126,7 +126,7 @@ func TestACaddyThatLeavesCostsNoRequest(t *testing.T) {
 	w.wantNoMoreThan(1)
 }
 
-func TestOneThatStandsStillForLongerThanItsLeaseAndIsBack(t *testing.T) {
+func TestG14OneThatStandsStillForLongerThanItsLeaseAndIsBack(t *testing.T) {
 	w := newTown(t, 3, short, "instances 1 2", "concurrency 1", "scale queue", "max_waiting 2000")
 	w.start()
 	wantAllOK(t, w.each("/"))
@@ -143,7 +143,7 @@ func TestOneThatStandsStillForLongerThanItsLeaseAndIsBack(t *testing.T) {
 	w.wantNoMoreThan(1)
 }
 
-func TestWithoutEtcdAllServeOnAndAfterwardsToo(t *testing.T) {
+func TestG14WithoutEtcdAllServeOnAndAfterwardsToo(t *testing.T) {
 	w := newTown(t, 3, short, "instances 1 2", "concurrency 1", "scale queue", "max_waiting 2000")
 	w.start()
 	wantAllOK(t, w.each("/"))
