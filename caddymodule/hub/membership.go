@@ -43,7 +43,7 @@ type membership struct {
 }
 
 // sharedService is what is known of a service that is shared. It outlives the
-// Service: the slots are held by this Caddy, whoever uses them.
+// Service: it is this Caddy that holds the slots.
 type sharedService struct {
 	service *Service // nil while no configuration has it
 	slots   map[string]int

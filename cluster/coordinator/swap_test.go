@@ -48,13 +48,11 @@ func (s *script) Get(context.Context) ([]byte, string, error) {
 
 func (s *script) Put(_ context.Context, value []byte, revision string) (cluster.SwapResult, error) {
 	s.seen = append(s.seen, revision+" "+string(value))
-	switch v := next(s.t, &s.puts).(type) {
-	case failure:
-		return v.result, v.error
-	case cluster.SwapResult:
-		return v, nil
+	v := next(s.t, &s.puts)
+	if f, ok := v.(failure); ok {
+		return f.result, f.error
 	}
-	panic("unreachable")
+	return v.(cluster.SwapResult), nil
 }
 
 func (s *script) String() string { return "the object" }

@@ -62,10 +62,7 @@ func TestSlotsOfAMemberThatEndsAreUsedByTheOthers(t *testing.T) {
 	w := newWorld(t, 4)
 	a, b := w.join("a", byProof), w.join("b", byProof)
 	leader := w.together(a, b)
-	other := a
-	if leader == a {
-		other = b
-	}
+	other := beside(leader, a, b)
 	// The other one holds a slot, with a request inside.
 	inside, finish := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -89,10 +86,7 @@ func TestLeavingGivesAllBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	leader.d.Close()
-	other := a
-	if leader == a {
-		other = b
-	}
+	other := beside(leader, a, b)
 	w.together(other)
 	stop := w.load(8, other)
 	defer stop()
@@ -139,10 +133,7 @@ func TestAMemberWithoutTheOthersLosesItsLease(t *testing.T) {
 	w := newWorld(t, 2)
 	a, b := w.join("a"), w.join("b")
 	leader := w.together(a, b)
-	member := a
-	if leader == a {
-		member = b
-	}
+	member := beside(leader, a, b)
 	// From here on no connection comes to be.
 	w.store.set(true, nil)
 	leader.d.Close()
@@ -175,10 +166,7 @@ func TestAWithdrawnInstanceIsEmptyWhenTheLastRequestLeaves(t *testing.T) {
 	w := newWorld(t, 3)
 	a, b := w.join("a"), w.join("b")
 	leader := w.together(a, b)
-	member := a
-	if leader == a {
-		member = b
-	}
+	member := beside(leader, a, b)
 	inside, finish := make(chan struct{}), make(chan struct{})
 	go func() {
 		_ = member.do(context.Background(), func(string) { close(inside); <-finish })
@@ -259,10 +247,7 @@ func TestWhoHasNoLeaseHasNoSlotsOnceItHasSettled(t *testing.T) {
 	w := newWorld(t, 2)
 	a, b := w.join("a"), w.join("b")
 	leader := w.together(a, b)
-	member := a
-	if leader == a {
-		member = b
-	}
+	member := beside(leader, a, b)
 	w.store.set(true, nil) // so it cannot take over
 	leader.d.Close()
 	w.eventually("its lease is over", func() bool { return !member.d.MayWrite() })

@@ -364,6 +364,14 @@ func (w *world) together(hosts ...*host) (leader *host) {
 	return leader
 }
 
+// beside returns the one of two hosts that does not lead.
+func beside(leader, a, b *host) *host {
+	if leader == a {
+		return b
+	}
+	return a
+}
+
 // load has so many clients, each of which sends one request after the other to
 // the hosts in turn until stop is called, which returns how many were served.
 func (w *world) load(clients int, hosts ...*host) (stop func() int64) {
