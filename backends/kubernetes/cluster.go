@@ -142,6 +142,8 @@ func (cl *cluster) connect() (string, error) {
 		return "", err
 	}
 	config.RateLimiter = cl.limiter
+	// Every call that matters is made again by this package, at its own pace.
+	config.Wrap(kubeaccess.TellBreaks)
 	hc, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return "", configFailure(err)

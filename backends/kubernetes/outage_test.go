@@ -3,8 +3,10 @@ package kubernetes
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -268,4 +270,42 @@ func TestARightThatIsTakenAwayIsMissedAndFoundAgain(t *testing.T) {
 	}
 	s.do(func() { s.refuse = nil })
 	b.settled("its end", func(r scaler.Report) bool { return r.Trouble == nil })
+}
+
+// As a load balancer does that has no API server left.
+func TestAnAPIServerThatBreaksAllConnectionsIsToldOfAtOnce(t *testing.T) {
+	s, b, _ := threeReady(t)
+	s.stop()
+	l, err := net.Listen("tcp", s.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var breaking sync.WaitGroup
+	breaking.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	})
+	began := time.Now()
+	r := b.settled("the trouble", func(r scaler.Report) bool { return r.Trouble != nil })
+	f, ok := errors.AsType[*scaler.Failure](b.order(4))
+	if !ok || f.Reason != scaler.ReasonPlatform {
+		t.Fatalf("%v", f)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if len(alive(r)) != 3 {
+		t.Errorf("%+v", r)
+	}
+	l.Close()
+	breaking.Wait()
+	s.start()
+	b.settled("its end", func(r scaler.Report) bool { return r.Trouble == nil })
+	b.scale(4)
+	b.has(4, 4)
 }

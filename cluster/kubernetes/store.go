@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/klog/v2"
 
@@ -62,7 +61,7 @@ func (s *store) connect() error {
 	}
 	config.QPS = -1 // a call a second needs no limit
 	config.Dial = s.conns.dial
-	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return onlyOnce{next} })
+	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return onlyOnce{kubeaccess.TellBreaks(next)} })
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return err
@@ -239,23 +238,17 @@ func (s *store) renew() bool {
 	return s.connect() == nil
 }
 
-// onlyOnce keeps client-go from repeating a call: it does so when an answer
-// says when to try again, and, after a second, when the connection of a read
-// breaks. What failed is told at once here.
+// onlyOnce keeps client-go from repeating a call when an answer says when to try
+// again. What failed is told at once here.
 type onlyOnce struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
 func (o onlyOnce) RoundTrip(r *http.Request) (*http.Response, error) {
 	res, err := o.next.RoundTrip(r)
-	switch {
-	case err == nil:
+	if err == nil {
 		res.Header.Del("Retry-After")
-	case utilnet.IsProbableEOF(err), utilnet.IsConnectionReset(err), utilnet.IsHTTP2ConnectionLost(err):
-		err = errBroken
 	}
 	return res, err
 }
-
-var errBroken = errors.New("the connection to the API server broke")
 
 var _ coordinator.Store = (*store)(nil)
