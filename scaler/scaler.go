@@ -308,6 +308,19 @@ type Host struct {
 
 	// Local returns the options for local instances that are in force now.
 	Local func() LocalOptions
+
+	// Cluster returns what names the cluster of Caddys that this one shares
+	// instances with: the same for each of its members, and another one for any
+	// other cluster. It is empty if this Caddy is in none. Nil stands for that.
+	Cluster func() string
+}
+
+// ClusterName returns what Cluster does, and "" without it.
+func (h *Host) ClusterName() string {
+	if h.Cluster == nil {
+		return ""
+	}
+	return h.Cluster()
 }
 
 // LocalOptions are the options of this machine for instances that run on it.

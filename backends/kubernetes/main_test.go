@@ -48,6 +48,7 @@ type options struct {
 	service  string
 	revision string
 	dataDir  string
+	cluster  string
 }
 
 // openOn opens a backend on the server.
@@ -70,7 +71,8 @@ func openOn(t *testing.T, s *apiServer, resource string, change ...func(*options
 	core, logs := observer.New(zapcore.DebugLevel)
 	bn := &bench{t: t, server: s, logs: logs, config: b.Kubeconfig, changed: make(chan struct{}, 1)}
 	sc, err := b.Open(scaler.Env{
-		Service: o.service, Revision: o.revision, Logger: func() *slog.Logger { return slog.New(zapslog.NewHandler(core)) }, Host: &scaler.Host{DataDir: o.dataDir}, Report: bn.report,
+		Service: o.service, Revision: o.revision, Logger: func() *slog.Logger { return slog.New(zapslog.NewHandler(core)) }, Report: bn.report,
+		Host: &scaler.Host{DataDir: o.dataDir, Cluster: func() string { return o.cluster }},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -338,6 +338,31 @@ func TestASecondUsherServesAndDoesNotScale(t *testing.T) {
 	second.has(3, 3)
 }
 
+// The Caddy that led was killed, or has only stopped to lead.
+func TestTheNextLeaderOfAClusterScalesAtOnce(t *testing.T) {
+	s := newAPIServer(t)
+	s.controllers(running("10.0.0.1", true))
+	s.workload("Deployment", "web", 0)
+	of := func(cluster, dataDir string) func(*options) {
+		return func(o *options) { o.cluster, o.dataDir = cluster, dataDir }
+	}
+	first := openOn(t, s, "deployment/web", of("main/1", "/data"))
+	first.has(0, 0)
+	first.scale(1)
+	next := openOn(t, s, "deployment/web", of("main/1", "/elsewhere"))
+	if r := next.has(1, 1); r.Hold != nil {
+		t.Fatalf("%+v", r.Hold)
+	}
+	next.scale(2)
+	next.has(2, 2)
+	// It does not give up what the others go on with.
+	first.close()
+	other := openOn(t, s, "deployment/web", of("other/1", "/data"))
+	if r := other.has(2, 2); r.Hold == nil || !strings.Contains(r.Hold.Failure.Detail, "cluster main/1") {
+		t.Fatalf("%+v", r.Hold)
+	}
+}
+
 func TestAMarkThatWasLeftBehindExpires(t *testing.T) {
 	s := newAPIServer(t)
 	s.controllers(running("10.0.0.1", true))

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/caddy-usher/usher/scaler"
 )
 
 // ownerKey is the annotation on a workload that names the Usher that scales it.
@@ -52,9 +54,15 @@ func (o ownership) foreign(self string) bool {
 	return o.By != "" && o.By != self && left > 0 && left <= 2*ownershipLife
 }
 
-// identity names this Caddy. The name stays the same after a restart. Another
-// Caddy on the same machine has another name if it has its own data directory.
-func identity(dataDir string) string {
+// identity names this Caddy, or all Caddys of its cluster: one of them leads, and
+// the next one has to go on at once. The name stays the same after a restart.
+// Another Caddy on the same machine has another name if it has its own data
+// directory.
+func identity(h *scaler.Host) string {
+	if name := h.ClusterName(); name != "" {
+		return "cluster " + name
+	}
+	dataDir := h.DataDir
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
@@ -67,7 +75,11 @@ func identity(dataDir string) string {
 }
 
 // giveUpOwnership removes the annotation, so that the next owner need not wait.
+// In a cluster it stays, because the other Caddys go on.
 func (r *runner) giveUpOwnership(ctx context.Context) {
+	if r.env.ClusterName() != "" {
+		return
+	}
 	r.mu.Lock()
 	ours := r.scale.ownership.By == r.self && r.trouble == nil
 	r.mu.Unlock()

@@ -86,7 +86,7 @@ func open(p *plan, env scaler.Env) (*runner, error) {
 		space = cl.space
 	}
 	r := &runner{
-		plan: p, env: env, cluster: cl, ns: cl.join(space), self: identity(env.DataDir),
+		plan: p, env: env, cluster: cl, ns: cl.join(space), self: identity(env.Host),
 		finished: make(map[string]bool), reported: make(map[string]string), supersededIDs: make(map[string]string),
 		news: make(chan struct{}),
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -204,6 +205,12 @@ func (c *ClusterConfig) identity() (*link.Identity, error) {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
 	return link.FromCertificates(certificate, authority), nil
+}
+
+// identifier names the cluster to those outside: its name, and where it agrees.
+func (c *Cluster) identifier() string {
+	sum := sha256.Sum256(c.given.CoordinatorRaw)
+	return c.config.Name + "/" + hex.EncodeToString(sum[:4])
 }
 
 // self is this Caddy, as the others are to know it.

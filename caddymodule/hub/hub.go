@@ -139,7 +139,16 @@ func newHub() *Hub {
 		logs:     newLogSwitch(),
 		services: make(map[string]*Service),
 	}
-	h.host = &scaler.Host{DataDir: dataDir(), Local: func() scaler.LocalOptions { return *h.local.Load() }}
+	h.host = &scaler.Host{
+		DataDir: dataDir(),
+		Local:   func() scaler.LocalOptions { return *h.local.Load() },
+		Cluster: func() string {
+			if m := h.member.Load(); m != nil {
+				return m.cluster.identifier()
+			}
+			return ""
+		},
+	}
 	h.waiting.Set(DefaultMaxWaitingInAll)
 	h.visitorLimit.max.Store(DefaultMaxWaitingInAll)
 	h.local.Store(&scaler.LocalOptions{PortFrom: DefaultPortFrom, PortTo: DefaultPortTo})
