@@ -6,23 +6,15 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/caddy-usher/usher/test/harness"
 )
 
 // TestDeploy applies the manifests that users apply, and asks for the demo.
 func TestDeploy(t *testing.T) {
-	if harness.Race {
-		t.Skip("a Caddy with the race detector does not run in an image without a C library")
-	}
-	if err := cluster.LoadImage("docker.io/library/usher:v1", os.Getenv("USHER_TEST_CADDY"), "/usr/bin/caddy"); err != nil {
-		t.Fatal(err)
-	}
+	loadUsherImage(t)
 	namespace := makeNamespace(t, "")
 	pods := watchPods(t, namespace)
 	kubectl := func(args ...string) string {
@@ -34,11 +26,12 @@ func TestDeploy(t *testing.T) {
 		return out
 	}
 	start := time.Now()
+	(&space{t: t, name: namespace}).secret()
 	kubectl("apply", "-k", filepath.Join("..", "..", "deploy", "kubernetes"))
 	kubectl("wait", "--for=condition=Available", "deployment/usher", "--timeout=60s")
 	up := time.Since(start)
-	if n := len(pods.live()); n != 1 {
-		t.Errorf("%d pods run before anybody has asked, want Usher's alone", n)
+	if n := len(pods.live()); n != 3 {
+		t.Errorf("%d pods run before the first request, want the three Caddys alone", n)
 	}
 
 	service := kubectl("get", "service", "usher", "-o", "jsonpath={.spec.clusterIP}")
@@ -64,7 +57,7 @@ func TestDeploy(t *testing.T) {
 		t.Errorf("status %d, body %q", res.StatusCode, body)
 	}
 	// The rights are the least that work, and do work.
-	for line := range strings.Lines(kubectl("logs", "deployment/usher")) {
+	for line := range strings.Lines(kubectl("logs", "-l", "app.kubernetes.io/name=usher", "--tail=-1")) {
 		if strings.Contains(line, `"level":"error"`) || strings.Contains(line, "forbidden") || strings.Contains(line, "not permitted") {
 			t.Errorf("Usher's log has %s", line)
 		}
