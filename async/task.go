@@ -141,9 +141,10 @@ type Task struct {
 	Status     int
 	ResultSize int64
 
-	// The times are those of the store's clock. Due is when the next attempt of a
-	// pending task may begin, by time. Expires and Ended are zero if there is none.
-	Accepted, Due, Expires, Ended time.Time
+	// The times are those of the store's clock. Due is when the next attempt, or the
+	// one under way, may begin by time. It is zero for a task that has ended. Started
+	// is when the latest attempt has begun. Each is zero if there is none.
+	Accepted, Due, Started, Expires, Ended time.Time
 }
 
 // Answer is an HTTP response that is kept.

@@ -57,6 +57,7 @@ type record struct {
 	// Stamps. Expires is 0 after the first attempt has begun.
 	Accepted  uint64 `json:"accepted"`
 	Due       uint64 `json:"due,omitempty"`
+	Started   uint64 `json:"started,omitempty"`
 	Expires   uint64 `json:"expires,omitempty"`
 	Ended     uint64 `json:"ended,omitempty"`
 	KeptUntil uint64 `json:"kept_until,omitempty"`
@@ -90,7 +91,7 @@ func (s *Store) task(r *record) async.Task {
 		Exclusive: r.Exclusive, Key: r.Key, Callback: r.Callback, Keep: r.Keep, BodySize: r.Body.Size,
 		State: r.State, Attempt: r.Attempt, Counted: r.Counted, Owner: r.Owner, Cancelling: r.Cancelling,
 		Progress: -1, Reason: r.Reason, Status: r.Status, ResultSize: r.Result.Size,
-		Accepted: fromStamp(r.Accepted), Due: timeOf(r.Due), Expires: timeOf(r.Expires), Ended: timeOf(r.Ended),
+		Accepted: fromStamp(r.Accepted), Due: timeOf(r.Due), Started: timeOf(r.Started), Expires: timeOf(r.Expires), Ended: timeOf(r.Ended),
 	}
 	if r.State == async.Running {
 		s.ownMu.Lock()

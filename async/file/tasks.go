@@ -215,7 +215,7 @@ func (t *tx) begin(r *record, owner string) error {
 		return err
 	}
 	r.Attempt++
-	r.Owner, r.Boot, r.Due = owner, t.store.boot, 0
+	r.Owner, r.Boot, r.Started = owner, t.store.boot, t.now
 	if err := t.put(runningBucket, number(r.Number), nil); err != nil {
 		return err
 	}

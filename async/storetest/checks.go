@@ -128,6 +128,9 @@ func checkOldest(s *bench) {
 	if first.State != async.Running || first.Attempt != 1 || first.Owner != owner || first.Counted != 0 {
 		s.Errorf("the claimed task is %+v", first)
 	}
+	if !first.Due.Equal(first.Accepted) || first.Started.Before(first.Due) {
+		s.Errorf("it was accepted at %v, due at %v and started at %v", first.Accepted, first.Due, first.Started)
+	}
 	rest := s.claim(store, "q", 3)
 	if clients(rest) != "client 1, 2, 3" {
 		s.Errorf("%s was claimed, want 1, 2, 3", clients(rest))
