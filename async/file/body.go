@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/caddy-usher/usher/async"
 )
@@ -193,6 +194,9 @@ func (s *Store) removeStrayFiles(t *tx) error {
 
 // syncDir lets the names in a directory survive a power loss.
 func syncDir(path string) error {
+	if runtime.GOOS == "windows" {
+		return nil // which does that by itself, and cannot be asked for it
+	}
 	d, err := os.Open(path)
 	if err != nil {
 		return err

@@ -6,10 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -129,7 +131,7 @@ func Open(dir string, o Options) (*Store, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if err := os.MkdirAll(filepath.Join(dir, bodiesName), 0o700); err != nil {
+	if err := makeDirs(dir); err != nil {
 		return nil, fmt.Errorf("the store of tasks cannot be made: %w", err)
 	}
 	s := &Store{
@@ -143,6 +145,27 @@ func Open(dir string, o Options) (*Store, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// makeDirs makes the directories, so that they survive a power loss.
+func makeDirs(dir string) error {
+	if err := os.MkdirAll(filepath.Join(dir, bodiesName), 0o700); err != nil {
+		return err
+	}
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	// A process that was killed may have made any of them, and synced none. What may
+	// not be read here was not made by one like this.
+	for parent := filepath.Dir(path); parent != path; path, parent = parent, filepath.Dir(parent) {
+		if err := syncDir(parent); errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EINVAL) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Store) open(o Options) error {
