@@ -13,6 +13,7 @@ const sumPause = 200e6
 // there are too few: for each service of which something has changed.
 func (n *Node) divide() {
 	l := n.lead
+	n.settleVacancies()
 	for k := range l.ledgers {
 		s := &l.ledgers[k]
 		if n.now.Mono >= s.planAt {
@@ -134,6 +135,7 @@ func (t *taker) waitsSince(now int64) int64 {
 }
 
 func (d *division) plan() {
+	d.node.lead.closeVacant(d.ledger)
 	d.collect()
 	d.serveBound()
 	for d.serveOldest() {
@@ -264,7 +266,7 @@ func (d *division) placeRest() {
 		if !e.listed || e.instance.State != Open {
 			continue
 		}
-		if e.instance.Slots == Unlimited {
+		if e.instance.Slots == Unlimited && !e.waits {
 			for j := range d.takers {
 				if t := &d.takers[j]; e.heldBy(t.row.peer.Boot) == 0 {
 					d.give(e, t, 1)
@@ -453,7 +455,7 @@ func (d *division) send() {
 func (d *division) tellEmpty() {
 	for k := range d.ledger.instances {
 		e := &d.ledger.instances[k]
-		if e.listed && e.instance.State == Withdrawn && e.held() == 0 && e.unknown == 0 && !e.empty {
+		if e.listed && e.instance.State == Withdrawn && e.held() == 0 && e.unknown == 0 && !e.waits && !e.empty {
 			e.empty = true
 			d.node.emit(Empty{Service: d.ledger.name, Instance: e.instance.ID})
 		}

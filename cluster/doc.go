@@ -26,6 +26,10 @@
 //   - A coordinator that shows an older view than the one that is followed is
 //     never believed: the leader stops, and writes a newer view, in which it
 //     takes over anew and gives no lease before all requests of both have ended.
+//   - When an instance has left its address, the slots of whatever has the address
+//     next are granted only once no Caddy can hold slots of the one before: a Caddy
+//     that has not heard of the end reaches the next one in those. With
+//     Options.Replace, the next one is replaced too if a lost Caddy may have done so.
 //   - A free slot goes to the Caddy whose oldest request has waited longest. If
 //     none is free, idle slots are recalled at once, and slots that others need
 //     too after Options.Fair. The number of recalls is bounded by the number of

@@ -28,6 +28,8 @@ type leader struct {
 	joining []Peer
 	ledgers []ledger // sorted by service
 
+	vacancies []vacancy
+
 	round, rounds uint64 // that is open, or 0; and how many there were
 	roundBegun    Instant
 	answered      []string
@@ -76,6 +78,7 @@ type entry struct {
 	holdings []holding // sorted by boot
 
 	empty, replaced bool // it was told
+	waits           bool // it may be reached in the slots of an instance that has left its address
 }
 
 // holding is what one Caddy may hold of an instance.
@@ -109,7 +112,7 @@ func (e *entry) held() (sum int) {
 // of slots was lowered.
 func (e *entry) free() int {
 	switch {
-	case !e.listed || e.instance.Slots == Unlimited:
+	case !e.listed || e.waits || e.instance.Slots == Unlimited:
 		return 0
 	}
 	return e.instance.Slots - e.held() - e.unknown
@@ -372,7 +375,7 @@ func (n *Node) helloFrom(from string, session uint64, h Hello) {
 		n.emit(Disconnect{Boot: from})
 		return
 	}
-	l.set(r, h.Held)
+	n.set(r, h.Held)
 	r.session, r.known, r.unheard, r.lost, r.left = session, true, false, false, false
 	r.leased, r.leaving, r.heard = false, h.Leaving, n.now.Mono
 	n.settle()
@@ -406,8 +409,8 @@ func (l *leader) agrees(r *row, held []Slots) bool {
 }
 
 // set replaces what a Caddy holds.
-func (l *leader) set(r *row, held []Slots) {
-	boot := r.peer.Boot
+func (n *Node) set(r *row, held []Slots) {
+	l, boot := n.lead, r.peer.Boot
 	for k := range l.ledgers {
 		s := &l.ledgers[k]
 		for j := range s.instances {
@@ -418,6 +421,7 @@ func (l *leader) set(r *row, held []Slots) {
 	for _, h := range held {
 		e := l.ledger(h.Service).entry(h.Instance)
 		e.holding(boot).n = h.N
+		n.vacated(e, h)
 		if r.unheard {
 			e.unknown = max(0, e.unknown-h.N)
 		}
@@ -500,11 +504,13 @@ func (n *Node) list(e Listed) {
 	s.dirty = true
 	for k := range s.instances {
 		if in := &s.instances[k]; in.listed && !slices.ContainsFunc(e.Instances, func(i Instance) bool { return i.ID == in.instance.ID }) {
-			// It has ended: no Caddy can have a request inside.
+			// It has ended: no Caddy can have a request inside, unless something
+			// else is at its address.
+			n.vacate(s.name, in)
 			in.listed, in.unknown, s.changed = false, 0, true
 			in.holdings = slices.DeleteFunc(in.holdings, func(h holding) bool {
 				r := l.row(h.boot)
-				return r == nil || r.lost
+				return r == nil || r.lost && (in.instance.Address == "" || n.options.Replace && n.now.Mono >= r.until)
 			})
 		}
 	}

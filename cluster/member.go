@@ -166,7 +166,7 @@ func (n *Node) hello() {
 			sh := &s.shares[j]
 			sh.granted, sh.recall = 0, recall{}
 			if sh.held > 0 {
-				h.Held = append(h.Held, Slots{Service: s.name, Instance: sh.instance.ID, N: sh.held})
+				h.Held = append(h.Held, Slots{Service: s.name, Instance: sh.instance.ID, N: sh.held, Network: sh.instance.Network, Address: sh.instance.Address})
 			}
 		}
 	}

@@ -27,6 +27,10 @@ type Body interface{ body() }
 type Slots struct {
 	Service, Instance string
 	N                 int
+
+	// Network and Address say where the instance is, or was. They are given in a
+	// Hello only.
+	Network, Address string `json:",omitempty"`
 }
 
 // Hello begins a session: the leader's record of what the member holds is

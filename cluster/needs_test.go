@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -96,6 +97,59 @@ func TestALeaderThatLeavesHandsOverAtOnce(t *testing.T) {
 	if s.store.Has("000") || len(s.store.Members) != 2 || len(s.store.Lost) != 0 {
 		t.Errorf("the view is %+v", s.store)
 	}
+}
+
+// A container starts again with the same address, or another one gets it.
+func TestAnAddressIsNotUsedAnewBeforeAllCaddysKnow(t *testing.T) {
+	const leader = 0
+	for name, stop := range map[string]func(*sim, *caddy){
+		"one stands still":        func(s *sim, c *caddy) { s.pause(c, 800*ms) },
+		"one is cut off":          func(s *sim, c *caddy) { s.cutOff(c, 20_000*ms) },
+		"the leader is killed":    func(s *sim, c *caddy) { s.pause(c, 3000*ms); s.crash(s.nodes[leader]) },
+		"the leader hands over":   func(s *sim, c *caddy) { s.pause(c, 800*ms); s.leave(s.nodes[leader]) },
+		"one is lost and is back": func(s *sim, c *caddy) { s.cutOff(c, 9000*ms) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for seed := range uint64(10) {
+				s := calmCluster(3, 2, 0)
+				s.run(70 * time.Second) // until there can be no Caddy that no member knows of
+				s.rnd = rand.New(rand.NewPCG(seed, 1))
+				for _, i := range s.services["web"] {
+					i.Fresh = false // there may be another leader
+				}
+				s.listAll()
+				for range 12 {
+					s.in(0, func() { s.client("web") })
+				}
+				s.run(time.Second)
+				k := slices.IndexFunc(s.nodes, func(c *caddy) bool { return c.k != leader && held(c, "web-0") > 0 })
+				for k < 0 {
+					s.run(time.Millisecond)
+					k = slices.IndexFunc(s.nodes, func(c *caddy) bool { return c.k != leader && held(c, "web-0") > 0 })
+				}
+				stop(s, s.nodes[k])
+				s.replace("web", "web-0", "web-a", false)
+				s.run(2 * time.Second)
+				s.replace("web", "web-1", "web-b", false)
+				s.run(20 * time.Second)
+				if s.breach != "" {
+					t.Fatalf("seed %d: %s", seed, s.breach)
+				}
+				if idle := s.watchIdle("web", time.Second); idle > int64(200*time.Millisecond) {
+					t.Errorf("seed %d: a slot was free for %v", seed, time.Duration(idle))
+				}
+			}
+		})
+	}
+}
+
+// cutOff has nothing of a Caddy arrive at another one, nor the other way round,
+// for a time.
+func (s *sim) cutOff(c *caddy, d int64) {
+	for _, o := range s.nodes {
+		s.oneWay[[2]int{c.k, o.k}], s.oneWay[[2]int{o.k, c.k}] = true, true
+	}
+	s.in(d, func() { clear(s.oneWay) })
 }
 
 func TestAForgottenMemberIsWaitedForNoLonger(t *testing.T) {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -57,6 +58,10 @@ func (s *sim) rage() {
 		if k%3 == 0 {
 			s.scale(services[s.rnd.IntN(2)], k)
 		}
+		name := services[k/4%2]
+		if ids := slices.Sorted(maps.Keys(s.services[name])); k%4 == 1 && len(ids) > 0 {
+			s.replace(name, ids[s.rnd.IntN(len(ids))], fmt.Sprintf("%s-again-%d", name, k), false)
+		}
 		s.run(time.Duration(s.rnd.Int64N(int64(2 * time.Second))))
 	}
 }
@@ -69,6 +74,7 @@ func TestABadDayShowsWhichRuleIsBroken(t *testing.T) {
 		"messages of old sessions count":                            {anySession: true},
 		"lost Caddys do not stand in the view":                      {forgetLost: true},
 		"slots are returned before the reserver has let go of them": {returnEarly: true},
+		"an address is used anew at once":                           {noVacancy: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := uint64(1); seed <= 10; seed++ {

@@ -46,6 +46,7 @@ type faults struct {
 	followLower   bool // a view with a lower number is followed
 	healAtOnce    bool // a leader that mends the coordinator gives leases at once
 	trustFound    bool // the founder of a cluster believes that it is alone
+	noVacancy     bool // an address that an instance has left is used anew at once
 	returnEarly   bool // slots are returned before the reserver has let go of them
 }
 

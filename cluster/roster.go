@@ -167,6 +167,7 @@ func (n *Node) replace() {
 			}
 		}
 	}
+	n.replaceSuccessors()
 }
 
 func (n *Node) inDoubt(e *entry) bool {

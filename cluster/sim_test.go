@@ -25,7 +25,8 @@ type sim struct {
 	away    bool // the coordinator does not answer
 
 	services map[string]map[string]*truth
-	oneWay   map[[2]int]bool // from, to: nothing arrives
+	next     map[string]string // by instance that has ended: the one that has its address now
+	oneWay   map[[2]int]bool   // from, to: nothing arrives
 	rtt      func(*rand.Rand) int64
 	mishaps  bool
 	seen     func(*caddy, Output)
@@ -68,7 +69,8 @@ type part struct {
 type room struct {
 	slots, inUse int
 	order        uint64
-	era          int // requests of earlier eras were cut
+	era          int            // requests of earlier eras were cut
+	where        map[*truth]int // those inside
 }
 
 type stream struct {
@@ -102,7 +104,7 @@ const ms = int64(time.Millisecond)
 func newSim(seed uint64, options Options) *sim {
 	return &sim{
 		rnd: rand.New(rand.NewPCG(seed, 0)), options: options, now: int64(time.Hour),
-		streams: make(map[[2]int]*stream), services: make(map[string]map[string]*truth), oneWay: make(map[[2]int]bool),
+		streams: make(map[[2]int]*stream), next: make(map[string]string), services: make(map[string]map[string]*truth), oneWay: make(map[[2]int]bool),
 		rtt:      func(r *rand.Rand) int64 { return ms/10 + r.Int64N(ms) },
 		worktime: func(r *rand.Rand) int64 { return ms + r.Int64N(100*ms) },
 	}
@@ -243,7 +245,7 @@ func (c *caddy) part(service string) *part {
 func (p *part) room(instance string) *room {
 	r := p.instances[instance]
 	if r == nil {
-		r = new(room)
+		r = &room{where: make(map[*truth]int)}
 		p.instances[instance] = r
 	}
 	return r
@@ -274,7 +276,36 @@ func (s *sim) start(service, id string, slots int, fresh bool) {
 	if s.services[service] == nil {
 		s.services[service] = make(map[string]*truth)
 	}
-	s.services[service][id] = &truth{Instance: Instance{ID: id, Slots: slots, Fresh: fresh}}
+	s.services[service][id] = &truth{Instance: Instance{ID: id, Network: "tcp", Address: "of " + id, Slots: slots, Fresh: fresh}}
+}
+
+// replace has an instance end, and another one at its address at once. Caddys that
+// have not heard of it may send requests there: to the other one.
+func (s *sim) replace(service, id, next string, fresh bool) {
+	old := s.services[service][id]
+	delete(s.services[service], id)
+	s.start(service, next, old.Slots, fresh)
+	s.services[service][next].Address = old.Address
+	s.next[id] = next
+	for _, c := range s.nodes {
+		if !c.alive {
+			continue
+		}
+		s.on(c, func() { // its connections break
+			s.cut(c, service, id)
+			s.pump(c, service)
+			s.used(c, service)
+		})
+	}
+	s.listAll()
+}
+
+// reached is what requests reach that are sent to an instance; nil if that is nothing.
+func (s *sim) reached(service, id string) *truth {
+	for s.services[service][id] == nil && s.next[id] != "" {
+		id = s.next[id]
+	}
+	return s.services[service][id]
 }
 
 // Streams.
@@ -414,7 +445,7 @@ func (s *sim) pump(c *caddy, service string) {
 	for len(p.queue) > 0 && c.node.Lease().MayWrite(s.at(c)) {
 		var to string
 		for _, id := range slices.Sorted(maps.Keys(p.instances)) {
-			if r := p.instances[id]; s.services[service][id] != nil && (r.slots == Unlimited || r.inUse < r.slots) {
+			if r := p.instances[id]; s.reached(service, id) != nil && (r.slots == Unlimited || r.inUse < r.slots) {
 				to = id
 				break
 			}
@@ -447,11 +478,12 @@ func (s *sim) tell(c *caddy, service string) {
 }
 
 func (s *sim) begin(c *caddy, service, id string) {
-	r, i := c.part(service).instances[id], s.services[service][id]
+	r, i := c.part(service).instances[id], s.reached(service, id)
 	r.inUse++
+	r.where[i]++
 	i.inside++
 	if i.Slots != Unlimited && i.inside > i.Slots && !s.options.KeepServing {
-		s.breach = fmt.Sprintf("at %v: %d requests inside %s, which has %d slots", time.Duration(s.now), i.inside, id, i.Slots)
+		s.breach = fmt.Sprintf("at %v: %d requests inside %s, which has %d slots", time.Duration(s.now), i.inside, i.ID, i.Slots)
 	}
 	era := r.era
 	s.in(s.worktime(s.rnd), func() {
@@ -460,6 +492,7 @@ func (s *sim) begin(c *caddy, service, id string) {
 				return // it was cut
 			}
 			r.inUse--
+			r.where[i]--
 			i.inside--
 			s.served++
 			above := r.inUse >= r.slots && r.slots != Unlimited
@@ -475,9 +508,10 @@ func (s *sim) begin(c *caddy, service, id string) {
 // cut ends what is inside. The clients go on elsewhere.
 func (s *sim) cut(c *caddy, service, id string) {
 	r := c.part(service).room(id)
-	if i := s.services[service][id]; i != nil {
-		i.inside -= r.inUse
+	for i, n := range r.where {
+		i.inside -= n
 	}
+	clear(r.where)
 	for range r.inUse {
 		s.in(10*ms, func() { s.client(service) })
 	}
