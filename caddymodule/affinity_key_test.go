@@ -255,7 +255,7 @@ func TestTheAdminAPIAndTheAccessLogTellOfSessions(t *testing.T) {
 	c.get("/", "Session", "a")
 	c.get("/", "Session", "a")
 	c.get("/")
-	d, err := serving(t, f.name).Details()
+	d, err := serving(t, f.name).Details(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -220,7 +220,7 @@ func TestAllDurationsOfAServiceAreShownInOneForm(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)
 	start(t, site(f.usher("ready http / {\ninterval 50ms\n}", "start_timeout 90s", "scale queue {\ndown_window 30s\n}")))
-	details, err := serving(t, f.name).Details()
+	details, err := serving(t, f.name).Details(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func TestASuspendedNeedIsTheTroubleOfWhatNeedsIt(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	details := func() hub.ServiceDetails {
-		d, err := services["off-app"].Details()
+		d, err := services["off-app"].Details(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

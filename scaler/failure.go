@@ -68,6 +68,20 @@ func (f *Failure) Error() string {
 	return Readable(s)
 }
 
+// InWords returns a failure that says the same as f and has no underlying error, so
+// that it can be encoded. f may be nil.
+func (f *Failure) InWords() *Failure {
+	if f == nil || f.Err == nil {
+		return f
+	}
+	told := *f
+	told.Err, told.Detail = nil, f.Err.Error()
+	if f.Detail != "" {
+		told.Detail += ": " + f.Detail
+	}
+	return &told
+}
+
 // Unwrap returns the underlying error.
 func (f *Failure) Unwrap() error { return f.Err }
 

@@ -129,15 +129,15 @@ func forgetMember(w http.ResponseWriter, r *http.Request, h *hub.Hub, _ *hub.Ser
 	return answer.WriteJSON(w, h.ClusterStatus())
 }
 
-func deleteInstance(w http.ResponseWriter, r *http.Request, _ *hub.Hub, s *hub.Service, id string) error {
+func deleteInstance(w http.ResponseWriter, r *http.Request, h *hub.Hub, s *hub.Service, id string) error {
 	if err := answer.NoBody(r); err != nil {
 		return err
 	}
-	if err := answer.OperationError(s.LeaderOnly()); err != nil {
-		return err
-	}
-	if !s.Loop.StopInstance(id) {
+	switch err := h.StopInstance(r.Context(), s, id); {
+	case errors.Is(err, hub.ErrNoInstance):
 		return answer.ApiError(http.StatusNotFound, "service %s has no instance %s", s.Name, id)
+	case err != nil:
+		return answer.OperationError(err)
 	}
 	return answer.WriteJSON(w, s.Summary())
 }
@@ -152,8 +152,8 @@ func listServices(w http.ResponseWriter, _ *http.Request, h *hub.Hub, _ *hub.Ser
 	return answer.WriteJSON(w, list)
 }
 
-func showService(w http.ResponseWriter, _ *http.Request, _ *hub.Hub, s *hub.Service, _ string) error {
-	details, err := s.Details()
+func showService(w http.ResponseWriter, r *http.Request, _ *hub.Hub, s *hub.Service, _ string) error {
+	details, err := s.Details(r.Context())
 	if err != nil {
 		return caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
 	}

@@ -103,12 +103,15 @@ type observer Service
 // Observe implements control.Observer.
 func (o *observer) Observe(event control.Event) {
 	s, e := (*Service)(o), Entry{Time: time.Now(), Service: o.Name, Event: event}
+	if d, ok := event.(control.Decision); ok {
+		e.Time = d.Time
+	}
+	if s.shared != nil {
+		s.shared.tellEvent(e)
+	}
 	if outlook, ok := event.(control.Outlook); ok {
 		s.foresaw(e.Time, outlook)
 		return // it is drawn, but nothing has happened
-	}
-	if d, ok := event.(control.Decision); ok {
-		e.Time = d.Time
 	}
 	s.logEvent(event)
 	s.metrics.count(e)

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -32,12 +33,13 @@ type membership struct {
 	cluster     *Cluster
 	coordinator coordinator.Coordinator
 	driver      *driver.Driver
+	accounting  sync.Mutex // only one account is written at a time
+	leads       atomic.Bool
 	left        chan struct{} // closed when it has left, or given up
 	leaving     sync.Once
 
 	mu       sync.Mutex
 	services map[string]*sharedService
-	leads    bool
 	orders   bool
 	isolated bool
 }
@@ -57,6 +59,9 @@ type sharedService struct {
 	need   reserver.Need
 	told   time.Time
 	due    bool
+
+	accounted  time.Time
+	accountDue bool
 }
 
 // join begins to take part in a cluster.
@@ -77,6 +82,7 @@ func (h *Hub) join(c *Cluster, notes []cluster.Note) (*membership, error) {
 	m.driver = driver.Start(driver.Config{
 		Cluster: c.config.Name, Self: self, Options: c.config.options(), Coordinator: store, Host: m,
 		Identity: c.identity, Listener: listener, Notes: notes, Logger: slogTo(h.logs.logger.Named("cluster")),
+		Answer: m.answer,
 	})
 	h.logs.logger.Named("cluster").Info("this Caddy takes part in a cluster", zap.String("cluster", c.config.Name), zap.String("member", self.ID), zap.String("coordinator", store.String()))
 	return m, nil
@@ -158,6 +164,7 @@ func (m *membership) share(s *Service) {
 	s.Loop.Share(control.Sharing{
 		List:    func(all []control.Shared) { m.driver.List(name, instancesOf(all)) },
 		Refused: func(r *control.Refusal) { m.refused(name, r) },
+		Decided: func() { m.decided(s, k) },
 	})
 	s.Reserver.SetFreed(func(i *reserver.Instance) { m.driver.Freed(name, i.ID) })
 	s.Reserver.SetChanged(func() { m.changed(name, k) })
@@ -168,7 +175,8 @@ func (m *membership) share(s *Service) {
 	s.Loop.Follow(k.list)
 	s.Reserver.WatchFreed(k.watch)
 	s.Loop.FollowRefusal(refusalOf(m.driver.Note(noteRefused + name)))
-	if m.leads {
+	s.Loop.FollowAccount(accountOf(m.driver.Note(noteAccount + name)))
+	if m.leading() {
 		s.Loop.Lead(true)
 		s.Loop.Order(m.orders)
 	}
@@ -266,20 +274,26 @@ func (m *membership) all() (all []*Service) {
 	return all
 }
 
-// whole returns how many requests and visitors wait for a service at the other
-// Caddys, and how many slots its instances have for all of them together; unlimited
-// if one has no limit.
-func (m *membership) whole(name string) (waiting, slots int, unlimited bool) {
+// whole is what all Caddys together have of a service.
+type whole struct {
+	others    cluster.Load // that of the other Caddys; visitors count as waiting
+	slots     int          // of the instances that take requests
+	unlimited bool         // one of them has no limit
+}
+
+// whole returns what all Caddys together have of a service.
+func (m *membership) whole(name string) (w whole) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.known(name)
 	for _, i := range k.list {
 		if i.State == control.SharedOpen {
-			slots += i.Slots
-			unlimited = unlimited || i.Slots == 0
+			w.slots += i.Slots
+			w.unlimited = w.unlimited || i.Slots == 0
 		}
 	}
-	return k.others.Waiting, slots, unlimited
+	w.others = k.others
+	return w
 }
 
 // What follows implements driver.Host.
@@ -341,11 +355,9 @@ func (m *membership) Need(name string) cluster.Need {
 	return need
 }
 
-func (m *membership) leading() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.leads
-}
+// leading reports whether this Caddy leads. It takes no lock: loops ask under
+// their own.
+func (m *membership) leading() bool { return m.leads.Load() }
 
 func (m *membership) Watch(name string, on bool) {
 	if _, s := m.of(name, func(k *sharedService) { k.watch = on }); s != nil {
@@ -404,7 +416,8 @@ func (m *membership) Sum(name string, all, others cluster.Load) {
 
 func (m *membership) Lead(on bool, term uint64) {
 	m.mu.Lock()
-	m.leads, m.orders = on, m.orders && on
+	m.leads.Store(on)
+	m.orders = m.orders && on
 	m.mu.Unlock()
 	if on {
 		m.log().Info("this Caddy leads the cluster", zap.Uint64("term", term))

@@ -17,7 +17,8 @@ import (
 
 // The notes on the board of a cluster. A note `suspended/<service>` has the
 // suspension of a service, and is taken away by resume. A note
-// `refused/<service>` says why the leader's loop lets no request wait.
+// `refused/<service>` says why the leader's loop lets no request wait. See also
+// noteAccount.
 const (
 	noteSuspended = "suspended/"
 	noteRefused   = "refused/"
@@ -122,6 +123,11 @@ func (m *membership) keepNote(ctx context.Context, name string, n cluster.Note) 
 func (m *membership) Noted(n cluster.Note) {
 	if name, ok := strings.CutPrefix(n.Key, noteSuspended); ok {
 		m.hub.background.Go(func() { m.followSuspension(name) }) // the storage can take its time
+	}
+	if name, ok := strings.CutPrefix(n.Key, noteAccount); ok {
+		if _, s := m.of(name, nil); s != nil {
+			s.Loop.FollowAccount(accountOf(n))
+		}
 	}
 	if name, ok := strings.CutPrefix(n.Key, noteRefused); ok {
 		if _, s := m.of(name, nil); s != nil {

@@ -41,12 +41,18 @@ func IsOperation(verb string) bool {
 	return false
 }
 
-// Operate does with s what an operator asks for. The reason is used by suspend
-// alone, and may be empty.
+// Operate does with s what an operator asks for, at whichever Caddy of a cluster
+// that can be done. The reason is used by suspend alone, and may be empty.
 func (h *Hub) Operate(ctx context.Context, s *Service, verb, reason string) error {
-	if err := s.LeaderOnly(); err != nil && verb != VerbSuspend && verb != VerbResume {
+	if s.follows() && verb != VerbSuspend && verb != VerbResume && IsOperation(verb) {
+		_, err := s.shared.askLeader(ctx, question{Service: s.Name, Do: verb})
 		return err
 	}
+	return h.operateHere(ctx, s, verb, reason)
+}
+
+// operateHere does it at this Caddy.
+func (h *Hub) operateHere(ctx context.Context, s *Service, verb, reason string) error {
 	switch verb {
 	case VerbWake:
 		if s.Loop.Status().State == control.Suspended {
@@ -70,18 +76,6 @@ func (h *Hub) Operate(ctx context.Context, s *Service, verb, reason string) erro
 		return s.Loop.Restart()
 	}
 	return fmt.Errorf("there is nothing like %q to do with a service", verb)
-}
-
-// LeaderOnly returns an error if another Caddy decides what becomes of the
-// instances of s.
-func (s *Service) LeaderOnly() error {
-	if s.shared == nil || s.shared.leading() {
-		return nil
-	}
-	if st := s.shared.status(); st.Leader != "" {
-		return conflict(fmt.Sprintf("the instances of service %s are shared, and the Caddy at %s leads: ask its admin API", s.Name, st.Leader))
-	}
-	return conflict(fmt.Sprintf("the instances of service %s are shared, and no Caddy leads at the moment: see 'caddy usher cluster'", s.Name))
 }
 
 // neededConflict says that s stays awake because others need it, and what to do.

@@ -165,7 +165,8 @@ func (s *Service) Forecast(ask reserver.Ask, held time.Duration) time.Duration {
 	waiting, slots, unlimited, elsewhere := stats.Waiting, stats.Slots, stats.Unlimited, 0
 	if s.shared != nil {
 		// Those that wait at other Caddys were there before it.
-		elsewhere, slots, unlimited = s.shared.whole(s.Name)
+		w := s.shared.whole(s.Name)
+		elsewhere, slots, unlimited = w.others.Waiting, w.slots, w.unlimited
 		waiting += elsewhere
 	}
 	if waiting == 0 || unlimited {

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"context"
 	"encoding/json"
 	"time"
 
@@ -90,6 +91,10 @@ type ServiceDetails struct {
 	// What it needs and cannot have; nil while an instance is ready.
 	BlockedBy *BlockedNeed `json:"blocked_by,omitempty"`
 
+	// The Caddys that share the service and have not answered, so that their part
+	// is missing.
+	Without []string `json:"without,omitempty"`
+
 	Outlook
 }
 
@@ -146,6 +151,9 @@ func (s *Service) Summary() ServiceSummary {
 	if !stats.OldestWait.IsZero() {
 		sum.OldestWaitMS = time.Since(stats.OldestWait).Milliseconds()
 	}
+	if s.shared != nil {
+		sum.addOthers(s.shared.whole(s.Name))
+	}
 	if t := s.Trouble.Load(); t != nil {
 		sum.LastError = &t.Message
 	} else if st.LastError != nil {
@@ -161,9 +169,29 @@ func (s *Service) Summary() ServiceSummary {
 	return sum
 }
 
+// addOthers adds what other Caddys have of the service.
+func (sum *ServiceSummary) addOthers(w whole) {
+	sum.Waiting += w.others.Waiting - w.others.Visitors
+	sum.Visitors += w.others.Visitors
+	sum.Slots.InUse += w.others.InUse
+	if sum.Slots.Total != nil {
+		sum.Slots.Total = &w.slots
+	}
+	sum.OldestWaitMS = max(sum.OldestWaitMS, w.others.Oldest.Milliseconds())
+}
+
 // Details describes the service as it is now, with its instances and its
-// configuration.
-func (s *Service) Details() (ServiceDetails, error) {
+// configuration. If Caddys share it, it is that of all of them.
+func (s *Service) Details(ctx context.Context) (ServiceDetails, error) {
+	d, err := s.details()
+	if err == nil && s.shared != nil {
+		s.shared.wholeDetails(ctx, &d)
+	}
+	return d, err
+}
+
+// details describes the service as this Caddy sees it.
+func (s *Service) details() (ServiceDetails, error) {
 	config, err := s.Current().Shown()
 	if err != nil {
 		return ServiceDetails{}, err

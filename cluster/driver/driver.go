@@ -65,6 +65,9 @@ type Host interface {
 	// has taken one away.
 	Noted(cluster.Note)
 
+	// Told says what another Caddy has told all others with Driver.Tell.
+	Told(from, subject string, body []byte)
+
 	// Differs says whether a Caddy defines a service in another way than the
 	// leader, whose definition holds.
 	Differs(service string, member cluster.Peer, on bool)
@@ -81,6 +84,10 @@ type Config struct {
 	Listener    net.Listener   // for the other Caddys; Close closes it
 	Notes       []cluster.Note // of the board, as this Caddy knew them last
 	Logger      *slog.Logger
+
+	// Answer answers the questions of other members, several at a time. It has to
+	// return soon once ctx has ended.
+	Answer func(ctx context.Context, question []byte) []byte
 }
 
 // Driver runs one Caddy's part in a cluster. All methods may be called from any
@@ -223,6 +230,16 @@ func (d *Driver) Forget(member string) { d.post(cluster.Forget{ID: member}) }
 
 // ForgetOthers is an operator's word that no other Caddy has requests inside.
 func (d *Driver) ForgetOthers() { d.post(cluster.Forget{All: true}) }
+
+// member returns the member of the view with that ID.
+func (d *Driver) member(id string) (p cluster.Peer, ok bool) {
+	for _, p := range d.Status().View.Members {
+		if p.ID == id {
+			return p, true
+		}
+	}
+	return p, false
+}
 
 // Status is what this Caddy knows of its cluster.
 type Status struct {

@@ -67,9 +67,7 @@ func (d *Driver) sendNotes(all []cluster.Note, to []*stream) {
 			d.c.Logger.Error("notes of the cluster cannot be sent", slog.Any("error", err))
 			return
 		}
-		for _, s := range to {
-			_ = s.conn.Send(frame) // its receiver learns of it
-		}
+		sendAll(frame, to)
 		all = all[n:]
 	}
 }
@@ -96,9 +94,9 @@ func (d *Driver) takeNotes(from string, frame []byte) error {
 		return fmt.Errorf("notes that are not understood: %w", err)
 	}
 	d.mu.Lock()
-	news := d.board.Merge(all)
+	changed := d.board.Merge(all)
 	to := d.allStreams(from)
-	for _, n := range news {
+	for _, n := range changed {
 		d.events = append(d.events, func() cluster.Event {
 			d.c.Host.Noted(n)
 			return nil
@@ -106,6 +104,6 @@ func (d *Driver) takeNotes(from string, frame []byte) error {
 	}
 	d.mu.Unlock()
 	d.wakeUp()
-	d.sendNotes(news, to)
+	d.sendNotes(changed, to)
 	return nil
 }

@@ -21,8 +21,12 @@ type stream struct {
 const purpose = "session"
 
 // accept takes a connection that another Caddy opened.
-func (d *Driver) accept(_ context.Context, conn *link.Conn) {
+func (d *Driver) accept(ctx context.Context, conn *link.Conn) {
 	peer := conn.Peer()
+	if peer.Purpose == asking && d.c.Answer != nil {
+		d.answer(ctx, conn)
+		return
+	}
 	if peer.Purpose != purpose {
 		// It only wants to know who answers. Closing it is up to the other side.
 		_, _ = conn.Receive()
@@ -90,10 +94,16 @@ func (d *Driver) receive(s *stream) error {
 		if err != nil {
 			return err
 		}
-		if frame[0] == notes {
-			if err := d.takeNotes(boot, frame[1:]); err != nil {
-				return err
-			}
+		switch frame[0] {
+		case notes:
+			err = d.takeNotes(boot, frame[1:])
+		case news, newsOn:
+			err = d.takeNews(boot, frame)
+		}
+		if err != nil {
+			return err
+		}
+		if frame[0] > more {
 			continue
 		}
 		whole, err := parts.add(frame)

@@ -74,11 +74,14 @@ func decode(b []byte) (m cluster.Message, err error) {
 }
 
 // The first byte of a frame says whether the message goes on in the next one, as
-// a Caddy may have many thousand services, or that the frame has notes.
+// a Caddy may have many thousand services, or that the frame has something else:
+// notes, or news, which the leader passes on.
 const (
 	last = iota
 	more
 	notes
+	news
+	newsOn // news that the leader has passed on
 )
 
 // maxPart is the most of a message that goes into one frame.

@@ -131,6 +131,7 @@ type host struct {
 	differs  map[string]bool
 	noted    []cluster.Note
 	empty    []string
+	told     []string
 	sum      cluster.Load
 	others   cluster.Load
 	ready    atomic.Bool
@@ -268,6 +269,12 @@ func (h *host) Noted(n cluster.Note) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.noted = append(h.noted, n)
+}
+
+func (h *host) Told(from, subject string, body []byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.told = append(h.told, from+" "+subject+" "+string(body))
 }
 
 func (h *host) Differs(_ string, m cluster.Peer, on bool) {

@@ -17,7 +17,7 @@ import (
 
 // Version is the version of the protocol. Caddys of different versions do not
 // share slots.
-const Version = 1
+const Version = 2
 
 // handshakeTime bounds TLS and the hellos.
 const handshakeTime = 5 * time.Second

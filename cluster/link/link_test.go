@@ -204,7 +204,7 @@ func TestAnotherVersionIsRefusedWithWords(t *testing.T) {
 	if h, err := hearHello(in); err != nil || h.ID != "b" {
 		t.Fatalf("the hello is %+v: %v", h, err)
 	}
-	const want = "the versions of the protocol differ: b has 1, a has 2; use the same Usher on all Caddys of a cluster"
+	const want = "the versions of the protocol differ: b has 2, a has 3; use the same Usher on all Caddys of a cluster"
 	if h, err := hearHello(in); err != nil || h.Refused != want {
 		t.Errorf("the verdict is %+v: %v", h, err)
 	}

@@ -44,6 +44,7 @@ func (l *Loop) decide(now time.Time) time.Time {
 			l.settle()
 			l.show()
 			l.publish(now)
+			l.tellDecided()
 			return next.at
 		}
 		// Demand came in between: everything anew.
@@ -54,6 +55,7 @@ func (l *Loop) decide(now time.Time) time.Time {
 	l.settle()
 	l.show()
 	l.publish(now)
+	l.tellDecided()
 	return now.Add(decidePause)
 }
 
@@ -346,6 +348,8 @@ func (l *Loop) stateNow() State {
 		return Failing
 	case l.reserver.Stats().Open > 0:
 		return Awake
+	case l.account() != nil && l.account().Status.State != Suspended && l.account().Status.State != Awake:
+		return l.account().Status.State
 	case (l.target > 0 || l.follows() && l.stats().Demand > 0) && !(l.asleep && l.stats().Demand == 0):
 		return Waking
 	}

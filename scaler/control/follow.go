@@ -194,11 +194,7 @@ func (l *Loop) setTarget(a scaler.Advice, stats reserver.Stats, now time.Time) {
 		l.cold = nil
 		past.toSleep(now)
 	}
-	if len(past.decisions) == decisionsKept {
-		copy(past.decisions, past.decisions[1:])
-		past.decisions = past.decisions[:decisionsKept-1]
-	}
-	past.decisions = append(past.decisions, d)
+	past.decided(d)
 	l.target = a.Target
 	d.ColdStart = nil // it goes on changing
 	l.observer.Observe(d)

@@ -73,6 +73,15 @@ func (l *Loop) record() *history {
 	return l.done
 }
 
+// decided keeps a decision, and forgets the oldest if there are too many.
+func (h *history) decided(d Decision) {
+	if len(h.decisions) == decisionsKept {
+		copy(h.decisions, h.decisions[1:])
+		h.decisions = h.decisions[:decisionsKept-1]
+	}
+	h.decisions = append(h.decisions, d)
+}
+
 // remember adds the present to the samples and forgets those that are too old.
 // Spans shorter than a part of the window are put together. A service that
 // sleeps keeps its samples: the next request may come soon. It returns the

@@ -96,6 +96,9 @@ func (i *instance) status() InstanceStatus {
 	if i.slots != nil {
 		s := i.slots.Stats()
 		st.Slots, st.InUse = max(0, s.Slots), s.InUse // NoSlots are none
+		if l := i.revision.loop; l.sharing != nil {
+			st.Slots = l.slotsOf(i) // those of all
+		}
 		st.SessionUntil = i.slots.SessionUntil()
 		if b := i.business; b != nil {
 			st.Busy = b.seen

@@ -108,7 +108,7 @@ type InstanceStatus struct {
 	Network  string
 	Address  string
 	State    InstanceState
-	Slots    int // 0 is unlimited; none before it is ready, and where others have them all
+	Slots    int // 0 is unlimited; none before it is ready
 	InUse    int
 	Since    time.Time // when it began to exist
 

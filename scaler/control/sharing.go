@@ -59,6 +59,7 @@ type sharing struct {
 	refusal   *Refusal  // why the loop that leads lets no request wait
 	idleSince time.Time // when the demand elsewhere became 0
 	listed    []Shared  // last
+	account   *Account  // of the loop that leads; nil if it has told nothing yet
 }
 
 // Sharing is what a loop tells the others while it leads. The functions are called
@@ -70,6 +71,9 @@ type Sharing struct {
 	// Refused gets the reason why no request may wait, nil if they may, whenever it
 	// changes. Suspensions and the exit of this Caddy are none of the others'.
 	Refused func(*Refusal)
+
+	// Decided says that the Account may have changed.
+	Decided func()
 }
 
 // Share makes the loop share its instances with others. It follows until Lead
@@ -494,6 +498,13 @@ func (l *Loop) tellRefused(r *Refusal) {
 		r = nil
 	}
 	l.sharing.Refused(r)
+}
+
+// tellDecided says that the loop has decided, if it leads. The lock is held.
+func (l *Loop) tellDecided() {
+	if l.sharing != nil && l.sharing.leads {
+		l.sharing.Decided()
+	}
 }
 
 // sharedState is the state in which others are to see i. The lock is held.

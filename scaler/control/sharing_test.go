@@ -17,6 +17,7 @@ type member struct {
 	mu      sync.Mutex
 	listed  []Shared
 	refuses []*Refusal // what it told of
+	decided int
 }
 
 func newMember(t *testing.T, s Settings, p *platform) *member {
@@ -32,6 +33,11 @@ func newMember(t *testing.T, s Settings, p *platform) *member {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.refuses = append(m.refuses, r)
+		},
+		Decided: func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.decided++
 		},
 	})
 	if err := m.SetBackend(p); err != nil {

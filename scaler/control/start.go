@@ -97,6 +97,9 @@ func (l *Loop) StartTrouble() *scaler.Failure {
 	if l.reserver.Stats().Open > 0 {
 		return nil
 	}
+	if a := l.account(); a != nil {
+		return a.Unstartable
+	}
 	st := l.startStatus(time.Now())
 	if st.Problem != nil {
 		return st.Problem

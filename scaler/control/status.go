@@ -10,6 +10,9 @@ import (
 func (l *Loop) Status() Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if a := l.account(); a != nil {
+		return l.followedStatus(a)
+	}
 	past := l.recalled()
 	st := Status{
 		State: l.stateNow(), Target: l.target,
@@ -94,6 +97,9 @@ func (l *Loop) Decisions() []Decision {
 func (l *Loop) ColdStart() (since time.Time, usual time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if a := l.account(); a != nil {
+		return a.ColdSince, a.StartUsual
+	}
 	if l.starting() {
 		since = l.cold.Asked
 	}
@@ -109,16 +115,21 @@ func (l *Loop) ReadyIn() time.Duration {
 	if l.reserver.Stats().Open > 0 {
 		return 0
 	}
-	now := time.Now()
-	usual := l.recalled().startMean
+	now, usual, next, since := time.Now(), l.recalled().startMean, l.backoffUntil, time.Time{}
+	if l.starting() {
+		since = l.cold.Asked
+	}
+	if a := l.account(); a != nil {
+		usual, next, since = a.StartUsual, a.Status.Start.Next, a.ColdSince
+	}
 	if usual == 0 {
 		usual = time.Second
 	}
-	if d := l.backoffUntil.Sub(now); d > 0 {
+	if d := next.Sub(now); d > 0 {
 		return d + usual
 	}
-	if !l.starting() {
+	if since.IsZero() {
 		return usual
 	}
-	return max(0, usual-now.Sub(l.cold.Asked))
+	return min(usual, max(0, usual-now.Sub(since)))
 }
