@@ -160,6 +160,7 @@ type Service struct {
 	due    bool // it did, and unlock calls it
 
 	tellChange bool // unlock calls changed
+	tellPlaced bool // unlock calls placed
 	watchFreed bool // freed is told of every slot that was given back and stays free
 
 	maxServed uint64      // Options.MaxRequests
@@ -177,6 +178,7 @@ type Service struct {
 
 	freed   func(*Instance) // of SetFreed
 	changed func()          // of SetChanged
+	placed  func()          // of SetPlaced
 	reading uint64          // counts the calls of Need
 }
 
@@ -195,7 +197,7 @@ func New(opts Options, shared *Limit, hooks Hooks) *Service {
 
 // unlock ends a call that may have changed demand, or what Need reads.
 func (s *Service) unlock() {
-	if !s.due && !s.tellChange && len(s.spent) == 0 {
+	if !s.due && !s.tellChange && !s.tellPlaced && len(s.spent) == 0 {
 		s.mu.Unlock()
 		return
 	}
@@ -207,9 +209,12 @@ func (s *Service) unlockAndTell() {
 	if len(s.spent) > 0 {
 		s.dispatch() // requests that were bound to them
 	}
-	due, spent, changed := s.due, s.spent, s.tellChange
-	s.due, s.spent, s.tellChange = false, nil, false
+	due, spent, changed, placed := s.due, s.spent, s.tellChange, s.tellPlaced
+	s.due, s.spent, s.tellChange, s.tellPlaced = false, nil, false, false
 	s.mu.Unlock()
+	if placed {
+		s.placed()
+	}
 	if changed {
 		s.changed()
 	}

@@ -17,6 +17,9 @@ type sessions struct {
 	of             map[uint64]*session
 	newest, eldest *session // by use
 	timeout        time.Duration
+
+	tells  bool        // others are told of placements
+	untold []Placement // of TakePlaced
 }
 
 type session struct {
@@ -24,6 +27,8 @@ type session struct {
 	instance     *Instance
 	used         time.Duration // since the service was made
 	inside       int           // requests that have a slot: until they end, it is in use
+	told         time.Duration // when others were told last, or have told, since the service was made
+	learned      bool          // as in Placement
 	newer, older *session
 }
 
@@ -41,8 +46,22 @@ func (t *sessions) isOver(x *session, now time.Duration) bool {
 	return x.inside == 0 && now-x.used >= t.timeout
 }
 
-// keep notes that the session of a key is on i, and used now.
-func (t *sessions) keep(key uint64, i *Instance, now time.Duration) *session {
+// keep notes that the session of a key is on i, and used now, by a request of this
+// service.
+func (s *Service) keep(key uint64, i *Instance, learned bool, now time.Duration) *session {
+	t := &s.sessions
+	x := t.of[key]
+	moved := x == nil || x.instance != i || learned && !x.learned
+	x = t.put(key, i, now)
+	x.learned = learned || !moved && x.learned
+	if t.tell(x, moved, now) {
+		s.tellPlaced = true
+	}
+	return x
+}
+
+// put notes that the session of a key is on i, and used now.
+func (t *sessions) put(key uint64, i *Instance, now time.Duration) *session {
 	x := t.of[key]
 	if x == nil {
 		if t.of == nil {
@@ -237,7 +256,7 @@ func (s *Service) join(r *Reservation, i *Instance) {
 	}
 	var x *session
 	if r.Affinity == ByKey {
-		x = s.sessions.keep(r.Key, i, now)
+		x = s.keep(r.Key, i, false, now)
 	}
 	r.takesPart(x, now)
 }
@@ -253,9 +272,9 @@ func (r *Reservation) Learn(key uint64) {
 	}
 	s := r.service
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	now := time.Since(s.made)
-	r.takesPart(s.sessions.keep(key, r.instance, now), now)
+	r.takesPart(s.keep(key, r.instance, true, now), now)
 }
 
 // findsHome reports whether the session of w may find its instance while w waits.

@@ -51,6 +51,7 @@ type sharedService struct {
 	slots   map[string]int
 	list    []control.Shared
 	watch   bool
+	early   []reserver.Placement // on instances that are not known here yet
 	sum     cluster.Load
 	others  cluster.Load
 	differs map[string]bool // members that define it in another way, by ID
@@ -168,6 +169,7 @@ func (m *membership) share(s *Service) {
 	})
 	s.Reserver.SetFreed(func(i *reserver.Instance) { m.driver.Freed(name, i.ID) })
 	s.Reserver.SetChanged(func() { m.changed(name, k) })
+	s.Reserver.SetPlaced(func() { time.AfterFunc(placedPause, func() { m.tellPlaced(s) }) })
 	for id, n := range k.slots {
 		s.Loop.SetShare(id, n)
 	}
@@ -181,6 +183,9 @@ func (m *membership) share(s *Service) {
 		s.Loop.Order(m.orders)
 	}
 	m.driver.Demand(name) // the first reading, which asks for the next
+	if !m.isolated {
+		m.hub.background.Go(func() { m.fetchPlaced(s) })
+	}
 }
 
 // unshare forgets a service that no configuration has any more.
@@ -383,8 +388,13 @@ func (m *membership) Follow(name string, instances []cluster.Instance) {
 		}
 		list = append(list, control.Shared{ID: i.ID, Network: i.Network, Address: i.Address, Slots: slots, State: control.SharedState(i.State), Fresh: i.Fresh})
 	}
-	if _, s := m.of(name, func(k *sharedService) { k.list = list }); s != nil {
+	var early []reserver.Placement
+	if _, s := m.of(name, func(k *sharedService) {
+		k.list = list
+		early, k.early = k.early, nil
+	}); s != nil {
 		s.Loop.Follow(list)
+		m.place(s, early)
 	}
 }
 
@@ -464,6 +474,9 @@ func (m *membership) Isolated(on bool) {
 		m.log().Warn("this Caddy has lost its cluster: requests wait until it is back")
 	default:
 		m.log().Info("this Caddy may send requests")
+		for _, s := range m.all() {
+			m.hub.background.Go(func() { m.fetchPlaced(s) })
+		}
 	}
 }
 

@@ -33,6 +33,7 @@ const (
 	askStop    = "stop_instance" // drain and stop one instance
 	askDetails = "details"       // the service as the one that is asked sees it
 	askInside  = "inside"        // how many requests of the one that is asked are inside each instance
+	askPlaced  = "placed"        // the keys of sessions, with their instances
 )
 
 // reply is what it is answered.
@@ -42,6 +43,7 @@ type reply struct {
 	Missing  bool            `json:"missing,omitempty"`  // there is no such instance
 	Details  *ServiceDetails `json:"details,omitempty"`
 	Inside   map[string]int  `json:"inside,omitempty"`
+	Placed   []byte          `json:"placed,omitempty"`
 }
 
 // ErrNoInstance says that a service has no such instance.
@@ -127,6 +129,9 @@ func (m *membership) reply(ctx context.Context, q question) (r reply, err error)
 		return r, nil
 	case !m.leading():
 		return r, conflict(fmt.Sprintf("the Caddy at %s leads no longer: try again in a moment", m.cluster.config.Advertise))
+	case q.Do == askPlaced:
+		r.Placed = encodePlaced(s.Reserver.Placements())
+		return r, nil
 	case q.Do == askStop:
 		return r, s.stopInstance(q.Instance)
 	case q.Do == askDetails:

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -91,9 +92,13 @@ func (m *membership) hearEvent(body []byte) {
 }
 
 // Told implements driver.Host.
-func (m *membership) Told(_, subject string, body []byte) {
-	switch subject {
-	case newsEvent:
+func (m *membership) Told(_, subject string, body []byte) (passOn bool) {
+	if name, ok := strings.CutPrefix(subject, newsPlaced); ok {
+		m.hearPlaced(name, body)
+		return false
+	}
+	if subject == newsEvent {
 		m.hearEvent(body)
 	}
+	return true
 }

@@ -51,6 +51,28 @@ func TestAQuestionThatIsNotAnsweredEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestNewsForTheLeaderStayThere(t *testing.T) {
+	w := newWorld(t, 1)
+	hosts := []*host{w.join("a"), w.join("b"), w.join("c")}
+	leader := w.together(hosts...)
+	from := hosts[0]
+	if from == leader {
+		from = hosts[1]
+	}
+	from.d.Tell("for the leader", nil)
+	from.d.Tell("for all", nil)
+	for _, h := range hosts {
+		if h == from {
+			continue
+		}
+		w.eventually("the news for all have come", h.holds(func(h *host) bool { return slices.Contains(h.told, from.d.c.Self.Boot+" for all ") }))
+		knows := h.holds(func(h *host) bool { return slices.Contains(h.told, from.d.c.Self.Boot+" for the leader ") })()
+		if knows != (h == leader) {
+			t.Errorf("%s knows: %v", h.d.c.Self.ID, knows)
+		}
+	}
+}
+
 func TestNewsComeToAllOthersOnce(t *testing.T) {
 	w := newWorld(t, 1)
 	hosts := []*host{w.join("a"), w.join("b"), w.join("c")}

@@ -65,8 +65,9 @@ type Host interface {
 	// has taken one away.
 	Noted(cluster.Note)
 
-	// Told says what another Caddy has told all others with Driver.Tell.
-	Told(from, subject string, body []byte)
+	// Told says what another Caddy, named by its boot, has told with Driver.Tell.
+	// The result is for the Caddy that leads: whether the others are told, too.
+	Told(from, subject string, body []byte) (passOn bool)
 
 	// Differs says whether a Caddy defines a service in another way than the
 	// leader, whose definition holds.

@@ -11,7 +11,7 @@ import (
 
 // News are for all Caddys that are there now, and are kept nowhere. They go over
 // the same streams as messages. A member tells the leader, which passes them on
-// once, so they never go in circles.
+// once if its Host says so: they never go in circles.
 
 // item is a piece of news.
 type item struct {
@@ -50,13 +50,12 @@ func (d *Driver) takeNews(from string, frame []byte) error {
 		return fmt.Errorf("news that are not understood: %w", err)
 	}
 	d.postLater(func() cluster.Event {
-		if frame[0] == news && d.node.Leads() {
+		if d.c.Host.Told(n.From, n.Subject, n.Body) && frame[0] == news && d.node.Leads() {
 			d.mu.Lock()
 			to := d.allStreams(from)
 			d.mu.Unlock()
 			sendAll(append([]byte{newsOn}, frame[1:]...), to)
 		}
-		d.c.Host.Told(n.From, n.Subject, n.Body)
 		return nil
 	})
 	return nil

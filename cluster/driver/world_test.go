@@ -271,10 +271,11 @@ func (h *host) Noted(n cluster.Note) {
 	h.noted = append(h.noted, n)
 }
 
-func (h *host) Told(from, subject string, body []byte) {
+func (h *host) Told(from, subject string, body []byte) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.told = append(h.told, from+" "+subject+" "+string(body))
+	return subject != "for the leader"
 }
 
 func (h *host) Differs(_ string, m cluster.Peer, on bool) {

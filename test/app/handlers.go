@@ -16,6 +16,7 @@ func newHandler(o options, deafen func()) http.Handler {
 	counted := new(census)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", identify)
+	mux.HandleFunc("/login", login)
 	mux.HandleFunc("/page", page)
 	mux.HandleFunc("/json", writeJSON)
 	mux.HandleFunc("/echo", echo)
@@ -85,6 +86,13 @@ func health(w http.ResponseWriter, o options) {
 // identify names the instance and process that answer.
 func identify(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintf(w, "instance %s pid %d\n", os.Getenv("USHER_INSTANCE"), os.Getpid())
+}
+
+// login begins a session with the key that ?key= names, as the header Session of
+// the answer says.
+func login(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Session", r.FormValue("key"))
+	identify(w, r)
 }
 
 // say writes a line to the standard output.

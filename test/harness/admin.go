@@ -26,6 +26,7 @@ type Service struct {
 		InUse int  `json:"in_use"`
 	} `json:"slots"`
 	Waiting         int            `json:"waiting"`
+	SessionKeys     int            `json:"session_keys"`
 	OldestWaitMS    float64        `json:"oldest_wait_ms"`
 	ColdStarts      int            `json:"cold_starts"`
 	LastColdStartMS *float64       `json:"last_cold_start_ms"`
