@@ -51,6 +51,7 @@ type request struct {
 	moves    uint8 // to another instance, after a handshake that broke off
 	cold     bool
 	pageLate bool  // its turn had come: it may wait longer before it gets the page again
+	sought   bool  // other Caddys were asked for the place of its visitor
 	seen     int32 // attempts that an instance may have seen
 
 	// of the instance that it has, or had last
@@ -188,6 +189,22 @@ func (q *request) ask() (bool, error) {
 	return q.service.Reserver.Reserve(&q.reservation, q.asks())
 }
 
+// seek asks the other Caddys for the place of the visitor that has sent q, which
+// waits. called is closed if its turn had come there. stop has to be called.
+func (q *request) seek() (called <-chan struct{}, stop func()) {
+	if q.page == nil {
+		return nil, func() {}
+	}
+	turn := make(chan struct{})
+	stop, q.sought = q.service.Visitors.Seek(*q.key, func(p hub.Place) {
+		q.reservation.Advance(p.Age, p.Called)
+		if p.Called {
+			close(turn)
+		}
+	})
+	return turn, stop
+}
+
 // seated takes note of the instance on which q has its slot now.
 func (q *request) seated() {
 	i := q.reservation.Instance()
@@ -252,6 +269,8 @@ func (q *request) hold() (err error) {
 
 // await waits for a slot, or for what ends the wait before.
 func (q *request) await() error {
+	called, stop := q.seek()
+	defer stop()
 	patience, late := q.patience()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -270,6 +289,10 @@ func (q *request) await() error {
 				continue
 			}
 			return late
+		case <-called:
+			called, q.pageLate = nil, true
+			patience, late = q.patience()
+			timer.Reset(patience)
 		case <-q.ctx.Done():
 			return errClientGone
 		case <-gone:

@@ -17,6 +17,9 @@ func (q *request) patience() (time.Duration, error) {
 		return left, errWaitTimeout
 	}
 	held := time.Duration(*q.page.After)
+	if q.sought {
+		held = max(held, hub.SeekFor)
+	}
 	if q.pageLate {
 		held = max(held, returnPatience)
 	}

@@ -81,12 +81,14 @@ type listener struct {
 	turn        *turn
 
 	visitor *hub.Visitor
+	stop    func()    // ends the search for the place that the visitor has elsewhere
 	refusal error     // why there is no visitor
 	again   time.Time // when to try again; zero when something changes
 }
 
 func (l *listener) leave(linger time.Duration) {
 	if l.visitor != nil {
+		l.stop()
 		l.handler.service.Visitors.Leave(l.visitor, linger)
 		l.visitor = nil
 	}
@@ -102,6 +104,9 @@ func (l *listener) enter() {
 	s := l.handler.service
 	l.visitor, l.refusal = s.Visitors.Invite(l.key, l.request().asks())
 	l.again = time.Time{}
+	if v := l.visitor; v != nil {
+		l.stop, _ = s.Visitors.Seek(l.key, func(p hub.Place) { v.Advance(p.Age) })
+	}
 	if r, ok := errors.AsType[*control.Refusal](l.refusal); ok {
 		l.again = r.Until
 	} else if errors.Is(l.refusal, reserver.ErrQueueFull) {
@@ -143,6 +148,7 @@ func (l *listener) run(r *http.Request, out *answer.EventWriter) error {
 					_ = out.Event(answer.Event{Name: "go", Data: []byte("{}")})
 					return nil
 				}
+				l.stop()
 				l.handler.service.Visitors.End(l.visitor)
 				l.visitor, again = nil, true
 			case <-changed:

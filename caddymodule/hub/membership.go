@@ -33,6 +33,7 @@ type membership struct {
 	cluster     *Cluster
 	coordinator coordinator.Coordinator
 	driver      *driver.Driver
+	boot        string     // that of this Caddy
 	accounting  sync.Mutex // only one account is written at a time
 	leads       atomic.Bool
 	left        chan struct{} // closed when it has left, or given up
@@ -80,6 +81,7 @@ func (h *Hub) join(c *Cluster, notes []cluster.Note) (*membership, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	self := c.self()
+	m.boot = self.Boot
 	m.driver = driver.Start(driver.Config{
 		Cluster: c.config.Name, Self: self, Options: c.config.options(), Coordinator: store, Host: m,
 		Identity: c.identity, Listener: listener, Notes: notes, Logger: slogTo(h.logs.logger.Named("cluster")),

@@ -92,10 +92,13 @@ func (m *membership) hearEvent(body []byte) {
 }
 
 // Told implements driver.Host.
-func (m *membership) Told(_, subject string, body []byte) (passOn bool) {
+func (m *membership) Told(from, subject string, body []byte) (passOn bool) {
 	if name, ok := strings.CutPrefix(subject, newsPlaced); ok {
 		m.hearPlaced(name, body)
 		return false
+	}
+	if name, ok := strings.CutPrefix(subject, newsVisitor); ok {
+		return m.hearVisitor(from, name, body)
 	}
 	if subject == newsEvent {
 		m.hearEvent(body)

@@ -44,6 +44,7 @@ type Visitors struct {
 	mu      sync.Mutex
 	of      map[VisitorKey]*Visitor // made for the first one
 	streams int
+	seekers map[*seeker]struct{} // for the places that visitors have elsewhere
 }
 
 // all is the limit over all services.

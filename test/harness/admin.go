@@ -27,6 +27,7 @@ type Service struct {
 	} `json:"slots"`
 	Waiting         int            `json:"waiting"`
 	SessionKeys     int            `json:"session_keys"`
+	Visitors        int            `json:"visitors"`
 	OldestWaitMS    float64        `json:"oldest_wait_ms"`
 	ColdStarts      int            `json:"cold_starts"`
 	LastColdStartMS *float64       `json:"last_cold_start_ms"`
