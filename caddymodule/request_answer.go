@@ -148,6 +148,8 @@ func (q *request) explain(reason error) {
 		why.code, why.detail = codeWaitTimeout, "held for "+q.waited.Round(time.Millisecond).String()
 		if q.turn != nil && q.turn.bound {
 			why.detail += ", for the instance of its session"
+		} else if !q.service.MayWrite() {
+			why.detail += ": this server is cut off from its cluster, and sends no requests until it is back"
 		} else if f := q.service.Loop.StartTrouble(); f != nil {
 			// No instance was there to be free: the reason is what helps.
 			why.code = codeStartFailed

@@ -535,3 +535,26 @@ func (n *Node) list(e Listed) {
 	}
 	s.tidy()
 }
+
+// Lost returns how many slots of a service lost Caddys may hold, so that no
+// other one can use them. Only the leader knows of any.
+func (n *Node) Lost(name string) (sum int) {
+	if n.lead == nil {
+		return 0
+	}
+	for k := range n.lead.ledgers {
+		s := &n.lead.ledgers[k]
+		if s.name != name {
+			continue
+		}
+		for _, e := range s.instances {
+			sum += e.unknown
+			for _, h := range e.holdings {
+				if r := n.lead.row(h.boot); r == nil || r.lost {
+					sum += h.n
+				}
+			}
+		}
+	}
+	return sum
+}

@@ -50,6 +50,10 @@ type ClusterService struct {
 	// Held is the number of slots that this Caddy holds.
 	Held int `json:"held"`
 
+	// Lost is the number of slots that lost Caddys may hold, so that no other one
+	// can use them. The leader alone knows it.
+	Lost int `json:"lost"`
+
 	// Waiting and InUse are those of all Caddys.
 	Waiting int `json:"waiting"`
 	InUse   int `json:"in_use"`
@@ -97,6 +101,7 @@ func (m *membership) status() *ClusterStatus {
 			continue
 		}
 		s := ClusterService{Service: name, Waiting: k.sum.Waiting, InUse: k.sum.InUse, Differs: slices.Sorted(maps.Keys(k.differs))}
+		s.Lost = d.Lost[name]
 		for _, held := range d.Held[name] {
 			s.Held += held.N
 		}

@@ -463,6 +463,12 @@ func (m *membership) Replace(name, id string) {
 	}
 }
 
+func (m *membership) HandedOver(name string, took time.Duration) {
+	if _, s := m.of(name, nil); s != nil && !s.metrics.gone.Load() {
+		handoverSeconds.WithLabelValues(name).Observe(took.Seconds())
+	}
+}
+
 func (m *membership) Isolated(on bool) {
 	m.mu.Lock()
 	changed := m.isolated != on

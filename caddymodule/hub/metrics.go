@@ -47,13 +47,19 @@ var (
 		Help: "Requests of sessions that got a slot, by what that means for the session.",
 	}, []string{"service", "outcome"})
 
+	handoverSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "handover_seconds",
+		Help:    "Time that another Caddy took to give slots back, since the one that leads asked it to.",
+		Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
+	}, []string{"service"})
+
 	gauges = newGaugeCollector()
 )
 
 // RegisterMetrics adds the metrics to a configuration's registry.
 func RegisterMetrics(reg *prometheus.Registry) error {
 	for _, c := range []prometheus.Collector{
-		waitSeconds, coldStartSeconds, reservationsTotal, decisionsTotal, startFailuresTotal, sessionsTotal, gauges,
+		waitSeconds, coldStartSeconds, reservationsTotal, decisionsTotal, startFailuresTotal, sessionsTotal, handoverSeconds, gauges,
 	} {
 		if err := reg.Register(c); err != nil {
 			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
@@ -137,6 +143,7 @@ func (m *serviceMetrics) forget(name string) {
 	decisionsTotal.DeletePartialMatch(match)
 	startFailuresTotal.DeletePartialMatch(match)
 	sessionsTotal.DeletePartialMatch(match)
+	handoverSeconds.DeletePartialMatch(match)
 }
 
 // gaugeCollector reads the gauges from the services when they are asked for.
@@ -153,7 +160,7 @@ func newGaugeCollector() *gaugeCollector {
 	return &gaugeCollector{
 		clusterMembers: prometheus.NewDesc("caddy_usher_cluster_members", "Caddys of the cluster, by state.", []string{"state"}, nil),
 		clusterView:    prometheus.NewDesc("caddy_usher_cluster_view", "The number of the view that this Caddy follows.", nil, nil),
-		shares:         desc("shares", "Slots that this Caddy holds.", "state"),
+		shares:         desc("shares", "Slots that this Caddy holds, and, of the one that leads, those that lost Caddys may hold.", "state"),
 		waiting:        desc("waiting", "Requests in the queue."),
 		waitingBound:   desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
 		sessionKeys:    desc("session_keys", "Keys of sessions that are remembered."),
@@ -244,5 +251,6 @@ func (g *gaugeCollector) collectCluster(h *Hub, ch chan<- prometheus.Metric) {
 	gauge(g.clusterView, int(min(st.View, math.MaxInt32)))
 	for _, s := range st.Services {
 		gauge(g.shares, s.Held, s.Service, "held")
+		gauge(g.shares, s.Lost, s.Service, "lost")
 	}
 }

@@ -65,6 +65,10 @@ type Host interface {
 	// has taken one away.
 	Noted(cluster.Note)
 
+	// HandedOver says, while this Caddy leads, how long another one took to give
+	// slots of a service back, since it was asked to.
+	HandedOver(service string, took time.Duration)
+
 	// Told says what another Caddy, named by its boot, has told with Driver.Tell.
 	// The result is for the Caddy that leads: whether the others are told, too.
 	Told(from, subject string, body []byte) (passOn bool)
@@ -105,6 +109,7 @@ type Driver struct {
 	wake    chan struct{}
 
 	orders map[instance]uint64 // the last SetSlots of each; of the goroutine of the steps
+	asked  map[recalled]owed   // the slots that others owe; as orders
 	seen   uint64              // the number of the view that was followed last; as orders
 	troubles
 
@@ -126,7 +131,7 @@ type instance struct{ service, id string }
 func Start(c Config) *Driver {
 	d := &Driver{
 		c: c, base: time.Now(), wake: make(chan struct{}, 1), dialWake: make(chan struct{}, 1), left: make(chan struct{}),
-		orders: make(map[instance]uint64), demand: make(map[string]bool), freed: make(map[instance]bool),
+		orders: make(map[instance]uint64), asked: make(map[recalled]owed), demand: make(map[string]bool), freed: make(map[instance]bool),
 		streams: make(map[string]*stream), proving: make(map[string]bool), board: cluster.NewBoard(c.Self.Boot),
 	}
 	d.board.Merge(c.Notes)
@@ -249,6 +254,7 @@ type Status struct {
 	LeaseLeft time.Duration // 0 without a lease
 	Connected []string      // boots of the Caddys to which a stream stands, sorted
 	Held      map[string][]cluster.Slots
+	Lost      map[string]int // as Node.Lost
 }
 
 // Status returns what this Caddy knows, and what it holds of the services that
@@ -256,9 +262,10 @@ type Status struct {
 func (d *Driver) Status(services ...string) (s Status) {
 	done := make(chan struct{})
 	d.postLater(func() cluster.Event {
-		s = Status{View: d.node.View(), Leads: d.node.Leads(), LeaseLeft: d.node.LeaseLeft(), Held: make(map[string][]cluster.Slots, len(services))}
+		s = Status{View: d.node.View(), Leads: d.node.Leads(), LeaseLeft: d.node.LeaseLeft(), Held: make(map[string][]cluster.Slots, len(services)), Lost: make(map[string]int)}
 		for _, name := range services {
 			s.Held[name] = d.node.Held(name)
+			s.Lost[name] = d.node.Lost(name)
 		}
 		close(done)
 		return nil
@@ -361,6 +368,11 @@ func (d *Driver) used(service string, ids []string) {
 // is answered in further steps.
 func (d *Driver) step(e cluster.Event) {
 	used := make(map[string][]string)
+	if r, ok := e.(cluster.Received); ok {
+		if b, ok := r.Message.Body.(cluster.Return); ok {
+			d.gotBack(r.From, b)
+		}
+	}
 	for _, o := range d.node.Step(d.now(), e) {
 		d.carryOut(o, used)
 	}
@@ -377,6 +389,9 @@ func (d *Driver) carryOut(o cluster.Output, used map[string][]string) {
 	host := d.c.Host
 	switch o := o.(type) {
 	case cluster.Send:
+		if r, ok := o.Message.Body.(cluster.Recall); ok {
+			d.asks(o.To, r)
+		}
 		d.send(o)
 	case cluster.Connect:
 		d.connect(o.Peer)

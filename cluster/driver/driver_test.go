@@ -15,7 +15,7 @@ import (
 func TestThreeCaddysShareFewerSlotsThanTheyAre(t *testing.T) {
 	w := newWorld(t, 1, 1)
 	hosts := []*host{w.join("a"), w.join("b"), w.join("c")}
-	w.together(hosts...)
+	leader := w.together(hosts...)
 	served := make([]int, len(hosts))
 	for k, h := range hosts {
 		for range 50 { // one after the other: the slots have to come to each of them
@@ -35,6 +35,9 @@ func TestThreeCaddysShareFewerSlotsThanTheyAre(t *testing.T) {
 		}
 		return n > 1000
 	})
+	if !leader.holds(func(h *host) bool { return h.handedOver > 0 })() {
+		t.Error("slots were handed over, and the leader did not say how long that took")
+	}
 }
 
 func TestALeaderThatEndsIsFollowedByAnother(t *testing.T) {

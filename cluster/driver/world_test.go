@@ -132,9 +132,11 @@ type host struct {
 	noted    []cluster.Note
 	empty    []string
 	told     []string
-	sum      cluster.Load
-	others   cluster.Load
-	ready    atomic.Bool
+
+	handedOver int
+	sum        cluster.Load
+	others     cluster.Load
+	ready      atomic.Bool
 }
 
 // hand gives free slots to those that wait. It is called with the lock.
@@ -269,6 +271,12 @@ func (h *host) Noted(n cluster.Note) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.noted = append(h.noted, n)
+}
+
+func (h *host) HandedOver(string, time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.handedOver++
 }
 
 func (h *host) Told(from, subject string, body []byte) bool {

@@ -247,7 +247,8 @@ func TestTheLimitOfTheQueueIsThatOfAllMembers(t *testing.T) {
 	a, b := w.caddys[0], w.caddys[1]
 	inside := a.Send(harness.Request{Path: "/sleep?d=5s"})
 	harness.Eventually(t, soon, func() bool {
-		return strings.Contains(a.Admin("GET", "/usher/cluster", "").Body, `"waiting":0,"in_use":1`)
+		j := a.Journal()
+		return len(j.Of("begin")) == 3 && len(j.Of("end")) == 2 && strings.Contains(a.Admin("GET", "/usher/cluster", "").Body, `"waiting":0,"in_use":1`)
 	}, "it is inside, and no request waits as far as is known here")
 	var waits []*harness.Pending
 	for range 4 {
@@ -260,7 +261,7 @@ func TestTheLimitOfTheQueueIsThatOfAllMembers(t *testing.T) {
 	if r := b.Get("/"); r.UsherError() != "queue_full" {
 		t.Errorf("status %d (%s)", r.Status, r.UsherError())
 	}
-	for name, series := range map[string]int{"caddy_usher_cluster_members": 2, "caddy_usher_cluster_view": 1, "caddy_usher_shares": 1} {
+	for name, series := range map[string]int{"caddy_usher_cluster_members": 2, "caddy_usher_cluster_view": 1, "caddy_usher_shares": 2} {
 		if got := b.Metrics(name); len(got) != series {
 			t.Errorf("%s: %v", name, got)
 		}

@@ -92,3 +92,15 @@ func TestAnOperatorMayAskAnyMember(t *testing.T) {
 		c.AwaitState("web", "asleep", soon)
 	}
 }
+
+// A Caddy that was never in its cluster sends nothing, and says why.
+func TestACaddyWithoutItsClusterSaysWhyRequestsWaitInVain(t *testing.T) {
+	w := newTown(t, 1, short, "instances 1 1", "wait_timeout 1s")
+	w.etcd.Stop()
+	w.start()
+	if r := w.caddys[0].Get("/"); r.UsherError() != "wait_timeout" || !strings.Contains(r.Body, "cut off from its cluster") {
+		t.Errorf("status %d (%s): %s", r.Status, r.UsherError(), r.Body)
+	}
+	w.etcd.Start()
+	harness.Eventually(t, soon, func() bool { return w.caddys[0].Get("/").Status == 200 }, "it serves once it has its cluster")
+}
