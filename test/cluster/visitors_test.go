@@ -32,7 +32,7 @@ func (b browser) request(c *harness.Caddy, method string) *http.Request {
 	return r
 }
 
-// asks asks for what there is, as a browser does, and returns the status.
+// asks wants what there is, as a browser does, and returns the status.
 func (b browser) asks(c *harness.Caddy) int {
 	b.t.Helper()
 	r := b.request(c, http.MethodGet)
