@@ -18,6 +18,9 @@ func TestG14ThreeCaddysShareOneSlot(t *testing.T) {
 		wantAllOK(t, w.each("/sleep?d=20ms"))
 	}
 	w.wantNoMoreThan(1)
+	if got := w.caddys[w.leader()].Metrics("caddy_usher_handover_seconds_count"); len(got) != 1 {
+		t.Errorf("slots were handed over, and the metrics say %v", got)
+	}
 }
 
 func TestG14ThreeCaddysShareInstancesUnderLoad(t *testing.T) {
