@@ -8,7 +8,7 @@
 //
 // It builds what it needs: a Caddy with Usher, which without Usher in its
 // configuration is what Usher is compared with, and the server behind both.
-// HAProxy, wrk and systemd-socket-activate take part where they are installed.
+// HAProxy, wrk, etcd and systemd-socket-activate take part where they are installed.
 //
 // All sides are measured in turn, round after round, and compared within
 // each round, so that what else the machine does falls on all alike. How far
@@ -61,7 +61,7 @@ type bench struct {
 // binaries are the programs that take part; "" is one that is not installed.
 type binaries struct {
 	caddy, app, origin        string
-	wrk, haproxy, socketStart string
+	wrk, haproxy, socketStart, etcd string
 }
 
 var parts = []struct {
@@ -74,6 +74,7 @@ var parts = []struct {
 	{"held", "4. Held requests", (*bench).held},
 	{"asleep", "5. Services that sleep", (*bench).asleep},
 	{"binary", "6. The binary", (*bench).binary},
+	{"cluster", "7. Several Caddys", (*bench).together},
 }
 
 func init() {
@@ -83,7 +84,7 @@ func init() {
 }
 
 func main() {
-	run := flag.String("run", "", "the parts to run, as a regular `expression`: warm, reserve, cold, held, asleep, binary")
+	run := flag.String("run", "", "the parts to run, as a regular `expression`: warm, reserve, cold, held, asleep, binary, cluster")
 	short := flag.Bool("short", false, "a short form: fewer and shorter rounds")
 	output := flag.String("o", "", "write the table as Markdown to this `file`, between its marks if it has them")
 	flag.Parse()
@@ -168,9 +169,10 @@ func (b *bench) take(title string, run func(*bench) error) error {
 	return b.ctx.Err()
 }
 
-// clear ends everything that runs.
+// clear ends everything that runs, the latest first: others may need the earlier
+// ones to end well.
 func (b *bench) clear() {
-	for _, p := range b.running {
+	for _, p := range slices.Backward(b.running) {
 		p.stop()
 	}
 	b.running = nil
@@ -215,6 +217,7 @@ func (b *bench) build() error {
 	}
 	b.binaries.wrk, _ = exec.LookPath("wrk")
 	b.binaries.socketStart, _ = exec.LookPath("systemd-socket-activate")
+	b.binaries.etcd, _ = exec.LookPath("etcd")
 	if b.binaries.haproxy, _ = exec.LookPath("haproxy"); b.binaries.haproxy == "" {
 		b.binaries.haproxy, _ = exec.LookPath("/usr/sbin/haproxy")
 	}
@@ -238,7 +241,7 @@ func (b *bench) setting() string {
 		command += " " + strings.Join(os.Args[1:], " ")
 	}
 	var taking []string
-	for _, path := range []string{b.binaries.wrk, b.binaries.haproxy, b.binaries.socketStart} {
+	for _, path := range []string{b.binaries.wrk, b.binaries.haproxy, b.binaries.socketStart, b.binaries.etcd} {
 		if path != "" {
 			taking = append(taking, filepath.Base(path))
 		}

@@ -40,6 +40,15 @@ func (s series) over(other series) series {
 	return ratios
 }
 
+// minus subtracts round by round.
+func (s series) minus(other series) series {
+	d := make(series, min(len(s), len(other)))
+	for i := range d {
+		d[i] = s[i] - other[i]
+	}
+	return d
+}
+
 // fewRounds is below how many rounds their spread is not estimated.
 const fewRounds = 5
 

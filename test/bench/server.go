@@ -110,6 +110,12 @@ func (p *process) stop() {
 	}
 }
 
+// kill ends the process at once.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
 // output is the end of what the process wrote.
 func (p *process) output() string {
 	data, _ := os.ReadFile(p.log)

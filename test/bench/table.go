@@ -85,6 +85,7 @@ var (
 	mebi        = format("%.2f MiB", 1<<20)
 	percent     = format("%.2f %%", 0.01)
 	pieces      = format("%.0f", 1)
+	tenths      = format("%.1f", 1)
 	hundredths  = format("%.2f", 1)
 	wallSeconds = format("%.1f s", 1)
 )

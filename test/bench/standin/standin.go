@@ -29,6 +29,9 @@ type Existing struct {
 	// Host is where all instances are, and Port the port of the first.
 	Host string `json:"host"`
 	Port int    `json:"port"`
+
+	// Several is true if several Caddys share the instances.
+	Several bool `json:"shared,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -38,7 +41,7 @@ func (*Existing) CaddyModule() caddy.ModuleInfo {
 
 // UnmarshalCaddyfile sets up the backend from Caddyfile tokens. Syntax:
 //
-//	backend existing <host> <port>
+//	backend existing <host> <port> [shared]
 func (e *Existing) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
 	var port string
@@ -47,8 +50,16 @@ func (e *Existing) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	n, err := strconv.Atoi(port)
 	e.Port = n
+	if d.NextArg() {
+		if e.Several = d.Val() == "shared"; !e.Several || d.NextArg() {
+			return d.ArgErr()
+		}
+	}
 	return err
 }
+
+// Shared implements scaler.Sharer.
+func (e *Existing) Shared() bool { return e.Several }
 
 // Open implements scaler.Backend.
 func (e *Existing) Open(env scaler.Env) (scaler.Scaler, error) {
@@ -82,9 +93,14 @@ func (s *existing) Scale(_ context.Context, order scaler.Order) error {
 	defer s.mu.Unlock()
 	report := scaler.Report{Desired: order.Instances}
 	for i := range order.Instances {
+		address := fmt.Sprintf("%s:%d", s.backend.Host, s.backend.Port+i)
+		id := fmt.Sprintf("%s-%d", s.env.Revision, i)
+		if s.backend.Several {
+			id = address // for all Caddys alike
+		}
 		report.Instances = append(report.Instances, scaler.Instance{
-			ID:      fmt.Sprintf("%s-%d", s.env.Revision, i),
-			Network: "tcp", Address: fmt.Sprintf("%s:%d", s.backend.Host, s.backend.Port+i),
+			ID:      id,
+			Network: "tcp", Address: address,
 			Phase: scaler.PhaseReady, Since: time.Now(),
 		})
 	}
