@@ -60,7 +60,7 @@ type bench struct {
 
 // binaries are the programs that take part; "" is one that is not installed.
 type binaries struct {
-	caddy, app, origin        string
+	caddy, app, origin              string
 	wrk, haproxy, socketStart, etcd string
 }
 
