@@ -27,7 +27,8 @@ func (n *Node) vacate(service string, e *entry) {
 	}
 }
 
-// vacated takes note of what a member says of an instance that is not listed.
+// vacated takes note of the address of an instance that a member holds slots of,
+// and that is not listed.
 func (n *Node) vacated(e *entry, h Slots) {
 	if !e.listed && h.Address != "" && e.instance.Address == "" {
 		e.instance.Network, e.instance.Address = h.Network, h.Address
@@ -35,8 +36,8 @@ func (n *Node) vacated(e *entry, h Slots) {
 	}
 }
 
-// left returns the record of the instance that has left an address, if slots of
-// it may be held; else nil, and whether there is none any more.
+// left returns the record of the instance that has left an address, if a Caddy
+// still holds slots of it; else nil.
 func (l *leader) left(v vacancy) *entry {
 	s := l.ledger(v.service)
 	if k, ok := s.find(v.instance); ok && !s.instances[k].listed && s.instances[k].held() > 0 {

@@ -198,6 +198,29 @@ type Verifier interface {
 	Verify(ctx context.Context, instanceID string) error
 }
 
+// Observer is implemented by a Backend whose instances Caddys share, and whose
+// platform tells each of them when one ends. A Caddy that does not lead need not
+// wait for the word of the one that does: the address may be something else's by
+// then.
+type Observer interface {
+	// Observe begins to watch, without waiting for the platform. changed is called
+	// when an instance may have ended, maybe with a lock of the Backend's held. It
+	// returns quickly. Of env, Report and Output are not used.
+	Observe(env Env, changed func()) (Observation, error)
+}
+
+// An Observation is what a platform says of instances that another Caddy runs. It
+// may be used by several goroutines at once.
+type Observation interface {
+	// Ended reports whether the platform has said that an instance has ended. It is
+	// false for one of which nothing is known: the other Caddy may have heard of it
+	// first. It returns quickly.
+	Ended(instanceID string) bool
+
+	// Close ends the watching. No call of changed follows.
+	Close()
+}
+
 // Updater is implemented by a Scaler that can go on under another description
 // of the same instances, or keeps a part of its backend in memory.
 type Updater interface {

@@ -17,10 +17,11 @@ type namespace struct {
 	pods *mirror[*pod]
 	sets *mirror[*replicaSet]
 
-	mu      sync.Mutex
-	members map[*runner]bool
-	begun   bool // the watch of pods
-	setsOn  bool // the watch of ReplicaSets
+	mu        sync.Mutex
+	members   map[*runner]bool
+	observers map[*observation]bool
+	begun     bool // the watch of pods
+	setsOn    bool // the watch of ReplicaSets
 
 	scaled autoscaled
 
@@ -35,7 +36,7 @@ func (cl *cluster) join(name string) *namespace {
 	defer cl.mu.Unlock()
 	ns := cl.namespaces[name]
 	if ns == nil {
-		ns = &namespace{cluster: cl, name: name, members: make(map[*runner]bool)}
+		ns = &namespace{cluster: cl, name: name, members: make(map[*runner]bool), observers: make(map[*observation]bool)}
 		ns.ctx, ns.cancel = context.WithCancel(cl.ctx)
 		ns.pods = &mirror[*pod]{
 			gvr: pods, namespace: name, cluster: cl, convert: newPod, changed: ns.podChanged, replaced: ns.everything,
@@ -70,13 +71,18 @@ func (ns *namespace) subscribe(r *runner) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	ns.members[r] = true
-	if !ns.begun {
-		ns.begun = true
-		ns.life.Go(func() { ns.pods.run(ns.ctx) })
-	}
+	ns.watchPods()
 	if r.plan.workload.needsReplicaSets() && !ns.setsOn {
 		ns.setsOn = true
 		ns.life.Go(func() { ns.sets.run(ns.ctx) })
+	}
+}
+
+// watchPods begins to watch the pods. The lock is held.
+func (ns *namespace) watchPods() {
+	if !ns.begun {
+		ns.begun = true
+		ns.life.Go(func() { ns.pods.run(ns.ctx) })
 	}
 }
 
@@ -91,6 +97,11 @@ func (ns *namespace) unsubscribe(r *runner) {
 func (ns *namespace) podChanged(before, after **pod) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
+	if before != nil {
+		for o := range ns.observers {
+			o.podChanged(*before, after)
+		}
+	}
 	for r := range ns.members {
 		sel := r.selector.Load()
 		if sel == nil {

@@ -219,11 +219,30 @@ func (m *mirror[T]) Replace(list []any, _ string) error {
 		}
 	}
 	m.mu.Lock()
-	missed := m.items != nil
+	old := m.items
 	m.items, m.gone = items, make(map[string]bool)
 	m.mu.Unlock()
-	m.replaced(missed)
+	for name, before := range old {
+		after, ok := items[name]
+		if !ok {
+			m.changed(&before, nil)
+			continue
+		}
+		uid, version := before.identity()
+		if nextUID, nextVersion := after.identity(); nextUID != uid || nextVersion != version {
+			m.changed(&before, &after)
+		}
+	}
+	m.replaced(old != nil)
 	return nil
+}
+
+// get returns the object of that name, and whether it is known.
+func (m *mirror[T]) get(name string) (T, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	item, ok := m.items[name]
+	return item, ok
 }
 
 // Resync is called by the reflector, never with a period of 0.

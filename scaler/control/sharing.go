@@ -2,6 +2,7 @@ package control
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"time"
 
@@ -50,8 +51,12 @@ type sharing struct {
 	Sharing
 
 	backend scaler.Backend // that the leader opens
-	leads   bool
-	orders  bool // the platform may be given orders
+
+	observation   scaler.Observation // of one that follows; may be nil
+	stopObserving context.CancelFunc
+
+	leads  bool
+	orders bool // the platform may be given orders
 
 	shares    map[string]int                // slots by instance; NoSlots is left out
 	parting   map[string]*reserver.Instance // that are gone, with requests inside
@@ -114,6 +119,7 @@ func (l *Loop) keepBackend(b scaler.Backend) bool {
 		return false
 	}
 	l.sharing.backend = b
+	l.observe()
 	return !l.sharing.leads
 }
 
@@ -131,6 +137,7 @@ func (l *Loop) Lead(on bool) {
 	if !on {
 		l.letGo(time.Now())
 	}
+	l.observe()
 	l.mu.Unlock()
 	if on {
 		l.background(l.openKept) // it may take its time
@@ -232,6 +239,9 @@ func (l *Loop) Follow(list []Shared) {
 	now, r := time.Now(), l.followedRevision()
 	seen := make(map[string]bool, len(list))
 	for _, s := range list {
+		if l.observedEnd(s.ID) {
+			continue // the leader has not heard of it yet
+		}
 		seen[s.ID] = true
 		i := r.instances[s.ID]
 		if i != nil && (i.Network != s.Network || i.Address != s.Address || i.stage == taken && s.State != SharedWithdrawn) {

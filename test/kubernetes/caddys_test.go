@@ -134,6 +134,12 @@ func (c *caddys) members() []podLife {
 	})
 }
 
+// next is a member other than that one.
+func (c *caddys) next(than podLife) podLife {
+	members := c.members()
+	return members[slices.IndexFunc(members, func(l podLife) bool { return l.Metadata.Name != than.Metadata.Name })]
+}
+
 // run runs `caddy usher` in the pod of a Caddy.
 func (c *caddys) run(pod string, args ...string) (string, error) {
 	return cluster.Kubectl("", append([]string{"exec", "-n", c.name, pod, "--", "/usr/bin/caddy", "usher"}, args...)...)
@@ -352,6 +358,53 @@ func TestG14SeveralCaddysInPods(t *testing.T) {
 		figure(t, "the leader deleted: three again after %s ms; %d requests, %d failed, the longest took %s ms", ms(took), len(all), len(harness.Failed(all)), ms(longest(all)))
 	})
 
+	t.Run("leader stands still", func(t *testing.T) {
+		c := c.in(t)
+		leader := c.together()
+		wantOK(t, ask(c.service, "/", ""))
+		var victim podLife
+		for _, l := range c.pods.live() {
+			if strings.HasPrefix(l.Metadata.Name, "web-") {
+				victim = l
+			}
+		}
+		logs := func(member podLife, message string) func() bool {
+			return func() bool {
+				for line := range strings.Lines(c.kubectl("logs", member.Metadata.Name)) {
+					if strings.Contains(line, message) && strings.Contains(line, `"instance":"`+victim.Metadata.Name+`.`) {
+						return true
+					}
+				}
+				return false
+			}
+		}
+		for _, m := range c.members() {
+			harness.Eventually(t, soon, logs(m, "instance ready"), "all know the pod")
+		}
+		signalAt(t, leader.Status.PodIP, syscall.SIGSTOP)
+		goOn := sync.OnceFunc(func() { signalAt(t, leader.Status.PodIP, syscall.SIGCONT) })
+		t.Cleanup(goOn)
+		start := time.Now()
+		if err := cluster.Delete("/api/v1/namespaces/" + c.name + "/pods/" + victim.Metadata.Name + "?gracePeriodSeconds=0"); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range c.members() {
+			if m.Metadata.Name != leader.Metadata.Name {
+				harness.Eventually(t, soon, logs(m, "instance stopped"), "the others know by themselves that a pod is gone")
+			}
+		}
+		took := time.Since(start)
+		st, err := c.status(c.next(leader).Metadata.Name)
+		if err != nil || st.Leader != leader.Status.PodIP+":7443" {
+			t.Errorf("%s leads, error %v: there was another one to tell of it", st.Leader, err)
+		}
+		goOn()
+		c.together()
+		wantOK(t, ask(c.service, "/", ""))
+		c.noMoreThanOne()
+		figure(t, "the leader stands still and a pod is deleted: the others know after %s ms", ms(took))
+	})
+
 	t.Run("leader killed", func(t *testing.T) {
 		c := c.in(t)
 		leader := c.together()
@@ -364,7 +417,7 @@ func TestG14SeveralCaddysInPods(t *testing.T) {
 		load := c.crowd(4, others...)
 		load.goesOn(t, 50)
 		start := time.Now()
-		killAt(t, leader.Status.PodIP)
+		signalAt(t, leader.Status.PodIP, syscall.SIGKILL)
 		load.goesOn(t, 50)
 		harness.Eventually(t, soon, func() bool {
 			return c.pods.of(leader.Metadata.Name).Restarts() == 1 && c.pods.of(leader.Metadata.Name).Ready()
@@ -419,15 +472,15 @@ func TestG14SeveralCaddysInPods(t *testing.T) {
 	})
 }
 
-// killAt ends the Caddy of the pod with that address, as the machine would.
-func killAt(t *testing.T, ip string) {
+// signalAt sends a signal to the Caddy of the pod with that address.
+func signalAt(t *testing.T, ip string, sig syscall.Signal) {
 	t.Helper()
 	found, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, path := range found {
 		environ, _ := os.ReadFile(path)
 		if strings.Contains(string(environ), "POD_IP="+ip+"\x00") {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			if err := syscall.Kill(pid, sig); err != nil {
 				t.Fatal(err)
 			}
 			return
