@@ -3,6 +3,7 @@
 package usher
 
 import (
+	_ "github.com/caddy-usher/usher/async/file"
 	_ "github.com/caddy-usher/usher/backends/docker"
 	_ "github.com/caddy-usher/usher/backends/kubernetes"
 	_ "github.com/caddy-usher/usher/backends/marathon"

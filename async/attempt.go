@@ -2,6 +2,7 @@ package async
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net/http"
@@ -91,17 +92,26 @@ func (r *run) request(ctx context.Context, body io.ReadCloser) (*http.Request, e
 	if t.Host != "" {
 		req.Host = t.Host
 	}
+	if r.task.Key != "" && req.Header.Get(headerKey) == "" {
+		req.Header.Set(headerKey, r.task.Key)
+	}
+	r.origin(req)
 	r.mark(req)
 	return req, nil
+}
+
+// origin tells where the request came from.
+func (r *run) origin(req *http.Request) {
+	req.RemoteAddr = r.task.Request.Remote
+	if r.task.Request.Secure {
+		req.TLS = new(tls.ConnectionState)
+	}
 }
 
 // mark tells the instance which task it executes.
 func (r *run) mark(req *http.Request) {
 	req.Header.Set(HeaderTask, r.task.ID)
 	req.Header.Set(HeaderAttempt, strconv.Itoa(r.task.Attempt))
-	if r.task.Key != "" {
-		req.Header.Set(headerKey, r.task.Key)
-	}
 }
 
 // informed notes the progress that an instance tells.
@@ -196,6 +206,7 @@ func (r *run) ask(ctx context.Context, method string, at *url.URL) (*http.Respon
 		}
 	}
 	req.Host = r.task.Request.Host
+	r.origin(req)
 	r.mark(req)
 	return r.slot.Send(req)
 }

@@ -153,3 +153,20 @@ type Store interface {
 	// String names the store for people, without secrets.
 	String() string
 }
+
+// Opener is a guest module usher.stores.*: it describes a store. Opening has side
+// effects; making and provisioning the module has none.
+type Opener interface {
+	// Open opens the store. It is called once for the life of the process, when a
+	// configuration with it comes into force.
+	Open(e Env) (Store, error)
+}
+
+// Env is what a store gets.
+type Env struct {
+	// DataDir is a directory of Usher's that survives Caddy.
+	DataDir string
+
+	// Key encrypts what lies on the disk. Empty: it is not encrypted.
+	Key string
+}

@@ -50,6 +50,11 @@ type Request struct {
 	URI    string      `json:"uri"` // path and query
 	Host   string      `json:"host,omitempty"`
 	Header http.Header `json:"header,omitempty"` // only what may be stored
+
+	// Remote is the address of the client, as host:port, and Secure whether it came
+	// with TLS.
+	Remote string `json:"remote,omitempty"`
+	Secure bool   `json:"secure,omitempty"`
 }
 
 // NewTask is a task to be accepted.

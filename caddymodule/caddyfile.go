@@ -88,6 +88,7 @@ var owned = map[string]string{
 //		waiting_page [<file>] { after, refresh, title, matcher }
 //		priority high|low [<matcher>]
 //		fair_by <placeholder> { max_waiting }
+//		async [<matcher>] { ... }
 //		php { index, try_files, <options of transport fastcgi> }
 //		<options of reverse_proxy>
 //	}
@@ -151,7 +152,7 @@ type directiveParser struct {
 
 // placeOptions are the names of the options of the place. Each may stand once,
 // but for priority.
-var placeOptions = []string{"wait_timeout", "wake", "server_timing", "waiting_page", "priority", "fair_by", "php", optionStreamCloseDelay}
+var placeOptions = []string{"wait_timeout", "wake", "server_timing", "waiting_page", "priority", "fair_by", "async", "php", optionStreamCloseDelay}
 
 // option reads one option, whose name is the current token.
 func (p *directiveParser) option(d *caddyfile.Dispenser) error {
@@ -190,6 +191,8 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 		return p.priority(d)
 	case "fair_by":
 		return p.fairBy(d)
+	case "async":
+		return p.async(d)
 	case "php":
 		return p.parsePHP(d)
 	}

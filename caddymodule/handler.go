@@ -78,6 +78,9 @@ type Handler struct {
 	// all turns. Default: nothing; the order of arrival decides.
 	FairBy *FairBy `json:"fair_by,omitempty"`
 
+	// Which requests are stored and executed later. Default: none.
+	Async *Async `json:"async,omitempty"`
+
 	wake    caddyhttp.MatcherSets
 	service *hub.Service
 	shared  *serverShared
@@ -150,10 +153,16 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("service %s: waiting_page: %w", h.Service, err)
 		}
 	}
+	if h.Async != nil {
+		h.Async.proxy = h.ProxyRaw
+	}
 	if h.ProxyRaw != nil {
 		if err := h.loadProxy(ctx); err != nil {
 			return fmt.Errorf("service %s: proxy: %w", h.Service, err)
 		}
+	}
+	if err := h.provisionAsync(ctx, app); err != nil {
+		return fmt.Errorf("service %s: async: %w", h.Service, err)
 	}
 	if server != nil {
 		h.checkWriteTimeout(ctx, server)
@@ -213,6 +222,11 @@ func (a *App) sharedOf(server *caddyhttp.Server) *serverShared {
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if h.Async != nil {
+		if done, err := h.serveAsync(w, r); done || err != nil {
+			return err
+		}
+	}
 	quiet, err := h.quiet(r)
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"go.uber.org/goleak"
 
+	_ "github.com/caddy-usher/usher/async/file"
 	_ "github.com/caddy-usher/usher/caddymodule/admin"
 	"github.com/caddy-usher/usher/caddymodule/hub"
 	_ "github.com/caddy-usher/usher/caddymodule/liveview"

@@ -50,6 +50,7 @@ type request struct {
 	queued   bool
 	moves    uint8 // to another instance, after a handshake that broke off
 	cold     bool
+	pinned   bool  // no other instance has what it asks for
 	pageLate bool  // its turn had come: it may wait longer before it gets the page again
 	sought   bool  // other Caddys were asked for the place of its visitor
 	seen     int32 // attempts that an instance may have seen
@@ -123,7 +124,15 @@ func requestOf(ctx context.Context) *request {
 }
 
 func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) *request {
-	q := &request{handler: h, service: h.service, quiet: quiet, came: r, ctx: r.Context()}
+	q := &request{handler: h, service: h.service, quiet: quiet}
+	q.take(w, r)
+	return q
+}
+
+// take makes q the request r, which is answered through w.
+func (q *request) take(w http.ResponseWriter, r *http.Request) {
+	h := q.handler
+	q.came, q.ctx = r, r.Context()
 	q.writer.ResponseWriter = w
 	q.writer.request = q
 	q.reservation.Interrupter = q
@@ -151,7 +160,6 @@ func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) 
 			extra.Set(zap.Object("usher", q))
 		}
 	}
-	return q
 }
 
 // with returns the request as it came, with another context and the body that
@@ -328,6 +336,8 @@ func (q *request) again() {
 		q.refusal = errClientGone
 	case a.outcome == unsendable:
 		q.refusal = a.err
+	case q.pinned:
+		q.refusal = errPinned
 	case q.maybeSeen():
 		q.seen++
 		if cause := q.interrupted(); !a.approved && cause != nil {

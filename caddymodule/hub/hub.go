@@ -93,6 +93,7 @@ type Hub struct {
 	seal         atomic.Pointer[seal] // of cookies; nil until a service needs it
 	memories     memories
 	member       atomic.Pointer[membership] // in a cluster; nil without one
+	tasks        atomic.Pointer[Tasks]      // nil until a configuration has stored requests
 
 	host *scaler.Host
 
@@ -129,7 +130,9 @@ type Generation struct {
 	Definitions map[string]*Definition
 	Lacking     map[PageFile]struct{} // the files of waiting pages that it could not use
 	Occasion    Occasion
-	Cluster     *Cluster // nil without one
+	Cluster     *Cluster             // nil without one
+	TaskStore   *TaskStore           // nil without stored requests
+	Tasks       map[string]TaskPlace // where those of a service are executed
 }
 
 func newHub() *Hub {
@@ -202,6 +205,9 @@ func (h *Hub) Acquire(name string) *Service {
 
 // Activate puts g in force.
 func (h *Hub) Activate(g *Generation) error {
+	if err := h.openTasks(g); err != nil {
+		return err
+	}
 	suspended, learned := h.readSuspensions(g), h.readMemories(g)
 	notes := h.readNotes(g, suspended)
 	h.loadSeal(g)
@@ -233,6 +239,7 @@ func (h *Hub) Activate(g *Generation) error {
 		}
 	}
 	h.generations = append(h.generations, g)
+	h.useTasks()
 	h.recoverOnce.Do(func() { h.recoverInstances(g) })
 	return nil
 }
@@ -272,6 +279,7 @@ func (h *Hub) Deactivate(g *Generation) {
 		if k > 0 && k == len(h.generations) {
 			h.applyGlobals(h.generations[k-1])
 		}
+		h.useTasks()
 	}
 	for name, d := range g.Definitions {
 		s := g.Services[name]
@@ -387,6 +395,7 @@ func (h *Hub) Exit() {
 	if m := h.member.Load(); m != nil {
 		m.leave()
 	}
+	h.endTasks()
 	for _, s := range h.All() {
 		s.Loop.Exit()
 		s.Outputs().Close()
@@ -411,6 +420,7 @@ func (h *Hub) Destruct() error {
 	retiring.Store(h, true)
 	go func() {
 		h.background.Wait()
+		h.closeTasks()
 		if m := h.member.Load(); m != nil {
 			m.close(h.ctx)
 		}
@@ -436,6 +446,7 @@ func (h *Hub) closeAll() error {
 	}
 	h.services = make(map[string]*Service)
 	h.mu.Unlock()
+	h.closeTasks() // while the instances are there
 	h.cancel()
 
 	ctx, cancel := context.WithTimeout(context.Background(), longest+closeGrace)

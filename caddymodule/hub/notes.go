@@ -165,6 +165,7 @@ func (m *membership) followSuspension(name string) {
 	case sus == nil:
 		s.suspension, s.operated = nil, true
 		s.Loop.Resume()
+		h.resumeTasks(s.Name)
 		s.Log().Info("service is resumed: another Caddy of the cluster was asked to")
 	default:
 		s.suspension, s.operated = sus, true

@@ -119,6 +119,7 @@ func (h *Hub) resume(ctx context.Context, s *Service) error {
 	for _, s := range h.current(s) {
 		s.suspension, s.operated = nil, true
 		s.Loop.Resume()
+		h.resumeTasks(s.Name)
 	}
 	return nil
 }
