@@ -2,6 +2,7 @@ package command
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,9 +57,14 @@ func (c *console) printCluster(st hub.ClusterStatus) error {
 	if err := c.table("", rows); err != nil || len(st.Services) == 0 {
 		return err
 	}
-	rows = [][]string{{"SERVICE", "SLOTS HERE", "IN USE", "WAITING", "DEFINED OTHERWISE BY"}}
+	rows = [][]string{{"SERVICE", "SLOTS HERE", "LOST", "HANDED OVER", "IN USE", "WAITING", "DEFINED OTHERWISE BY"}}
+	leads := slices.ContainsFunc(st.Members, func(m hub.ClusterMember) bool { return m.Member == st.Member && m.Leader })
 	for _, s := range st.Services {
-		rows = append(rows, []string{s.Service, strconv.Itoa(s.Held), strconv.Itoa(s.InUse), strconv.Itoa(s.Waiting), strings.Join(s.Differs, ", ")})
+		lost, handedOver := "-", "-" // the leader alone knows
+		if leads {
+			lost, handedOver = strconv.Itoa(s.Lost), strconv.Itoa(s.Handovers)
+		}
+		rows = append(rows, []string{s.Service, strconv.Itoa(s.Held), lost, handedOver, strconv.Itoa(s.InUse), strconv.Itoa(s.Waiting), strings.Join(s.Differs, ", ")})
 	}
 	if err := c.print("\n"); err != nil {
 		return err

@@ -58,6 +58,10 @@ type ClusterService struct {
 	Waiting int `json:"waiting"`
 	InUse   int `json:"in_use"`
 
+	// Handovers is how often another Caddy gave slots back because the leader
+	// asked it to, since this Caddy leads. The leader alone counts them.
+	Handovers int `json:"handovers"`
+
 	// Differs are the members that define the service in another way than the
 	// leader.
 	Differs []string `json:"differs,omitempty"`
@@ -101,7 +105,7 @@ func (m *membership) status() *ClusterStatus {
 			continue
 		}
 		s := ClusterService{Service: name, Waiting: k.sum.Waiting, InUse: k.sum.InUse, Differs: slices.Sorted(maps.Keys(k.differs))}
-		s.Lost = d.Lost[name]
+		s.Lost, s.Handovers = d.Lost[name], k.handovers
 		for _, held := range d.Held[name] {
 			s.Held += held.N
 		}

@@ -48,14 +48,15 @@ type membership struct {
 // sharedService is what is known of a service that is shared. It outlives the
 // Service: it is this Caddy that holds the slots.
 type sharedService struct {
-	service *Service // nil while no configuration has it
-	slots   map[string]int
-	list    []control.Shared
-	watch   bool
-	early   []reserver.Placement // on instances that are not known here yet
-	sum     cluster.Load
-	others  cluster.Load
-	differs map[string]bool // members that define it in another way, by ID
+	service   *Service // nil while no configuration has it
+	slots     map[string]int
+	list      []control.Shared
+	watch     bool
+	early     []reserver.Placement // on instances that are not known here yet
+	sum       cluster.Load
+	others    cluster.Load
+	handovers int
+	differs   map[string]bool // members that define it in another way, by ID
 
 	pacing sync.Mutex
 	need   reserver.Need
@@ -430,6 +431,9 @@ func (m *membership) Lead(on bool, term uint64) {
 	m.mu.Lock()
 	m.leads.Store(on)
 	m.orders = m.orders && on
+	for _, k := range m.services {
+		k.handovers = 0
+	}
 	m.mu.Unlock()
 	if on {
 		m.log().Info("this Caddy leads the cluster", zap.Uint64("term", term))
@@ -464,7 +468,7 @@ func (m *membership) Replace(name, id string) {
 }
 
 func (m *membership) HandedOver(name string, took time.Duration) {
-	if _, s := m.of(name, nil); s != nil && !s.metrics.gone.Load() {
+	if _, s := m.of(name, func(k *sharedService) { k.handovers++ }); s != nil && !s.metrics.gone.Load() {
 		handoverSeconds.WithLabelValues(name).Observe(took.Seconds())
 	}
 }

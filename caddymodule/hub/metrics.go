@@ -148,7 +148,7 @@ func (m *serviceMetrics) forget(name string) {
 
 // gaugeCollector reads the gauges from the services when they are asked for.
 type gaugeCollector struct {
-	clusterMembers, clusterView, shares *prometheus.Desc
+	clusterMembers, clusterView, clusterIsolated, shares *prometheus.Desc
 
 	waiting, waitingBound, sessionKeys, visitors, maxWaiting, slots, instances, target, predicted, idleSeconds, avoidable, platformUp, state *prometheus.Desc
 }
@@ -158,28 +158,29 @@ func newGaugeCollector() *gaugeCollector {
 		return prometheus.NewDesc(prometheus.BuildFQName("caddy", "usher", name), help, append([]string{"service"}, labels...), nil)
 	}
 	return &gaugeCollector{
-		clusterMembers: prometheus.NewDesc("caddy_usher_cluster_members", "Caddys of the cluster, by state.", []string{"state"}, nil),
-		clusterView:    prometheus.NewDesc("caddy_usher_cluster_view", "The number of the view that this Caddy follows.", nil, nil),
-		shares:         desc("shares", "Slots that this Caddy holds, and, of the one that leads, those that lost Caddys may hold.", "state"),
-		waiting:        desc("waiting", "Requests in the queue."),
-		waitingBound:   desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
-		sessionKeys:    desc("session_keys", "Keys of sessions that are remembered."),
-		visitors:       desc("visitors", "Those who wait in their browser, with the waiting page."),
-		maxWaiting:     desc("max_waiting", "The limit of the queue."),
-		slots:          desc("slots", "Slots of the instances that take requests; those of instances without a limit are not counted.", "state"),
-		instances:      desc("instances", "Instances, by state.", "state"),
-		target:         desc("target", "How many instances are wanted."),
-		predicted:      desc("predicted", "How many instances are there because of what the policy expects."),
-		idleSeconds:    desc("idle_seconds_total", "Time that ready instances had no request inside, summed up."),
-		avoidable:      desc("avoidable_cold_starts_total", "Cold starts that the last instance would have spared, had it stayed for idle_timeout."),
-		platformUp:     desc("platform_up", "Whether the platform can be asked."),
-		state:          desc("state", "1 for the state that the service is in; there is no series for the others.", "state"),
+		clusterMembers:  prometheus.NewDesc("caddy_usher_cluster_members", "Caddys of the cluster, by state.", []string{"state"}, nil),
+		clusterView:     prometheus.NewDesc("caddy_usher_cluster_view", "The number of the view that this Caddy follows.", nil, nil),
+		clusterIsolated: prometheus.NewDesc("caddy_usher_cluster_isolated", "1 while this Caddy has no lease: it is cut off from its cluster.", nil, nil),
+		shares:          desc("shares", "Slots that this Caddy holds, and, of the one that leads, those that lost Caddys may hold.", "state"),
+		waiting:         desc("waiting", "Requests in the queue."),
+		waitingBound:    desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
+		sessionKeys:     desc("session_keys", "Keys of sessions that are remembered."),
+		visitors:        desc("visitors", "Those who wait in their browser, with the waiting page."),
+		maxWaiting:      desc("max_waiting", "The limit of the queue."),
+		slots:           desc("slots", "Slots of the instances that take requests; those of instances without a limit are not counted.", "state"),
+		instances:       desc("instances", "Instances, by state.", "state"),
+		target:          desc("target", "How many instances are wanted."),
+		predicted:       desc("predicted", "How many instances are there because of what the policy expects."),
+		idleSeconds:     desc("idle_seconds_total", "Time that ready instances had no request inside, summed up."),
+		avoidable:       desc("avoidable_cold_starts_total", "Cold starts that the last instance would have spared, had it stayed for idle_timeout."),
+		platformUp:      desc("platform_up", "Whether the platform can be asked."),
+		state:           desc("state", "1 for the state that the service is in; there is no series for the others.", "state"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.shares, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
+	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.clusterIsolated, g.shares, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
 		ch <- d
 	}
 }
@@ -249,6 +250,11 @@ func (g *gaugeCollector) collectCluster(h *Hub, ch chan<- prometheus.Metric) {
 	gauge(g.clusterMembers, members, "member")
 	gauge(g.clusterMembers, lost, "lost")
 	gauge(g.clusterView, int(min(st.View, math.MaxInt32)))
+	isolated := 0
+	if st.Isolated {
+		isolated = 1
+	}
+	gauge(g.clusterIsolated, isolated)
 	for _, s := range st.Services {
 		gauge(g.shares, s.Held, s.Service, "held")
 		gauge(g.shares, s.Lost, s.Service, "lost")

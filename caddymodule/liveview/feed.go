@@ -2,6 +2,7 @@ package liveview
 
 import (
 	"encoding/json"
+	"reflect"
 	"sync"
 	"time"
 
@@ -77,10 +78,32 @@ type frame struct {
 	Time     time.Time         `json:"time"`
 	Services []json.RawMessage `json:"services"` // those that are new or have changed, whole
 	Gone     []string          `json:"gone"`
+	Cluster  *clusterView      `json:"cluster,omitempty"` // if it has changed
 	News     []newsItem        `json:"news"`
 }
 
-func (f *frame) empty() bool { return len(f.Services)+len(f.Gone)+len(f.News) == 0 }
+func (f *frame) empty() bool { return len(f.Services)+len(f.Gone)+len(f.News) == 0 && f.Cluster == nil }
+
+// clusterView is the cluster as the live view shows it.
+type clusterView struct {
+	Member   string              `json:"member"` // this Caddy
+	Isolated bool                `json:"isolated"`
+	Members  []hub.ClusterMember `json:"members"`
+	Slots    map[string]int      `json:"slots"` // that this Caddy holds, by service
+}
+
+// clusterOf returns nil if this Caddy is in none.
+func clusterOf(h *hub.Hub) *clusterView {
+	st := h.ClusterStatus()
+	if st == nil {
+		return nil
+	}
+	v := &clusterView{Member: st.Member, Isolated: st.Isolated, Members: st.Members, Slots: make(map[string]int, len(st.Services))}
+	for _, s := range st.Services {
+		v.Slots[s.Service] = s.Held
+	}
+	return v
+}
 
 // feed makes the frames of the live view. One goroutine serves all viewers, and
 // none runs without a viewer.
@@ -139,10 +162,11 @@ type presentView struct {
 	Time     time.Time     `json:"time"`
 	Services []serviceView `json:"services"`
 	News     []newsItem    `json:"news"`
+	Cluster  *clusterView  `json:"cluster,omitempty"`
 }
 
 func presentOf(h *hub.Hub) presentView {
-	p := presentView{Time: time.Now(), Services: []serviceView{}}
+	p := presentView{Time: time.Now(), Services: []serviceView{}, Cluster: clusterOf(h)}
 	p.News, _ = newsAfter(h, 0)
 	for _, s := range h.All() {
 		p.Services = append(p.Services, viewOf(s))
@@ -170,8 +194,9 @@ func (f *feed) run(stop <-chan struct{}, m *frameMaker) {
 type frameMaker struct {
 	hub   *hub.Hub
 	shown map[string]shownService
-	told  uint64 // the number of the last entry of the activity that was looked at
-	from  int    // where the last frame was full
+	ofAll *clusterView // that was told last
+	told  uint64       // the number of the last entry of the activity that was looked at
+	from  int          // where the last frame was full
 }
 
 type shownService struct {
@@ -185,6 +210,9 @@ type shownService struct {
 func (m *frameMaker) make(limit int) *frame {
 	fr := &frame{Time: time.Now(), Services: []json.RawMessage{}, Gone: []string{}}
 	fr.News, m.told = newsAfter(m.hub, m.told)
+	if c := clusterOf(m.hub); !reflect.DeepEqual(c, m.ofAll) {
+		fr.Cluster, m.ofAll = c, c
+	}
 	all := m.hub.All()
 	there := make(map[string]bool, len(all))
 	for k := range all {

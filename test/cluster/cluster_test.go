@@ -264,7 +264,7 @@ func TestTheLimitOfTheQueueIsThatOfAllMembers(t *testing.T) {
 	if r := b.Get("/"); r.UsherError() != "queue_full" {
 		t.Errorf("status %d (%s)", r.Status, r.UsherError())
 	}
-	for name, series := range map[string]int{"caddy_usher_cluster_members": 2, "caddy_usher_cluster_view": 1, "caddy_usher_shares": 2} {
+	for name, series := range map[string]int{"caddy_usher_cluster_members": 2, "caddy_usher_cluster_view": 1, "caddy_usher_cluster_isolated": 1, "caddy_usher_shares": 2} {
 		if got := b.Metrics(name); len(got) != series {
 			t.Errorf("%s: %v", name, got)
 		}

@@ -13,13 +13,13 @@ import (
 	"github.com/caddy-usher/usher/test/harness"
 )
 
-// browser is a person who waits with the waiting page.
-type browser struct {
+// person waits with the waiting page.
+type person struct {
 	t    *testing.T
 	name string
 }
 
-func (b browser) request(c *harness.Caddy, method string) *http.Request {
+func (b person) request(c *harness.Caddy, method string) *http.Request {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), soon)
 	b.t.Cleanup(cancel)
@@ -33,7 +33,7 @@ func (b browser) request(c *harness.Caddy, method string) *http.Request {
 }
 
 // asks wants what there is, as a browser does, and returns the status.
-func (b browser) asks(c *harness.Caddy) int {
+func (b person) asks(c *harness.Caddy) int {
 	b.t.Helper()
 	r := b.request(c, http.MethodGet)
 	r.Header.Set("Accept", "text/html")
@@ -48,7 +48,7 @@ func (b browser) asks(c *harness.Caddy) int {
 }
 
 // listens does what the page does. Events come until its turn has come.
-func (b browser) listens(c *harness.Caddy) (events <-chan string) {
+func (b person) listens(c *harness.Caddy) (events <-chan string) {
 	b.t.Helper()
 	r := b.request(c, http.MethodGet)
 	r.Header.Set("Usher-Waiting", "1")
@@ -71,7 +71,7 @@ func (b browser) listens(c *harness.Caddy) (events <-chan string) {
 }
 
 // awaits waits for an event that has a text.
-func (b browser) awaits(events <-chan string, text string) {
+func (b person) awaits(events <-chan string, text string) {
 	b.t.Helper()
 	deadline := time.After(soon)
 	for {
@@ -100,7 +100,7 @@ func TestAVisitorKeepsItsPlaceAtAllMembers(t *testing.T) {
 	inside := a.Send(harness.Request{Path: "/sleep?d=3s"})
 	harness.Eventually(t, soon, func() bool { return strings.Contains(c.Admin("GET", "/usher/cluster", "").Body, `"in_use":1`) }, "it is inside")
 
-	first, second := browser{t, "first"}, browser{t, "second"}
+	first, second := person{t, "first"}, person{t, "second"}
 	if status := first.asks(a); status != http.StatusServiceUnavailable {
 		t.Fatalf("the first gets %d, want the page", status)
 	}

@@ -80,7 +80,7 @@ func TestReferenceIsComplete(t *testing.T) {
 
 // inClusters are the metrics that only a Caddy in a cluster has: test/cluster looks
 // for them.
-var inClusters = map[string]bool{"caddy_usher_cluster_members": true, "caddy_usher_cluster_view": true, "caddy_usher_shares": true, "caddy_usher_handover_seconds": true}
+var inClusters = map[string]bool{"caddy_usher_cluster_members": true, "caddy_usher_cluster_view": true, "caddy_usher_cluster_isolated": true, "caddy_usher_shares": true, "caddy_usher_handover_seconds": true}
 
 func askAll(t *testing.T, req *http.Request) string {
 	t.Helper()

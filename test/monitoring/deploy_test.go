@@ -138,7 +138,8 @@ func TestEveryAlertFiresForWhatItIsMeantForAndForNothingElse(t *testing.T) {
 		"UsherServiceFailing": {"away", "failing"}, "UsherLongWaits": {"slow"}, "UsherWaitsInVain": {"vain"},
 		"UsherLineNearLimit": {"full"}, "UsherPlatformUnreachable": {"away"},
 	}
-	if n := strings.Count(rules, "- alert:"); n != len(want) {
+	const alone = 1 // has a test of its own
+	if n := strings.Count(rules, "- alert:"); n != len(want)+alone {
 		t.Errorf("%d alerts are deployed, %d are tested", n, len(want))
 	}
 	fired := make(map[string]map[string]bool)
@@ -164,6 +165,31 @@ func TestEveryAlertFiresForWhatItIsMeantForAndForNothingElse(t *testing.T) {
 		}
 	}
 	end()
+}
+
+// A Caddy that never reaches its cluster is cut off from it.
+func TestTheAlertOfACaddyThatIsCutOffFires(t *testing.T) {
+	t.Parallel()
+	program(t, "prometheus")
+	c := harness.New(t)
+	nowhere, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + nowhere.Addr().String()
+	nowhere.Close()
+	c.Start(harness.Config{
+		Global: "metrics", Site: "respond ok",
+		Usher: "cluster {\n\tcoordinator etcd " + url + "\n\tlisten 127.0.0.1:0\n\tadvertise 127.0.0.1:1\n\tsecret \"what all of them know\"\n}",
+	})
+	p := startPrometheus(t, c, without(deployed(t, "prometheus", "usher.rules.yml")))
+	harness.Eventually(t, 2*soon, func() bool {
+		all, err := p.firing()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all["UsherCutOff"] != nil && len(all) == 1
+	}, "the alert fires, and no other one")
 }
 
 func TestEveryPanelOfTheDashboardShowsWhatItIsMeantFor(t *testing.T) {

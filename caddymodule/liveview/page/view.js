@@ -51,6 +51,7 @@
 	let news = [];
 	let newsChanged = false;
 	let skew = 0; // of the server's clock, in ms
+	let slotsHere = null; // of this Caddy, by service; null without a cluster
 	let drawing = false;
 
 	const now = () => (Date.now() + skew) / 1000;
@@ -66,6 +67,18 @@
 		if (known) known.data = data;
 		else services.set(data.name, { data });
 		dirty.add(data.name);
+	}
+
+	/** showCluster says which Caddys share the instances, and what this one holds. */
+	function showCluster(c) {
+		const e = $("cluster");
+		e.hidden = !c;
+		if (!c) return;
+		slotsHere = c.slots;
+		const is = (m) => [m.member === c.member && !m.lost && "this Caddy", m.leader && "leads", m.lost && "lost"].filter(Boolean).join(", ");
+		const members = c.members.flatMap((m, k) => [k ? ", " : "", make("code", {}, m.member), is(m) ? " (" + is(m) + ")" : ""]);
+		const isolated = c.isolated ? [make("strong", {}, "This Caddy is cut off from its cluster. "), "Requests wait until it is back. "] : [];
+		e.replaceChildren(...isolated, several(c.members.filter((m) => !m.lost).length, "Caddy") + " together: ", ...members);
 	}
 
 	function learnNews(items) {
@@ -383,7 +396,7 @@
 		s.detail.replaceChildren(
 			make("div", {},
 				part("Instances over the last hour", plot(d)),
-				part("Instances", rows.length ? scroll(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))) : none())),
+				part("Instances" + (slotsHere && d.name in slotsHere ? ", of which " + several(slotsHere[d.name], "slot") + (slotsHere[d.name] === 1 ? " is" : " are") + " held here" : ""), rows.length ? scroll(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))) : none())),
 			make("div", {},
 				part("Decisions", decisions.length ? scroll(make("ol", {}, ...decisions)) : none()),
 				part("Cold starts", colds.length ? make("ol", { className: "short" }, ...colds) : none()),
@@ -563,6 +576,8 @@
 			const there = new Set(present.services.map((s) => s.name));
 			for (const name of services.keys()) if (!there.has(name)) forget(name);
 			present.services.forEach(learn);
+			slotsHere = null;
+			showCluster(present.cluster);
 			// Another Caddy counts from the start again.
 			news = [];
 			$("news").replaceChildren();
@@ -573,6 +588,7 @@
 		stream.addEventListener("frame", (e) => {
 			const frame = JSON.parse(e.data);
 			frame.services.forEach(learn);
+			if (frame.cluster) showCluster(frame.cluster);
 			frame.gone.forEach(forget);
 			learnNews(frame.news);
 			soon();
