@@ -54,7 +54,7 @@ const (
 
 // guardOf returns the guard of an instance, or nil if it needs none.
 func guardOf(i *reserver.Instance) *connGuard {
-	if !i.AddressReusable {
+	if !i.AddressReusable() {
 		return nil
 	}
 	if g, ok := i.Notes.Load().(*connGuard); ok {

@@ -417,7 +417,7 @@ func key(m *machine) string {
 		}
 		for _, p := range sd.model.instances {
 			i := p.i
-			k.add(-2, i.slots, truth(i.cordoned), truth(i.ejected), truth(i.AddressReusable), truth(i.suspected), truth(i.verifyRequested), i.strikes, i.ejections, int(i.pause/time.Millisecond), i.place, truth(i.retired), truth(i.spent), int(min(i.served, s.maxServed)))
+			k.add(-2, i.slots, truth(i.cordoned), truth(i.ejected), truth(i.AddressReusable()), truth(i.suspected), truth(i.verifyRequested), i.strikes, i.ejections, int(i.pause/time.Millisecond), i.place, truth(i.retired), truth(i.spent), int(min(i.served, s.maxServed)))
 			k.add(insideOf(i)...)
 		}
 		var gone [][]int

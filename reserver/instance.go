@@ -38,10 +38,6 @@ type Instance struct {
 	// Revision names what it was made from.
 	ID, Revision, Network, Address string
 
-	// AddressReusable is true where the address can be given to something else before
-	// anybody knows that the instance has ended.
-	AddressReusable bool
-
 	// Notes belongs to the package that sends requests to the instance. It may
 	// keep anything here.
 	Notes atomic.Value
@@ -49,6 +45,7 @@ type Instance struct {
 	service    *Service
 	seq        uint64
 	verifiedAt atomic.Int64 // since the service was made; when it was added or vouched for
+	reusable   atomic.Bool  // AddressReusable; written with the service's lock held
 
 	// Guarded by the service's lock.
 	slots    int // Unlimited, NoSlots, or the most reservations it may have
@@ -95,7 +92,9 @@ func (s *Service) Add(id, revision, network, address string, slots int) *Instanc
 // AddUnbound is Add for an instance whose address can be given to something
 // else before anybody knows that it has ended.
 func (s *Service) AddUnbound(id, revision, network, address string, slots int) *Instance {
-	return s.add(&Instance{ID: id, Revision: revision, Network: network, Address: address, AddressReusable: true, slots: slots})
+	i := &Instance{ID: id, Revision: revision, Network: network, Address: address, slots: slots}
+	i.reusable.Store(true)
+	return s.add(i)
 }
 
 func (s *Service) add(i *Instance) *Instance {

@@ -518,7 +518,7 @@ func (sd *side) distrust() {
 		return
 	}
 	p.i.RequestVerify()
-	if p.i.AddressReusable && !p.verifyRequested {
+	if p.i.AddressReusable() && !p.verifyRequested {
 		p.verifyRequested = true
 		sd.model.asked = append(sd.model.asked, p.i)
 	}

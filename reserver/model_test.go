@@ -547,7 +547,7 @@ func (m *model) judge(p *place, outcome Outcome) {
 	case Neutral:
 		return
 	case Suspected:
-		if p.i.AddressReusable {
+		if p.i.AddressReusable() {
 			if !p.suspected {
 				m.asked = append(m.asked, p.i)
 			}

@@ -251,7 +251,7 @@ func (s *Service) release(r *Reservation, outcome Outcome) (told changes) {
 	case current && i.judge(outcome):
 		told.ejected = true
 		s.eject(i)
-	case current && outcome == Suspected && i.AddressReusable && !i.ejected:
+	case current && outcome == Suspected && i.AddressReusable() && !i.ejected:
 		told.verifyRequested = !i.suspected
 		i.suspected, i.verifyRequested = true, true
 		s.pool.remove(i)

@@ -13,6 +13,24 @@ func (i *Instance) prove() {
 	i.verifiedAt.Store(int64(time.Since(i.service.made)))
 }
 
+// AddressReusable reports whether the address can be given to something else
+// before it is known that the instance has ended, and is verified therefore.
+func (i *Instance) AddressReusable() bool { return i.reusable.Load() }
+
+// SetAddressReusable says whether the address is verified from now on. One that
+// is not, because it is up to another process, is no longer suspected: it would
+// be for ever.
+func (i *Instance) SetAddressReusable(on bool) {
+	s := i.service
+	s.mu.Lock()
+	defer s.unlock()
+	if i.reusable.Load() == on {
+		return
+	}
+	i.reusable.Store(on)
+	i.trust()
+}
+
 // VerifiedAt is when the instance was last known to be at its address: when it
 // was added, restored or verified.
 func (i *Instance) VerifiedAt() time.Time {
@@ -24,7 +42,7 @@ func (i *Instance) VerifiedAt() time.Time {
 func (i *Instance) RequestVerify() {
 	s := i.service
 	s.mu.Lock()
-	told := changes{verifyRequested: i.AddressReusable && !i.verifyRequested && !i.removed}
+	told := changes{verifyRequested: i.AddressReusable() && !i.verifyRequested && !i.removed}
 	i.verifyRequested = i.verifyRequested || told.verifyRequested
 	s.mu.Unlock()
 	s.after(i, told)
@@ -35,9 +53,15 @@ func (i *Instance) Verify() {
 	s := i.service
 	s.mu.Lock()
 	defer s.unlock()
+	i.trust()
+}
+
+// trust ends a doubt, if there is one. The lock is held.
+func (i *Instance) trust() {
 	if i.removed {
 		return
 	}
+	s := i.service
 	i.prove()
 	if i.isOpen() {
 		s.pool.freed(i)

@@ -295,7 +295,7 @@ func (l *Loop) ready(i *instance, now time.Time) {
 			l.woken(i.ID, now)
 		}
 		add := l.reserver.Add
-		if _, ok := i.revision.scaler.(scaler.Verifier); ok {
+		if i.revision.verifies() {
 			add = l.reserver.AddUnbound
 		}
 		i.slots = add(i.ID, i.revision.id(), i.Network, i.Address, l.slotsHere(i))

@@ -195,6 +195,10 @@ func (l *Loop) moveTo(i *instance, r *revision) {
 	delete(i.revision.instances, i.ID)
 	i.revision = r
 	r.add(i)
+	if i.slots != nil {
+		// The loop that leads verifies addresses.
+		i.slots.SetAddressReusable(r.verifies())
+	}
 	if i.probe != nil {
 		// How it is probed depends on the platform's scaler.
 		i.stopProbe()
@@ -202,6 +206,13 @@ func (l *Loop) moveTo(i *instance, r *revision) {
 			l.startProbe(i, i.slots.Pause())
 		}
 	}
+}
+
+// verifies reports whether the addresses of the instances of r are to be
+// verified.
+func (r *revision) verifies() bool {
+	_, ok := r.scaler.(scaler.Verifier)
+	return ok
 }
 
 // inherit makes an instance that was followed one of r, which reports it. It

@@ -22,6 +22,12 @@ type member struct {
 
 func newMember(t *testing.T, s Settings, p *platform) *member {
 	t.Helper()
+	return newMemberOf(t, s, p, p)
+}
+
+// newMemberOf is newMember with a backend in front of the platform.
+func newMemberOf(t *testing.T, s Settings, p *platform, backend scaler.Backend) *member {
+	t.Helper()
 	m := &member{bench: bareBench(t, s, p, nil)}
 	m.Share(Sharing{
 		List: func(all []Shared) {
@@ -40,7 +46,7 @@ func newMember(t *testing.T, s Settings, p *platform) *member {
 			m.decided++
 		},
 	})
-	if err := m.SetBackend(p); err != nil {
+	if err := m.SetBackend(backend); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Wait()
@@ -478,4 +484,36 @@ func (s *slowToOpen) Fingerprint() string { return "slow" }
 func (s *slowToOpen) Open(env scaler.Env) (scaler.Scaler, error) {
 	<-s.gate
 	return s.platform.Open(env)
+}
+
+// The loop that leads verifies addresses. One that led, and follows now, does not,
+// so no request waits there for a word that never comes.
+func TestADoubtEndsWithTheLead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		v := &voucher{platform: remote(), takes: 2 * time.Second}
+		m := newMemberOf(t, defaults(), v.platform, v)
+		m.leads()
+		r := m.waits()
+		time.Sleep(2 * time.Second)
+		one := m.lists1()
+		m.SetShare(one.ID, 1)
+		m.granted(r)
+		if !r.Instance().AddressReusable() {
+			t.Fatal("nothing is verified")
+		}
+		if ok, err := r.Requeue(reserver.Suspected); ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		m.Lead(false)
+		m.granted(r)
+		if ok, err := r.Requeue(reserver.Suspected); !ok || err != nil || r.Instance().AddressReusable() {
+			t.Errorf("%t, %v: one that follows verifies", ok, err)
+		}
+		m.Follow([]Shared{one})
+		m.leads()
+		if i := r.Instance(); i.ID != one.ID || !i.AddressReusable() {
+			t.Errorf("of %s nothing is verified, and this loop leads", i.ID)
+		}
+		r.Release(reserver.Answered)
+	})
 }
