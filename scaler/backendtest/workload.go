@@ -168,7 +168,7 @@ func (s *Workload) start(place func(id string) (network, address string, stop fu
 	s.made++
 	id := fmt.Sprintf("%s-%d", s.env.Revision, s.made)
 	i := &fakeInstance{number: s.made, Instance: scaler.Instance{
-		ID: id, Network: "unix", Address: "/nonexistent/usher", Since: time.Now(), Slots: s.Slots,
+		ID: id, Network: "unix", Address: "/nonexistent/usher-" + id, Since: time.Now(), Slots: s.Slots,
 	}}
 	if place != nil {
 		i.Network, i.Address, i.stop = place(id)

@@ -50,8 +50,9 @@ type Loop struct {
 	changing sync.Mutex
 
 	mu        sync.Mutex
-	settings  *Settings   // may be shared with other loops
-	revisions []*revision // oldest first; the last is the current one
+	settings  *Settings            // may be shared with other loops
+	revisions []*revision          // oldest first; the last is the current one
+	left      []*reserver.Instance // that are gone, with requests inside
 	target    int
 	state     State
 	cold      *ColdStart // the latest one since the target was 0

@@ -375,20 +375,10 @@ func (l *Loop) ended(i *instance, f *scaler.Failure, now time.Time) {
 // removeSlots takes the slots of i away at once, and ends what hangs in it a
 // moment later.
 func (l *Loop) removeSlots(i *instance) {
-	s := i.slots
-	s.Remove()
-	if s.Stats().InUse == 0 {
-		return
+	i.slots.Remove()
+	if i.slots.Stats().InUse > 0 {
+		l.keepLeft(i.slots)
 	}
-	l.background(func() {
-		select {
-		case <-l.context().Done():
-		case <-time.After(interruptAfter):
-		}
-		if n := s.Interrupt(ErrGone); n > 0 {
-			l.log().Info("interrupted requests inside an instance that is gone", slog.String("instance", s.ID), slog.Int("requests", n))
-		}
-	})
 }
 
 // drain cordons i, to be stopped once it is empty or its time is over.

@@ -343,7 +343,7 @@ func (l *Loop) SetShare(id string, slots int) {
 // service. The lock is held.
 func (l *Loop) slotsHere(i *instance) int {
 	if l.sharing == nil {
-		return l.slotsOf(i)
+		return l.besideLeft(i, l.slotsOf(i))
 	}
 	if n, ok := l.sharing.shares[i.ID]; ok {
 		return n

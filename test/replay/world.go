@@ -86,7 +86,7 @@ func newWorld(t *testing.T, trace Trace, s Setup) *world {
 		Traits: scaler.Traits{Owned: true, OrdersBlind: true},
 		Place: func(id string) (network, address string, stop func()) {
 			w.born(id)
-			return "unix", "/nonexistent/usher", func() { w.died(id) }
+			return "unix", "/nonexistent/usher-" + id, func() { w.died(id) }
 		},
 		NextStart: func() time.Duration {
 			return time.Duration(float64(s.StartTime) * math.Exp(startSpread*rnd.NormFloat64()-startSpread*startSpread/2))
