@@ -42,6 +42,8 @@ func (h *Handler) Slot(ctx context.Context) (async.Slot, error) {
 	q.reservation.Interrupter = q
 	ask := reserver.Ask{Class: reserver.Low, RiseAfter: taskRisesAfter}
 	var v reserver.Visitor
+	h.service.TaskWaits(1)
+	defer h.service.TaskWaits(-1)
 	if err := h.service.Reserver.Visit(&v, ask); err != nil {
 		return nil, err
 	}

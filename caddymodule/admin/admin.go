@@ -47,6 +47,14 @@ func (a Admin) serve(w http.ResponseWriter, r *http.Request) error {
 		call = showCluster
 	case len(parts) == 2 && parts[0] == "cluster" && parts[1] == "forget":
 		call, method = forgetMember, http.MethodPost
+	case len(parts) == 1 && parts[0] == "tasks":
+		call = listTasks
+	case len(parts) == 2 && parts[0] == "tasks" && r.Method == http.MethodDelete:
+		call, method = purgeTask, http.MethodDelete
+	case len(parts) == 2 && parts[0] == "tasks":
+		call = showTask
+	case len(parts) == 3 && parts[0] == "tasks" && (parts[2] == "cancel" || parts[2] == "retry"):
+		call, method = operateTask(parts[2]), http.MethodPost
 	case named && len(parts) == 2:
 		call = showService
 	case named && len(parts) == 3 && parts[2] == "decisions":
@@ -75,7 +83,11 @@ func (a Admin) serve(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Allow", method)
 		return answer.ApiError(http.StatusMethodNotAllowed, "%s is answered to %s, not to %s", r.URL.Path, method, r.Method)
 	}
-	return call(w, r, h, s, parts[len(parts)-1])
+	last := parts[len(parts)-1]
+	if len(parts) == 3 && parts[0] == "tasks" {
+		last = parts[1]
+	}
+	return call(w, r, h, s, last)
 }
 
 // operate is a call that does something with a service. It has no body, but

@@ -104,6 +104,7 @@ func (cs commands) add(cmd *cobra.Command) {
 			return exit(cmd, err)
 		},
 	})
+	cs.addTasks(cmd)
 	operate := func(verb, short string, done outcome) *cobra.Command {
 		return ofService(add(verb+" <service>...", short, cobra.MinimumNArgs(1), func(c *console, names []string) error {
 			return c.operate(names, verb, done, nil)
@@ -246,7 +247,7 @@ func always(words string) outcome {
 
 // sleepInWords says whether a service stays asleep.
 func sleepInWords(s hub.ServiceSummary) string {
-	waiting := s.Waiting + s.Visitors
+	waiting := s.Waiting + s.Visitors + s.Tasks
 	if waiting == 0 {
 		return "goes to sleep."
 	}

@@ -112,6 +112,9 @@ func nowInWords(s hub.ServiceDetails) string {
 	if s.Visitors > 0 {
 		words += ", " + hub.Several(s.Visitors, "page") + " waiting in a browser"
 	}
+	if s.Tasks > 0 {
+		words += ", " + hub.Several(s.Tasks, "task") + " waiting for a slot"
+	}
 	if s.Slots.Total != nil {
 		words += ", " + hub.Several(*s.Slots.Total, "slot")
 	}

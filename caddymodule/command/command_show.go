@@ -77,12 +77,15 @@ func slotsInWords(s hub.SlotCounts) string {
 	return fmt.Sprintf("%d of %d", s.InUse, *s.Total)
 }
 
-// waitingInWords is `4 + 1 page, for 12s`: the requests in the queue, the waiting
-// pages in browsers, and how long the oldest request waits.
+// waitingInWords is `4 + 1 page + 3 tasks, for 12s`: the requests in the queue, the
+// waiting pages in browsers, the stored requests, and how long the oldest request waits.
 func waitingInWords(s hub.ServiceSummary) string {
 	pages := ""
 	if s.Visitors > 0 {
 		pages = " + " + hub.Several(s.Visitors, "page")
+	}
+	if s.Tasks > 0 {
+		pages += " + " + hub.Several(s.Tasks, "task")
 	}
 	if s.Waiting == 0 {
 		return "0" + pages

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"context"
 	"errors"
 	"math"
 	"sync/atomic"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-usher/usher/async"
 	"github.com/caddy-usher/usher/scaler"
 	"github.com/caddy-usher/usher/scaler/control"
 )
@@ -53,13 +55,31 @@ var (
 		Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
 	}, []string{"service"})
 
+	taskAttemptsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "task_attempts_total",
+		Help: "Attempts of stored requests, by the state of the request after them.",
+	}, []string{"service", "state"})
+
+	taskWaitSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "task_wait_seconds",
+		Help:    "Time that stored requests waited for an attempt, since they were accepted or due again.",
+		Buckets: []float64{.01, .1, 1, 10, 60, 300, 1800, 3600, 21600, 86400, 259200},
+	}, []string{"service"})
+
+	taskDurationSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "task_duration_seconds",
+		Help:    "Time that attempts of stored requests took.",
+		Buckets: []float64{.01, .1, 1, 10, 60, 300, 1800, 3600, 21600},
+	}, []string{"service"})
+
 	gauges = newGaugeCollector()
 )
 
 // RegisterMetrics adds the metrics to a configuration's registry.
 func RegisterMetrics(reg *prometheus.Registry) error {
 	for _, c := range []prometheus.Collector{
-		waitSeconds, coldStartSeconds, reservationsTotal, decisionsTotal, startFailuresTotal, sessionsTotal, handoverSeconds, gauges,
+		waitSeconds, coldStartSeconds, reservationsTotal, decisionsTotal, startFailuresTotal, sessionsTotal, handoverSeconds,
+		taskAttemptsTotal, taskWaitSeconds, taskDurationSeconds, gauges,
 	} {
 		if err := reg.Register(c); err != nil {
 			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
@@ -144,11 +164,14 @@ func (m *serviceMetrics) forget(name string) {
 	startFailuresTotal.DeletePartialMatch(match)
 	sessionsTotal.DeletePartialMatch(match)
 	handoverSeconds.DeletePartialMatch(match)
+	taskAttemptsTotal.DeletePartialMatch(match)
+	taskWaitSeconds.DeletePartialMatch(match)
+	taskDurationSeconds.DeletePartialMatch(match)
 }
 
 // gaugeCollector reads the gauges from the services when they are asked for.
 type gaugeCollector struct {
-	clusterMembers, clusterView, clusterIsolated, shares *prometheus.Desc
+	clusterMembers, clusterView, clusterIsolated, shares, tasks, tasksOldest *prometheus.Desc
 
 	waiting, waitingBound, sessionKeys, visitors, maxWaiting, slots, instances, target, predicted, idleSeconds, avoidable, platformUp, state *prometheus.Desc
 }
@@ -162,6 +185,8 @@ func newGaugeCollector() *gaugeCollector {
 		clusterView:     prometheus.NewDesc("caddy_usher_cluster_view", "The number of the view that this Caddy follows.", nil, nil),
 		clusterIsolated: prometheus.NewDesc("caddy_usher_cluster_isolated", "1 while this Caddy has no lease: it is cut off from its cluster.", nil, nil),
 		shares:          desc("shares", "Slots that this Caddy holds, and, of the one that leads, those that lost Caddys may hold.", "state"),
+		tasks:           desc("tasks", "Stored requests, by state.", "state"),
+		tasksOldest:     desc("tasks_oldest_seconds", "For how long the oldest stored request that could begin has waited since it was accepted."),
 		waiting:         desc("waiting", "Requests in the queue."),
 		waitingBound:    desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
 		sessionKeys:     desc("session_keys", "Keys of sessions that are remembered."),
@@ -192,6 +217,7 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	g.collectCluster(h, ch)
+	g.collectTasks(h, ch)
 	for _, s := range h.All() {
 		gauge := func(d *prometheus.Desc, v int, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), append([]string{s.Name}, labels...)...)
@@ -204,7 +230,8 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 				gauge(g.sessionKeys, stats.Sessions)
 			}
 		}
-		gauge(g.visitors, stats.Visitors)
+		visitors, _ := s.visitorsAndTasks(stats)
+		gauge(g.visitors, visitors)
 		gauge(g.maxWaiting, s.Live.Load().maxWaiting)
 		gauge(g.state, 1, string(status.State))
 		gauge(g.slots, stats.InUse, "in_use")
@@ -227,6 +254,35 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 			up = 0
 		}
 		gauge(g.platformUp, up)
+	}
+}
+
+// countAttempt counts an attempt of a stored request.
+func countAttempt(r async.Report) {
+	taskAttemptsTotal.WithLabelValues(r.Task.Queue, r.Task.State.String()).Inc()
+	taskWaitSeconds.WithLabelValues(r.Task.Queue).Observe(r.Wait.Seconds())
+	taskDurationSeconds.WithLabelValues(r.Task.Queue).Observe(r.Duration.Seconds())
+}
+
+// collectTasks reads how many requests are stored. The store may be remote, so it has
+// a moment only.
+func (g *gaugeCollector) collectTasks(h *Hub, ch chan<- prometheus.Metric) {
+	t := h.Tasks()
+	if t == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
+	defer cancel()
+	queues, err := t.Store.Queues(ctx)
+	if err != nil {
+		t.trouble(err)
+		return
+	}
+	for name, q := range queues {
+		for _, state := range async.States {
+			ch <- prometheus.MustNewConstMetric(g.tasks, prometheus.GaugeValue, float64(q.States[state]), name, state.String())
+		}
+		ch <- prometheus.MustNewConstMetric(g.tasksOldest, prometheus.GaugeValue, q.Oldest.Seconds(), name)
 	}
 }
 

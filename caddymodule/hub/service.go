@@ -26,6 +26,8 @@ type Service struct {
 	Visitors  Visitors
 	Changes   signal // of what a visitor can see
 
+	tasksWaiting atomic.Int32 // tasks that wait for a slot, as visitors of the reserver
+
 	// What the next change of state is said to come from. The loop calls one
 	// method of its observer at a time.
 	lastFailure *scaler.Failure

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/async"
+	"github.com/caddy-usher/usher/reserver"
 )
 
 // TaskPlace is the place in a configuration at which the stored requests of a service
@@ -78,7 +79,7 @@ func (h *Hub) openTasks(g *Generation) error {
 		Store: store, hub: h, name: g.TaskStore.Name, stop: stop, done: make(chan struct{}),
 		waiting: make(map[string]map[chan struct{}]bool),
 	}
-	t.Dispatcher = async.NewDispatcher(store, t, async.Options{Owner: rand.Text(), Grace: tasksGrace, Trouble: t.trouble})
+	t.Dispatcher = async.NewDispatcher(store, t, async.Options{Owner: rand.Text(), Grace: tasksGrace, Report: countAttempt, Trouble: t.trouble})
 	t.off = store.Watch(t.changed)
 	h.tasks.Store(t)
 	go func() {
@@ -137,6 +138,15 @@ func (h *Hub) closeTasks() {
 	if err := t.Store.Close(); err != nil {
 		h.logs.logger.Error("the store of tasks could not be closed", zap.Error(err))
 	}
+}
+
+// TaskWaits counts one task more, or with -1 less, that waits for a slot.
+func (s *Service) TaskWaits(n int32) { s.tasksWaiting.Add(n) }
+
+// visitorsAndTasks parts those that wait as visitors.
+func (s *Service) visitorsAndTasks(stats reserver.Stats) (visitors, tasks int) {
+	tasks = min(int(s.tasksWaiting.Load()), stats.Visitors)
+	return stats.Visitors - tasks, tasks
 }
 
 func (t *Tasks) place(queue string) TaskPlace {

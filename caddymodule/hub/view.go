@@ -20,6 +20,7 @@ type ServiceSummary struct {
 	Slots           SlotCounts     `json:"slots"`
 	Waiting         int            `json:"waiting"`
 	Visitors        int            `json:"visitors,omitempty"`      // wait in their browser
+	Tasks           int            `json:"tasks,omitempty"`         // wait for a slot
 	WaitingBound    int            `json:"waiting_bound,omitempty"` // requests that wait for the instance of their session
 	SessionKeys     *int           `json:"session_keys,omitempty"`  // those that are remembered; nil where none are
 	OldestWaitMS    int64          `json:"oldest_wait_ms"`
@@ -137,9 +138,10 @@ func (s *Service) Summary() ServiceSummary {
 		Name: s.Name, Backend: d.BackendType(), State: st.State, Target: st.Target,
 		Min: d.Service.Instances.Min, Max: d.Service.Instances.Max,
 		Instances: InstanceCounts{Starting: st.Starting, Ready: st.Ready, Ejected: st.Ejected, Draining: st.Draining},
-		Slots:     SlotCounts{InUse: stats.InUse}, Waiting: stats.Waiting, Visitors: stats.Visitors,
+		Slots:     SlotCounts{InUse: stats.InUse}, Waiting: stats.Waiting,
 		ColdStarts: st.ColdStarts, LastColdStartMS: st.ColdStart.Milliseconds(),
 	}
+	sum.Visitors, sum.Tasks = s.visitorsAndTasks(stats)
 	sum.WaitingBound, sum.NeededBy = stats.Bound, st.KeptBy
 	if s.Sessions.Load().Remembers() {
 		sum.SessionKeys = &stats.Sessions

@@ -22,7 +22,8 @@ func TestReferenceIsComplete(t *testing.T) {
 		Site: "metrics /metrics\n" +
 			harness.Usher("/broken broken", c.Command("", "sh", "-c", "echo it fails; exit 7"), "start_attempts 1") + "\n" +
 			harness.Usher("/slow slow", c.Backend("-never-listen"), "start_timeout 5m", "wait_timeout 50ms") + "\n" +
-			harness.Usher("web", c.Backend(), "idle_timeout 200ms", "scale queue", "affinity key {client_ip}"),
+			harness.Usher("web", c.Backend(), "idle_timeout 200ms", "scale queue", "affinity key {client_ip}") + "\n" +
+			harness.Usher("/stored* stored", c.Backend(), "async {\nwhen always\ngroup {client_ip}\nattempts 2\n}"),
 	})
 	for _, path := range []string{"/", "/broken", "/slow"} {
 		if r := c.Get(path); r.Err != nil {
@@ -40,12 +41,18 @@ func TestReferenceIsComplete(t *testing.T) {
 		return strings.Contains(ask("GET", "/usher/services/web"), `"state":"asleep"`)
 	}, "web is asleep again")
 	ask("POST", "/usher/services/web/suspend")
+	if r := c.Do(harness.Request{Method: "POST", Path: "/stored"}); r.Status != http.StatusAccepted {
+		t.Fatalf("status %d: %s", r.Status, r.Body)
+	}
+	harness.Eventually(t, harness.Slow(15*time.Second), func() bool {
+		return strings.Contains(ask("GET", "/usher/tasks"), `"state":"done"`)
+	}, "the stored request is executed")
 
 	page := read(t, "docs/reference.md")
 	fields := 0
 	for _, path := range []string{
 		"/usher/services", "/usher/services/web", "/usher/services/web/decisions", "/usher/services/broken", "/usher/services/broken/logs",
-		"/usher/services/slow", "/usher/services/broken/decisions",
+		"/usher/services/slow", "/usher/services/broken/decisions", "/usher/tasks",
 	} {
 		var v any
 		answer := ask("GET", path)

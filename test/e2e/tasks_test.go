@@ -345,3 +345,54 @@ func TestATaskIsFollowedByEvents(t *testing.T) {
 		t.Errorf("status %d, body %s", r.Status, r.Body)
 	}
 }
+
+func TestCommandsOperateTasks(t *testing.T) {
+	c := newCaddy(t)
+	c.Start(harness.Config{Global: "metrics", Site: "metrics /metrics\n" + webBlock(c, nil, "instances 1", "concurrency 1", asyncBlock("attempts 1"))})
+	want := func(line, says string, status int) string {
+		t.Helper()
+		out, got := usher(c, strings.Fields("tasks "+line)...)
+		if got != status || !strings.Contains(out, says) {
+			t.Errorf("%s: status %d, want %d with %q:\n%s", line, got, status, says, out)
+		}
+		return out
+	}
+	dead := accepted(t, later(c, "GET", "/status?code=503", ""))
+	ends(t, c, dead.URL, "dead")
+	running := accepted(t, later(c, "GET", hold(c, "gate"), ""))
+	inside(t, c, 2)
+	waits := accepted(t, later(c, "GET", "/", ""))
+	harness.Eventually(t, soon, func() bool { out, _ := usher(c, "list"); return strings.Contains(out, "0 + 1 task") }, "the list of services has the task")
+	for _, id := range []string{dead.ID, running.ID, waits.ID} {
+		want("list", id, 0)
+		want("show "+id, "web", 0)
+	}
+	want("show "+dead.ID, "status 503", 0)
+	if out := want("list --state dead -s web", dead.ID, 0); strings.Contains(out, waits.ID) {
+		t.Errorf("the list of the dead has one that waits:\n%s", out)
+	}
+	want("list --state sleepy", "no state", 5)
+	want("show 0123", "no such task", 4)
+	want("purge "+waits.ID, "has not ended", 5)
+	want("retry "+waits.ID, "has not ended", 5)
+	want("cancel "+dead.ID, "has ended", 5)
+	want("retry", "--state", 1)
+	want("retry --state dead", "1 task", 0)
+	want("cancel "+running.ID, "1 task", 0)
+	ends(t, c, running.URL, "cancelled")
+	ends(t, c, waits.URL, "done")
+	ends(t, c, dead.URL, "dead")
+	scraped := c.Metrics("caddy_usher_task")
+	for series, value := range map[string]string{
+		`caddy_usher_tasks{service="web",state="dead"}`: "1", `caddy_usher_tasks{service="web",state="done"}`: "1",
+		`caddy_usher_task_attempts_total{service="web",state="dead"}`: "2", `caddy_usher_task_duration_seconds_count{service="web"}`: "4",
+	} {
+		if scraped[series] != value {
+			t.Errorf("%s is %q, want %s: %v", series, scraped[series], value, scraped)
+		}
+	}
+	want("purge -s web", "3 tasks", 0)
+	if r := c.Get(dead.URL); r.Status != http.StatusNotFound {
+		t.Errorf("a task that was removed: status %d", r.Status)
+	}
+}
