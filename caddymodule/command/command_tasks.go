@@ -118,8 +118,14 @@ func (c *console) showTask(_ taskOptions, args []string) error {
 		return c.printJSON(raw)
 	}
 	rows := [][]string{
-		{"TASK", t.ID}, {"SERVICE", t.Service}, {"STATE", t.State}, {"REASON", t.Reason}, {"REQUEST", fmt.Sprintf("%s %s, %d bytes", t.Method, t.URI, t.BodySize)},
-		{"CLIENT", t.Client}, {"GROUP", t.Group}, {"ATTEMPTS", strconv.Itoa(t.Attempts)},
+		{"TASK", t.ID},
+		{"SERVICE", t.Service},
+		{"STATE", t.State},
+		{"REASON", t.Reason},
+		{"REQUEST", fmt.Sprintf("%s %s, %d bytes", t.Method, t.URI, t.BodySize)},
+		{"CLIENT", t.Client},
+		{"GROUP", t.Group},
+		{"ATTEMPTS", strconv.Itoa(t.Attempts)},
 	}
 	if t.Progress != nil {
 		rows = append(rows, []string{"PROGRESS", strconv.Itoa(*t.Progress) + "%"})
