@@ -205,7 +205,7 @@ func newGaugeCollector() *gaugeCollector {
 
 // Describe implements prometheus.Collector.
 func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.clusterIsolated, g.shares, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
+	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.clusterIsolated, g.shares, g.tasks, g.tasksOldest, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
 		ch <- d
 	}
 }
