@@ -289,7 +289,8 @@ func longest(all []harness.Response) (d time.Duration) {
 }
 
 // TestG14SeveralCaddysInPods holds the cluster of deploy/kubernetes to its promise
-// while its pods come and go.
+// while its pods come and go. It is the last of all tests: after its outage of the
+// API server Kubernetes itself takes a while to come back.
 func TestG14SeveralCaddysInPods(t *testing.T) {
 	c := deployCaddys(t, "instances 0 3", "concurrency 1", "idle_timeout 10m")
 
