@@ -502,7 +502,8 @@ func (n *Node) leave() {
 	}
 }
 
-func (n *Node) holdsNothing() bool {
+// HoldsNothing reports whether this Caddy has no slots.
+func (n *Node) HoldsNothing() bool {
 	for k := range n.member.services {
 		for _, sh := range n.member.services[k].shares {
 			if sh.held > 0 {
@@ -531,7 +532,7 @@ func (n *Node) actAsMember() {
 	for k := range m.services {
 		n.tell(&m.services[k])
 	}
-	if m.leaving && !m.leaveSent && n.holdsNothing() {
+	if m.leaving && !m.leaveSent && n.HoldsNothing() {
 		m.leaveSent = true
 		n.send(n.view.Leader, m.session, Leave{})
 	}
@@ -541,7 +542,7 @@ func (n *Node) scheduleMember() {
 	m := &n.member
 	if !m.isolated {
 		n.due(max(n.now.Mono+1, n.now.Mono+int64(n.now.until(m.leaseEnd))))
-	} else if !m.cut && !n.options.KeepServing && !n.options.Replace && !n.holdsNothing() {
+	} else if !m.cut && !n.options.KeepServing && !n.options.Replace && !n.HoldsNothing() {
 		n.due(n.now.Mono + int64(n.now.until(m.leaseEnd.Add(n.options.cutAfter()))))
 	}
 	if m.gone(n) || n.view.Number == 0 || !n.connected(n.view.Leader) || n.view.Leader == "" {
@@ -556,7 +557,10 @@ func (n *Node) scheduleMember() {
 	n.due(m.beatAt)
 	for k := range m.services {
 		s := &m.services[k]
-		if at := s.tellAt(s.needNow()); s.told && at != never {
+		switch at := s.tellAt(s.needNow()); {
+		case !s.told: // it came with the last messages of this step
+			n.due(n.now.Mono)
+		case at != never:
 			n.due(at)
 		}
 	}

@@ -96,7 +96,7 @@ func (n *Node) roster() View {
 
 // handOver names another leader, once this one holds nothing any more.
 func (n *Node) handOver(next *View) {
-	if !n.holdsNothing() || n.lead.holds(n.self.Boot) {
+	if !n.HoldsNothing() || n.lead.holds(n.self.Boot) {
 		return
 	}
 	members := slices.DeleteFunc(slices.Clone(next.Members), func(p Peer) bool { return p.Boot == n.self.Boot })

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -159,16 +160,49 @@ func (d *Driver) Close() {
 
 // Leave gives all slots back as they become free, and returns when the others
 // know that this Caddy has none any more. An error means that they do not know
-// it yet, and that they will have to find out.
+// it yet, and that they will have to find out. Once this Caddy has no slots, that
+// is not waited for longer than two leases: the coordinator may be away.
 func (d *Driver) Leave(ctx context.Context) error {
 	d.post(cluster.Leaving{})
-	select {
-	case <-d.left:
+	look := time.NewTicker(d.c.Options.Beat)
+	defer look.Stop()
+	var empty time.Time // since when it has no slots
+	for {
+		select {
+		case <-d.left:
+			return nil
+		case <-d.ctx.Done():
+			return d.ctx.Err()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-look.C:
+		}
+		switch {
+		case !d.holdsNothing():
+			empty = time.Time{}
+		case empty.IsZero():
+			empty = time.Now()
+		case time.Since(empty) > 2*d.c.Options.Lease:
+			return errNoNote
+		}
+	}
+}
+
+var errNoNote = errors.New("it has given all slots back, and neither the leader nor the coordinator has taken note of it")
+
+// holdsNothing asks the Node whether this Caddy has no slots.
+func (d *Driver) holdsNothing() (nothing bool) {
+	done := make(chan struct{})
+	d.postLater(func() cluster.Event {
+		nothing = d.node.HoldsNothing()
+		close(done)
 		return nil
+	})
+	select {
+	case <-done:
+		return nothing
 	case <-d.ctx.Done():
-		return d.ctx.Err()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false
 	}
 }
 

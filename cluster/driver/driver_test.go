@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -94,6 +95,24 @@ func TestLeavingGivesAllBack(t *testing.T) {
 	stop := w.load(8, other)
 	defer stop()
 	w.eventually("the other one has all four slots", other.holds(func(h *host) bool { return h.inUse["i0"] == 2 && h.inUse["i1"] == 2 }))
+}
+
+// A Caddy that leaves while the coordinator is away cannot be taken out of the
+// view. It does not wait for that once its slots are given back.
+func TestLeavingDoesNotWaitForACoordinatorThatIsAway(t *testing.T) {
+	w := newWorld(t, 2)
+	a, b := w.join("a"), w.join("b")
+	leader := w.together(a, b)
+	w.store.set(true, nil)
+	for _, c := range []*host{beside(leader, a, b), leader} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		began := time.Now()
+		if err := c.d.Leave(ctx); !errors.Is(err, errNoNote) {
+			t.Errorf("it left: %v, after %s", err, time.Since(began))
+		}
+		cancel()
+		c.d.Close()
+	}
 }
 
 func TestOneThatIsClosedCannotLeave(t *testing.T) {
