@@ -79,6 +79,11 @@ type Sharing struct {
 
 	// Decided says that the Account may have changed.
 	Decided func()
+
+	// Spent is called by a loop that follows, with the ID of an instance that has
+	// got all requests of its life here. Another one has to take its place, which
+	// is up to the loop that leads. It may be nil.
+	Spent func(id string)
 }
 
 // Share makes the loop share its instances with others. It follows until Lead
@@ -553,8 +558,15 @@ func (l *Loop) decideFollowing(now time.Time) time.Time {
 	var next recheck
 	l.refuse(now)
 	for _, s := range l.takeCalls() {
-		if i := l.current().instances[s.ID]; i != nil && i.slots == s && s.Stats().Ejected {
+		i := l.current().instances[s.ID]
+		if i == nil || i.slots != s {
+			continue
+		}
+		switch st := s.Stats(); {
+		case st.Ejected:
 			l.attend(i, now)
+		case st.Spent && l.sharing.Spent != nil:
+			l.sharing.Spent(i.ID)
 		}
 	}
 	for range decideTries {
