@@ -91,7 +91,7 @@ func importsOfRooms(t *testing.T) map[string][]string {
 			return err
 		}
 		if d.IsDir() {
-			if slices.Contains([]string{"test", "tools", "testdata", ".git", "docs", "deploy"}, d.Name()) {
+			if slices.Contains([]string{"test", "tools", "testdata", ".git", "docs", "deploy", "postgres"}, d.Name()) {
 				return filepath.SkipDir
 			}
 			return nil

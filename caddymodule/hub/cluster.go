@@ -137,7 +137,7 @@ func NewCluster(ctx caddy.Context, c ClusterConfig) (*Cluster, error) {
 func (c *ClusterConfig) check() error {
 	switch {
 	case len(c.CoordinatorRaw) == 0:
-		return errors.New("it has no coordinator: use 'coordinator kubernetes' or 'coordinator etcd <url>'")
+		return errors.New("it has no coordinator: use 'coordinator kubernetes', 'coordinator etcd <url>' or 'coordinator postgres <dsn>'")
 	case c.Isolated != "" && c.Isolated != IsolatedStop && c.Isolated != IsolatedKeep:
 		return fmt.Errorf("isolated '%s' is unknown: use stop or keep", c.Isolated)
 	case c.Lease < 0 || c.LostAfter < 0 || c.Fair < 0:
