@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -64,20 +63,6 @@ func busy(caddys []*harness.Caddy, clients int, path string) (stop func() []harn
 	}
 }
 
-// leader is the number of the Caddy that leads.
-func (w *town) leader() (k int) {
-	w.t.Helper()
-	harness.Eventually(w.t, soon, func() bool {
-		for k = range w.caddys {
-			if w.caddys[k].Running() && w.caddys[k].Logged("leads the cluster") && !w.caddys[k].Logged("leads the cluster no longer") {
-				return true
-			}
-		}
-		return false
-	}, "one of them leads")
-	return k
-}
-
 func without(all []*harness.Caddy, k int) (rest []*harness.Caddy) {
 	for j, c := range all {
 		if j != k {
@@ -101,7 +86,7 @@ func TestG14KilledCaddys(t *testing.T) {
 			own := busy([]*harness.Caddy{w.caddys[k]}, 4, "/sleep?d=10ms")
 			stop := busy(rest, 4, "/sleep?d=10ms")
 			time.Sleep(time.Second)
-			w.caddys[k].Kill()
+			w.kill(k)
 			_ = own() // they end with it
 			before := len(w.caddys[0].Journal().Of("begin"))
 			harness.Eventually(t, soon, func() bool { return len(w.caddys[0].Journal().Of("begin")) > before+100 }, "the others go on")
@@ -119,7 +104,7 @@ func TestG14ACaddyThatLeavesCostsNoRequest(t *testing.T) {
 	k := w.leader()
 	stop := busy(without(w.caddys, k), 4, "/sleep?d=10ms")
 	time.Sleep(time.Second)
-	w.caddys[k].Stop()
+	w.stop(k)
 	if !w.caddys[k].Logged("has left its cluster") {
 		t.Error("it did not say that it leaves")
 	}
@@ -137,9 +122,9 @@ func TestG14OneThatStandsStillForLongerThanItsLeaseAndIsBack(t *testing.T) {
 	stop := busy(w.caddys, 3, "/sleep?d=10ms")
 	for range 2 {
 		time.Sleep(time.Second)
-		w.caddys[k].Signal(syscall.SIGSTOP)
+		w.freeze(k)
 		time.Sleep(2500 * time.Millisecond) // its lease ends, and its requests may stay for more
-		w.caddys[k].Signal(syscall.SIGCONT)
+		w.thaw(k)
 	}
 	time.Sleep(2 * time.Second)
 	wantAllOK(t, stop())
@@ -215,7 +200,7 @@ func TestASuspensionHoldsOnAllMembersAlsoOnThoseThatComeBack(t *testing.T) {
 	wantAllOK(t, w.each("/"))
 	k := w.leader()
 	away := (k + 1) % 3
-	w.caddys[away].Stop()
+	w.stop(away)
 	w.caddys[k].Post("web/suspend", `{"reason": "for the night"}`)
 	suspended := func(c *harness.Caddy) func() bool {
 		return func() bool { r := c.Get("/"); return r.UsherError() == "suspended" }
@@ -225,7 +210,7 @@ func TestASuspensionHoldsOnAllMembersAlsoOnThoseThatComeBack(t *testing.T) {
 			harness.Eventually(t, soon, suspended(c), "%d refuses", j)
 		}
 	}
-	w.caddys[away].Start(w.config(away))
+	w.startOne(away)
 	harness.Eventually(t, soon, suspended(w.caddys[away]), "the one that was away refuses")
 	w.caddys[away].Post("web/resume", "")
 	harness.Eventually(t, soon, func() bool { return len(harness.Failed(w.each("/"))) == 0 }, "all serve again")

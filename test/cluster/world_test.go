@@ -3,14 +3,23 @@
 // Package cluster tests several real Caddys that share the instances of one
 // simulated Marathon, whose tasks are real processes, by a real etcd. It looks
 // at what clients see, and at what the instances write of the requests inside.
+//
+// Between the Caddys, and between each of them and etcd, are proxies of the
+// tests, by which the network can be cut.
+//
+// TestChaos does everything to them at once, by a plan that is drawn from a
+// seed, and then holds the books of clients and instances against each other:
+//
+//	go test ./test/cluster -run Chaos -cluster.duration 10m -cluster.seed 42
 package cluster
 
 import (
 	"encoding/json"
 	"fmt"
-	"net"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,8 +39,13 @@ type town struct {
 	sim     *marathonsim.Sim
 	etcd    *etcdserver.Server
 	caddys  []*harness.Caddy
-	peers   []string // where each listens for the others
+	network *network
+	peers   []string // where each is reached by the others: its name as a member
+	doors   []*door  // there
+	etcds   []*door  // where each reaches etcd
+	listens []string // where each listens for the others, behind its door
 	cluster string   // further options of the cluster
+	secret  string   // the option for it
 	web     []string // options of the service web
 	name    string   // of the app
 }
@@ -46,25 +60,20 @@ func newTown(t *testing.T, caddys int, clusterOptions string, web ...string) *to
 		t.Fatal(err)
 	}
 	t.Cleanup(sim.Close)
-	w := &town{t: t, sim: sim, etcd: etcdserver.Start(t, etcdserver.Options{}), cluster: clusterOptions, web: web, name: "/web"}
-	for range caddys {
-		w.caddys = append(w.caddys, harness.New(t))
-		w.peers = append(w.peers, freeAddress(t))
+	w := &town{
+		t: t, sim: sim, etcd: etcdserver.Start(t, etcdserver.Options{}),
+		cluster: clusterOptions, secret: `secret "what all of them know"`, web: web, name: "/web",
+	}
+	w.network, w.caddys = newNetwork(t, caddys)
+	for k, c := range w.caddys {
+		// These ports are not used otherwise, and no outgoing connection gets one.
+		w.peers, w.listens = append(w.peers, c.SpareAddr), append(w.listens, c.TLSAddr)
+		w.doors = append(w.doors, w.network.toPeer(k, w.peers[k], w.listens[k]))
+		w.etcds = append(w.etcds, w.network.toEtcd(t, k, w.etcd.Address))
 	}
 	w.app("/web", w.caddys[0].App())
 	t.Cleanup(w.report)
 	return w
-}
-
-// freeAddress is one where nothing listens.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func (w *town) report() {
@@ -97,18 +106,121 @@ func (w *town) app(id, program string) {
 func (w *town) config(k int, change ...string) harness.Config {
 	backend := "backend marathon " + w.name + " {\n\turl " + strings.Join(w.sim.URLs(), " ") + "\n}"
 	return harness.Config{
-		Usher: fmt.Sprintf("cluster {\n\tcoordinator etcd %s\n\tlisten %s\n\tsecret \"what all of them know\"\n%s\n}", w.etcd.URL, w.peers[k], w.cluster),
+		Usher: fmt.Sprintf("cluster {\n\tcoordinator etcd http://%s\n\tlisten %s\n\tadvertise %s\n\t%s\n%s\n}", w.etcds[k].address, w.listens[k], w.peers[k], w.secret, w.cluster),
 		Site:  "log\n" + harness.Usher("web", append(append([]string{backend}, w.web...), change...)...),
 	}
 }
 
+// start starts all Caddys at the same moment.
 func (w *town) start() {
 	w.t.Helper()
 	var starting sync.WaitGroup
+	for _, d := range w.doors {
+		d.unlock(w.t)
+	}
 	for k, c := range w.caddys {
 		starting.Go(func() { c.Start(w.config(k)) })
 	}
 	starting.Wait()
+}
+
+// startOne starts a Caddy.
+func (w *town) startOne(k int, change ...string) {
+	w.t.Helper()
+	w.doors[k].unlock(w.t) // what is refused here counts as ended
+	w.caddys[k].Start(w.config(k, change...))
+}
+
+// stop ends a Caddy as a service manager does.
+func (w *town) stop(k int) {
+	w.t.Helper()
+	w.caddys[k].Stop()
+	w.doors[k].lock()
+}
+
+// kill ends a Caddy with SIGKILL.
+func (w *town) kill(k int) {
+	w.t.Helper()
+	w.caddys[k].Kill()
+	w.doors[k].lock()
+}
+
+// freeze lets a Caddy stand still as a whole.
+func (w *town) freeze(k int) {
+	w.t.Helper()
+	p, err := os.FindProcess(w.caddys[k].PID())
+	if err == nil {
+		err = harness.Freeze(p)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// thaw lets a frozen Caddy go on.
+func (w *town) thaw(k int) {
+	w.t.Helper()
+	w.caddys[k].Signal(syscall.SIGCONT)
+}
+
+// status is what a Caddy says of its cluster.
+type status struct {
+	Member   string
+	View     uint64
+	Leader   string
+	Isolated bool
+	Members  []struct {
+		Member                  string
+		Leader, Connected, Lost bool
+	}
+	Services []struct {
+		Service       string
+		Held, Waiting int
+		InUse         int `json:"in_use"`
+	}
+}
+
+// status asks a Caddy, and reports whether it answered.
+func (w *town) status(k int) (s status, ok bool) {
+	r := w.caddys[k].Admin("GET", "/usher/cluster", "")
+	return s, r.Err == nil && json.Unmarshal([]byte(r.Body), &s) == nil
+}
+
+// leader is the number of the Caddy that leads.
+func (w *town) leader() (k int) {
+	w.t.Helper()
+	harness.Eventually(w.t, soon, func() bool {
+		for k = range w.caddys {
+			if !w.caddys[k].Running() {
+				continue
+			}
+			if s, ok := w.status(k); ok && s.Leader == s.Member && !s.Isolated {
+				return true
+			}
+		}
+		return false
+	}, "one of them leads")
+	return k
+}
+
+// awaitAll waits until these Caddys, all that run, are one cluster again.
+func (w *town) awaitAll(ks ...int) {
+	w.t.Helper()
+	var last []status
+	if harness.WaitFor(soon, func() bool {
+		last = nil
+		for _, k := range ks {
+			s, ok := w.status(k)
+			last = append(last, s)
+			if !ok || s.Isolated || len(s.Members) != len(ks) || s.View != last[0].View {
+				return false
+			}
+		}
+		return true
+	}) {
+		return
+	}
+	w.t.Fatalf("they are not one cluster of %d within %s: %+v", len(ks), soon, last)
 }
 
 // each sends one request to each Caddy, and returns the answers.

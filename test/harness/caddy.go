@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -27,7 +28,10 @@ import (
 // would only make each other late.
 const maxCaddys = 4
 
-var places = make(chan struct{}, maxCaddys)
+var (
+	places   = make(chan struct{}, maxCaddys)
+	together sync.Mutex // held while one test takes several places
+)
 
 // A Caddy is one installation of Caddy: a directory, ports of its own, and
 // at most one running process. It can be started again after it has ended.
@@ -56,9 +60,38 @@ type Caddy struct {
 // stopped, and what it leaves behind is reported and ended.
 func New(t testing.TB) *Caddy {
 	t.Helper()
-	bin := Build(t)
 	places <- struct{}{}
 	t.Cleanup(func() { <-places })
+	return install(t)
+}
+
+// Together makes several Caddys, as New makes one. A test that needs several
+// makes them in one call: two tests that each wait for the next place would
+// wait for each other.
+func Together(t testing.TB, n int) []*Caddy {
+	t.Helper()
+	taken := min(n, maxCaddys)
+	together.Lock()
+	for range taken {
+		places <- struct{}{}
+	}
+	together.Unlock()
+	t.Cleanup(func() {
+		for range taken {
+			<-places
+		}
+	})
+	var all []*Caddy
+	for range n {
+		all = append(all, install(t))
+	}
+	return all
+}
+
+// install makes a Caddy, for which there is a place.
+func install(t testing.TB) *Caddy {
+	t.Helper()
+	bin := Build(t)
 
 	// Not t.TempDir: its long name would leave too little of the 107 bytes
 	// that the path of a unix socket may have.
