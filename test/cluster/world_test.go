@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,6 +49,14 @@ type town struct {
 	secret  string   // the option for it
 	web     []string // options of the service web
 	name    string   // of the app
+	more    []service
+}
+
+// service is one more service of a town, with an app of its name. With more than
+// one, each has its name as the first part of the path.
+type service struct {
+	name    string
+	options []string
 }
 
 func newTown(t *testing.T, caddys int, clusterOptions string, web ...string) *town {
@@ -104,11 +113,26 @@ func (w *town) app(id, program string) {
 
 // config is that of one Caddy.
 func (w *town) config(k int, change ...string) harness.Config {
-	backend := "backend marathon " + w.name + " {\n\turl " + strings.Join(w.sim.URLs(), " ") + "\n}"
+	site := w.usher("web", w.name, append(slices.Clip(w.web), change...))
+	if w.more != nil {
+		site = handle("web", site)
+		for _, s := range w.more {
+			site += handle(s.name, w.usher(s.name, "/"+s.name, s.options))
+		}
+	}
 	return harness.Config{
 		Usher: fmt.Sprintf("cluster {\n\tcoordinator etcd http://%s\n\tlisten %s\n\tadvertise %s\n\t%s\n%s\n}", w.etcds[k].address, w.listens[k], w.peers[k], w.secret, w.cluster),
-		Site:  "log\n" + harness.Usher("web", append(append([]string{backend}, w.web...), change...)...),
+		Site:  "log\n" + site,
 	}
+}
+
+func (w *town) usher(name, app string, options []string) string {
+	backend := "backend marathon " + app + " {\n\turl " + strings.Join(w.sim.URLs(), " ") + "\n}"
+	return harness.Usher(name, append([]string{backend}, options...)...)
+}
+
+func handle(name, directive string) string {
+	return fmt.Sprintf("handle_path /%s/* {\n%s\n}\n", name, directive)
 }
 
 // start starts all Caddys at the same moment.
