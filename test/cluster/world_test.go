@@ -50,6 +50,9 @@ type town struct {
 	web     []string // options of the service web
 	name    string   // of the app
 	more    []service
+	changes int // of the configuration that change nothing
+
+	tune func(k int, cfg *harness.Config) // what is particular to one Caddy; may be nil
 }
 
 // service is one more service of a town, with an app of its name. With more than
@@ -120,10 +123,22 @@ func (w *town) config(k int, change ...string) harness.Config {
 			site += handle(s.name, w.usher(s.name, "/"+s.name, s.options))
 		}
 	}
-	return harness.Config{
+	cfg := harness.Config{
 		Usher: fmt.Sprintf("cluster {\n\tcoordinator etcd http://%s\n\tlisten %s\n\tadvertise %s\n\t%s\n%s\n}", w.etcds[k].address, w.listens[k], w.peers[k], w.secret, w.cluster),
-		Site:  "log\n" + site,
+		Site:  fmt.Sprintf("log\nheader X-Change %d\n%s", w.changes, site),
 	}
+	if w.tune != nil {
+		w.tune(k, &cfg)
+	}
+	return cfg
+}
+
+// path is where a service is, without a slash at the end.
+func (w *town) path(service string) string {
+	if w.more == nil {
+		return ""
+	}
+	return "/" + service
 }
 
 func (w *town) usher(name, app string, options []string) string {
@@ -167,6 +182,16 @@ func (w *town) kill(k int) {
 	w.t.Helper()
 	w.caddys[k].Kill()
 	w.doors[k].lock()
+}
+
+// reload loads another configuration, in which nothing matters that is new.
+func (w *town) reload(k int, d *done) {
+	w.t.Helper()
+	w.changes++
+	s := span{what: fmt.Sprintf("Caddy %d was reloaded", k), caddy: k, from: time.Now()}
+	w.caddys[k].MustReload(w.config(k))
+	s.to = time.Now()
+	d.reloads = append(d.reloads, s)
 }
 
 // freeze lets a Caddy stand still as a whole.

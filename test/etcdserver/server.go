@@ -49,6 +49,7 @@ type Server struct {
 	t       testing.TB
 	program string
 	args    []string
+	data    string // a directory
 	health  string // an address that says whether it is of use
 	log     string
 
@@ -96,10 +97,10 @@ func StartCluster(t testing.TB, n int, o Options) []*Server {
 	}
 	for k := range n {
 		name := "m" + strconv.Itoa(k)
-		s := &Server{Address: addresses[3*k+1], t: t, program: program, health: addresses[3*k+2], log: filepath.Join(dir, name+".log")}
+		s := &Server{Address: addresses[3*k+1], t: t, program: program, health: addresses[3*k+2], data: filepath.Join(dir, name), log: filepath.Join(dir, name+".log")}
 		s.URL = scheme + "://" + s.Address
 		s.args = []string{
-			"--name", name, "--data-dir", filepath.Join(dir, name), "--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn",
+			"--name", name, "--data-dir", s.data, "--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn",
 			"--listen-client-urls", s.URL, "--advertise-client-urls", s.URL, "--listen-metrics-urls", "http://" + s.health,
 			"--listen-peer-urls", peers[k], "--initial-advertise-peer-urls", peers[k],
 			"--initial-cluster", strings.Join(cluster, ","), "--initial-cluster-token", dir,
@@ -214,6 +215,36 @@ func (s *Server) Stop() {
 		<-s.ended
 		s.cmd = nil
 	}
+}
+
+// Backup returns a copy of the data, for Restore. The server is away meanwhile.
+func (s *Server) Backup() (dir string) {
+	s.t.Helper()
+	dir = s.t.TempDir()
+	s.Stop()
+	if err := os.CopyFS(dir, os.DirFS(s.data)); err != nil {
+		s.t.Fatal(err)
+	}
+	s.Start()
+	return dir
+}
+
+// Restore starts the server again with the data of a backup: what was written
+// since is forgotten.
+func (s *Server) Restore(backup string) {
+	s.t.Helper()
+	s.Stop()
+	err := os.RemoveAll(s.data)
+	if err == nil {
+		err = os.CopyFS(s.data, os.DirFS(backup))
+	}
+	if err == nil {
+		err = os.Chmod(s.data, 0o700) // etcd wants it for itself
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.Start()
 }
 
 // Freeze stops the process of the server: connections stay, and nothing is

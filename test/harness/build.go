@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -90,6 +91,26 @@ func build() (Binaries, error) {
 	return bin, goBuild(bin.App, "github.com/caddy-usher/usher/test/app", false)
 }
 
+var otherClockOnce = sync.OnceValues(func() (string, error) {
+	if _, err := buildOnce(); err != nil {
+		return "", err
+	}
+	program := filepath.Join(buildDir, "otherclock")
+	return program, goBuild(program, "github.com/caddy-usher/usher/test/caddy/otherclock", raceEnabled, "-checklinkname=0")
+})
+
+// OtherClock returns a Caddy for Program whose wall clock is ahead by what the
+// file says that its environment names as OTHERCLOCK: 1h, for example. There is
+// one for Linux on amd64 only.
+func OtherClock(t testing.TB) string {
+	t.Helper()
+	program, err := otherClockOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
 // lookAtSources looks at every file that the programs are made of. Go takes the
 // result of an earlier run for as long as the files that the tests have looked
 // at are the same, and knows nothing of what they build.
@@ -118,9 +139,9 @@ func lookAtSources() error {
 	return nil
 }
 
-func goBuild(output, pkg string, race bool) error {
+func goBuild(output, pkg string, race bool, linkerFlags ...string) error {
 	// Without symbols linking takes half the time.
-	args := []string{"build", "-ldflags=-s -w", "-o", output}
+	args := []string{"build", "-ldflags=" + strings.Join(append(linkerFlags, "-s", "-w"), " "), "-o", output}
 	if race {
 		args = append(args, "-race")
 	}

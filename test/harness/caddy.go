@@ -142,6 +142,9 @@ func install(t testing.TB) *Caddy {
 // Setenv sets a variable of the environment in which Caddy starts.
 func (c *Caddy) Setenv(key, value string) { c.env = append(c.env, key+"="+value) }
 
+// Program has this Caddy run another program than the one of Build.
+func (c *Caddy) Program(path string) { c.bin.Caddy = path }
+
 // App is the path of the instance program.
 func (c *Caddy) App() string { return c.bin.App }
 
