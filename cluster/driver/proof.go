@@ -60,23 +60,53 @@ func (d *Driver) prove(p cluster.Peer) {
 	}
 }
 
-// reach makes sure that the end of another Caddy can be proven later.
-func (d *Driver) reach(peer link.Hello) {
-	ctx, cancel := context.WithTimeout(d.ctx, d.c.Options.Lease)
-	defer cancel()
-	if err := d.link.Reach(ctx, peer); err != nil && d.ctx.Err() == nil {
-		d.trouble("reach "+peer.Boot, "another member cannot be reached where it says it can: if it is lost, its slots are not used again before lost_after; check 'advertise' there, and what lies between",
-			slog.String("member", peer.ID), slog.String("address", peer.Address), slog.Any("error", err))
+// reach makes sure that the end of a Caddy can be proven later, for as long as
+// its stream stands: what lies between may be in order again.
+func (d *Driver) reach(s *stream) {
+	peer := s.conn.Peer()
+	for d.reachOnce(peer) != nil {
+		t := time.NewTimer(d.c.Options.Lease)
+		select {
+		case <-t.C:
+		case <-d.ctx.Done():
+			t.Stop()
+			return
+		}
+		d.mu.Lock()
+		current := d.streams[peer.Boot] == s
+		d.mu.Unlock()
+		if !current {
+			return
+		}
 	}
 }
 
-// reachAll does so for all members of a view that is new: the one that leads next
-// may never have had a stream to the others.
+func (d *Driver) reachOnce(peer link.Hello) error {
+	ctx, cancel := context.WithTimeout(d.ctx, d.c.Options.Lease)
+	defer cancel()
+	err := d.link.Reach(ctx, peer)
+	switch {
+	case d.ctx.Err() != nil:
+	case err != nil:
+		d.trouble("reach "+peer.Boot, "another member cannot be reached where it says it can: if it is lost, its slots are not used again before lost_after; check 'advertise' there, and what lies between",
+			slog.String("member", peer.ID), slog.String("address", peer.Address), slog.Any("error", err))
+	default:
+		d.better("reach "+peer.Boot, "the member can be reached where it says it can", slog.String("member", peer.ID))
+	}
+	return err
+}
+
+// reachAll does so once for all members of a view that is new: the one that leads
+// next may never have had a stream to the others.
 func (d *Driver) reachAll(v cluster.View) {
 	for _, p := range v.Members {
 		if p.Boot != d.c.Self.Boot {
 			hello := link.Hello{ID: p.ID, Boot: p.Boot, Address: p.Address}
-			d.running.Go(func() { d.reach(hello) })
+			d.running.Go(func() {
+				ctx, cancel := context.WithTimeout(d.ctx, d.c.Options.Lease)
+				defer cancel()
+				_ = d.link.Reach(ctx, hello) // the leader, which it has a stream to, tells of trouble
+			})
 		}
 	}
 }

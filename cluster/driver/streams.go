@@ -34,7 +34,7 @@ func (d *Driver) accept(ctx context.Context, conn *link.Conn) {
 	}
 	s := &stream{conn, peer.Boot}
 	if d.begin(s) {
-		d.running.Go(func() { d.reach(peer) })
+		d.running.Go(func() { d.reach(s) })
 		d.serve(s)
 	}
 }

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -88,5 +89,10 @@ func TestAnAddressThatOthersCannotReachIsTold(t *testing.T) {
 	here, _ = a.dial(t, c)
 	if err := a.Reach(t.Context(), here.Peer()); err != nil {
 		t.Error(err)
+	}
+	double := here.Peer()
+	double.Boot = "c-2" // says that it is c, and that c is where another one answers
+	if err := a.Reach(t.Context(), double); !errors.Is(err, ErrOtherProcess) {
+		t.Errorf("two with one address: %v", err)
 	}
 }

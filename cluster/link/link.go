@@ -408,6 +408,10 @@ func (l *Link) Dead(ctx context.Context, address, id, boot string) (bool, error)
 // PurposeProof is the purpose of connections that only ask who answers.
 const PurposeProof = "proof"
 
+// ErrOtherProcess says that at the address of a member another process of its
+// name answers.
+var ErrOtherProcess = errors.New("another process answers there in the name of the member: two Caddys have the same 'advertise', or it was started again")
+
 // Reach makes sure that the process can be reached at its address, so that its
 // end can be proven later.
 func (l *Link) Reach(ctx context.Context, peer Hello) error {
@@ -418,9 +422,14 @@ func (l *Link) Reach(ctx context.Context, peer Hello) error {
 		return nil
 	}
 	conn, err := l.Dial(ctx, peer.Address, peer.ID, PurposeProof)
+	if err == nil {
+		if conn.Peer().Boot != peer.Boot {
+			err = ErrOtherProcess
+		}
+		conn.Close()
+	}
 	if err != nil {
 		return fmt.Errorf("%s cannot be reached at the address that it advertises: %w", peer, err)
 	}
-	conn.Close()
 	return nil
 }

@@ -366,7 +366,8 @@ func (b *books) checkSlots(slots map[string]int) (overlaps int) {
 					end = at
 				}
 			}
-			if !r.left || !touched(b.done.still, r.caddy, r.began, r.over.Add(slack)) {
+			// A Caddy that stands still does not notice that a client has left.
+			if !r.left || !touched(b.done.still, r.caddy, r.began, r.over.Add(50*time.Millisecond)) {
 				sooner(r.over)
 			}
 			for _, d := range b.done.deaths {

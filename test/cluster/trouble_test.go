@@ -146,41 +146,33 @@ func TestG14OneThatStandsStillAndWhatItUsesIsReplaced(t *testing.T) {
 	}
 }
 
-// A member that is cut off ends its requests before others use its slots, and
-// lets others wait until it is back.
+// One that is cut off ends its requests before others use its slots, and lets
+// others wait until it is back. A member that still reaches etcd would lead
+// instead.
 func TestG14OneThatIsCutOff(t *testing.T) {
 	w := newTown(t, 3, short, "instances 1 1", "concurrency 1", "scale queue")
 	w.start()
 	wantAllOK(t, w.each("/"))
-	for name, cut := range map[string]func(k, leader int) []way{
-		"from the leader":                func(k, leader int) []way { return both(k, leader) },
-		"and nothing of it arrives":      func(k, leader int) []way { return []way{{k, leader}} },
-		"and nothing arrives there":      func(k, leader int) []way { return []way{{leader, k}} },
-		"from all others and from etcd":  func(k, _ int) []way { return w.network.around(k) },
-		"and it is the one that leads":   nil,
-		"from etcd, and nothing happens": func(k, _ int) []way { return both(k, theEtcd) },
+	for _, c := range []struct {
+		name  string
+		leads bool
+		ways  func(k, leader int) []way
+	}{
+		{"from the leader", false, func(k, leader int) []way { return both(k, leader) }},
+		{"and nothing of it arrives", false, func(k, leader int) []way { return []way{{k, leader}} }},
+		{"and nothing arrives there", false, func(k, leader int) []way { return []way{{leader, k}} }},
+		{"from all others", false, func(k, _ int) []way { return w.network.around(k) }},
+		{"and it is the one that leads", true, func(k, _ int) []way { return w.network.around(k) }},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			w.awaitAll(w.everyone()...)
-			leader := w.leader()
-			k := (leader + 1) % 3
-			if cut == nil {
-				k = leader
-				cut = func(k, _ int) []way { return w.network.around(k) }
+			k := w.leader()
+			if !c.leads {
+				k = w.member()
 			}
-			other := 3 - leader - k
-			if k == leader {
-				other = (leader + 1) % 3
-			}
-			ways := cut(k, leader)
-			if strings.Contains(name, "nothing happens") {
-				w.network.cut(ways...)
-				time.Sleep(2 * lease)
-				wantAllOK(t, w.each("/"))
-				w.network.mend(ways...)
-				return
-			}
+			other := (k + 1) % 3
 			inside := w.hold(k)
+			ways := append(c.ways(k, w.leader()), both(k, theEtcd)...)
 			w.network.cut(ways...)
 			next := w.caddys[other].Send(harness.Request{Path: "/"})
 			ended := inside.Wait(t, soon)
