@@ -328,9 +328,9 @@ func (b *books) why(r *record) string {
 	case touched(b.done.jumps, r.caddy, r.began, r.over.Add(slack)):
 		// A jump ahead looks as if the machine had been suspended.
 		return "the clock of its Caddy jumped"
-	case touched(b.done.reloads, r.caddy, r.began, r.over) && r.status == 0 && len(r.stays) == 0:
+	case touched(b.done.reloads, r.caddy, r.began.Add(-slack), r.over) && r.status == 0 && len(r.stays) == 0:
 		// When a listener is replaced, the kernel drops connections that have not
-		// been accepted.
+		// been accepted. The old server closes idle ones a moment later.
 		return "its Caddy was reloaded"
 	}
 	for _, s := range slices.Concat(b.done.still, b.done.apart) {
