@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	duration = flag.Duration("cluster.duration", time.Minute, "how long everything goes wrong in TestChaos; with more than a minute there are five Caddys, and what lasts long is done too")
+	duration = flag.Duration("cluster.duration", 40*time.Second, "how long everything goes wrong in TestChaos; with more than a minute there are five Caddys, and what lasts long is done too")
 	seed     = flag.Uint64("cluster.seed", 0, "from which the plan and the load of TestChaos are drawn; 0 is another one each time")
 )
 

@@ -23,12 +23,12 @@ import (
 )
 
 // ahead is how many seconds the wall clock is ahead.
-var ahead int64
+var ahead atomic.Int64
 
 // wrong stands in for the kernel's clock_gettime, which original is.
-func wrong()
+func wrong() //nolint:unused // install uses it
 
-var original uintptr
+var original uintptr //nolint:unused // wrong uses it
 
 // install has Go call wrong from now on.
 func install()
@@ -37,7 +37,7 @@ func main() {
 	read := func() {
 		text, _ := os.ReadFile(os.Getenv("OTHERCLOCK"))
 		if d, err := time.ParseDuration(string(text)); err == nil {
-			atomic.StoreInt64(&ahead, int64(d/time.Second))
+			ahead.Store(int64(d / time.Second))
 		}
 	}
 	read()
