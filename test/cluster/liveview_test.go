@@ -18,6 +18,7 @@ func TestTheLiveViewOfAMemberShowsTheWhole(t *testing.T) {
 	for k, c := range w.caddys {
 		cfg := w.config(k)
 		cfg.Site = "handle /status* {\n\tusher_status\n}\nhandle {\n" + cfg.Site[strings.Index(cfg.Site, "usher web"):] + "\n}"
+		w.doors[k].unlock(t)
 		c.Start(cfg)
 	}
 	k := w.leader()

@@ -44,8 +44,8 @@ func TestG16ASessionKeyLeadsToTheSameInstanceAtAllMembers(t *testing.T) {
 		check(c, fmt.Sprint("member ", k))
 	}
 	k := (w.leader() + 1) % 3
-	w.caddys[k].Stop()
-	w.caddys[k].Start(w.config(k))
+	w.stop(k)
+	w.startOne(k)
 	w.caddys[k].AwaitReady("web", 3, soon)
 	check(w.caddys[k], "one that came later")
 }
