@@ -57,6 +57,14 @@ type Sharer interface {
 	Shared() bool
 }
 
+// Limiter is implemented by a Backend whose instances are meant for some requests
+// only.
+type Limiter interface {
+	// DefaultMaxRequests is how many requests an instance gets in its life, unless
+	// the service says so; 0 is without a limit.
+	DefaultMaxRequests() int
+}
+
 // FixedAddresser is implemented by a Backend whose program may listen on one
 // address of this machine, whatever it is told.
 type FixedAddresser interface {

@@ -248,11 +248,17 @@ func statusObject(code int, message string) object {
 		401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed", 409: "Conflict", 410: "Expired",
 		422: "Invalid", 429: "TooManyRequests", 500: "InternalError",
 	}[code]
+	if strings.HasSuffix(message, "already exists") {
+		reason = "AlreadyExists"
+	}
 	return object{"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
 }
 
 // one carries out a call to one object. The lock is held.
 func (s *apiServer) one(c call) (code int, answer object, message string) {
+	if c.verb == "post" {
+		return s.create(c)
+	}
 	o := s.objects[c.resource][c.name]
 	if o == nil {
 		return 404, nil, fmt.Sprintf("%s %q not found", c.resource, c.name)
@@ -288,6 +294,18 @@ func (s *apiServer) one(c call) (code int, answer object, message string) {
 		return 200, o, ""
 	}
 	return 405, nil, "the server does not allow this method"
+}
+
+// create makes an object. The lock is held.
+func (s *apiServer) create(c call) (code int, answer object, message string) {
+	o := copyOf(c.body)
+	name := nameOf(o)
+	if s.objects[c.resource][name] != nil {
+		return 409, statusObject(409, ""), fmt.Sprintf("%s %q already exists", c.resource, name)
+	}
+	merge(o, object{"metadata": object{"namespace": "default", "uid": uids(), "creationTimestamp": time.Now().UTC().Format(time.RFC3339)}})
+	s.store(c.resource, o)
+	return 200, s.objects[c.resource][name], ""
 }
 
 func (s *apiServer) scaleOf(resource string, o object) object {

@@ -1,6 +1,9 @@
 package kubernetes
 
 import (
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-usher/usher/kubeaccess"
@@ -11,6 +14,8 @@ import (
 //	backend kubernetes <resource>/<name> {
 //		namespace  <name>
 //		port       <name|number>
+//		deadline   <duration>
+//		ttl        <duration>
 //		kubeconfig <path>
 //		context    <name>
 //	}
@@ -26,7 +31,7 @@ func (b *Backend) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	return b.unmarshalBlock(d, "backend kubernetes", map[string]*string{
 		"namespace": &b.Namespace, "port": &b.Port, "kubeconfig": &b.Kubeconfig, "context": &b.Context,
-	}, "namespace, port, kubeconfig, context")
+	}, map[string]*caddy.Duration{"deadline": &b.Deadline, "ttl": &b.TTL}, "namespace, port, deadline, ttl, kubeconfig, context")
 }
 
 // UnmarshalCaddyfileDefaults reads the global option `kubernetes`, which says
@@ -44,14 +49,20 @@ func (b *Backend) UnmarshalCaddyfileDefaults(d *caddyfile.Dispenser) error {
 	}
 	return b.unmarshalBlock(d, "the global option kubernetes", map[string]*string{
 		"kubeconfig": &b.Kubeconfig, "context": &b.Context, "namespace": &b.Namespace,
-	}, "kubeconfig, context, namespace")
+	}, nil, "kubeconfig, context, namespace")
 }
 
 // unmarshalBlock reads a block of options with one value each. It refuses,
 // where the line is still known, what Provision would refuse later.
-func (b *Backend) unmarshalBlock(d *caddyfile.Dispenser, place string, fields map[string]*string, names string) error {
+func (b *Backend) unmarshalBlock(d *caddyfile.Dispenser, place string, fields map[string]*string, durations map[string]*caddy.Duration, names string) error {
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
+		if field, ok := durations[option]; ok {
+			if err := unmarshalDuration(d, option, field); err != nil {
+				return err
+			}
+			continue
+		}
 		field, ok := fields[option]
 		if !ok {
 			return d.Errf("unrecognized option '%s' of %s; it knows %s", option, place, names)
@@ -78,6 +89,22 @@ func (b *Backend) unmarshalBlock(d *caddyfile.Dispenser, place string, fields ma
 			return d.WrapErr(err)
 		}
 	}
+	return nil
+}
+
+func unmarshalDuration(d *caddyfile.Dispenser, option string, field *caddy.Duration) error {
+	if *field != 0 {
+		return d.Errf("%s is given twice", option)
+	}
+	var value string
+	if !d.AllArgs(&value) {
+		return d.Errf("%s takes exactly one value", option)
+	}
+	v, err := caddy.ParseDuration(value)
+	if err != nil || v < time.Second {
+		return d.Errf("%s %s is no duration of at least 1s, such as 10m", option, value)
+	}
+	*field = caddy.Duration(v)
 	return nil
 }
 

@@ -60,7 +60,7 @@ func TestTheCaddyfileRefusesWithTheLine(t *testing.T) {
 		`kubernetes web`:                                   "write <resource>/<name>",
 		`kubernetes widget/web`:                            "<plural>.<version>.<group>",
 		`kubernetes deployment/Not_a_name`:                 "no name of a resource",
-		"kubernetes deployment/web {\n replicas 3\n}":      "it knows namespace, port, kubeconfig, context",
+		"kubernetes deployment/web {\n replicas 3\n}":      "it knows namespace, port, deadline, ttl, kubeconfig, context",
 		"kubernetes deployment/web {\n port 0\n}":          "between 1 and 65535",
 		"kubernetes deployment/web {\n port 70000\n}":      "between 1 and 65535",
 		"kubernetes deployment/web {\n port no_port\n}":    "neither a number nor",

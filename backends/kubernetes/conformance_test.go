@@ -11,7 +11,7 @@ import (
 )
 
 func TestTheContractOfBackendsIsKept(t *testing.T) {
-	for _, kind := range []string{"Deployment", "ReplicaSet", "StatefulSet"} {
+	for _, kind := range []string{"Deployment", "ReplicaSet", "StatefulSet", "Job"} {
 		t.Run(kind, func(t *testing.T) {
 			backendtest.Run(t, func(t *testing.T) backendtest.Subject { return subject(t, kind) })
 		})
@@ -22,7 +22,11 @@ func subject(t *testing.T, kind string) backendtest.Subject {
 	t.Helper()
 	s := newAPIServer(t)
 	s.controllers(running("10.0.0.1", false))
-	s.workload(kind, "web", 0)
+	if kind == "Job" {
+		s.cronJob("web", nil)
+	} else {
+		s.workload(kind, "web", 0)
+	}
 	resource := strings.ToLower(kind)
 	config := s.kubeconfig()
 	provisioned := func(name string) *Backend {
@@ -34,6 +38,9 @@ func subject(t *testing.T, kind string) backendtest.Subject {
 	}
 	pod := func(id string, change func(object)) {
 		name, _, _ := strings.Cut(id, ".")
+		if kind == "Job" {
+			name += "-x"
+		}
 		s.change("pods", name, change)
 	}
 	return backendtest.Subject{
@@ -65,6 +72,9 @@ func subject(t *testing.T, kind string) backendtest.Subject {
 			s.do(func() {
 				for _, c := range calls {
 					s.slow[c] = speak
+				}
+				if kind == "Job" {
+					s.slow["get cronjobs/web"], s.slow["post jobs"] = speak, speak
 				}
 			})
 			return sync.OnceFunc(func() {

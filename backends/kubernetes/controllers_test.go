@@ -27,6 +27,7 @@ func (s *apiServer) controllers(kubelet func(o object)) {
 					s.remove("pods", name)
 				}
 			}
+			s.runJobs(kubelet)
 			for _, name := range s.names("deployments") {
 				d := s.objects["deployments"][name]
 				set := name + "-1"
@@ -65,6 +66,53 @@ func (s *apiServer) controllers(kubelet func(o object)) {
 			}
 		}
 	}
+}
+
+// runJobs does what the controller of Jobs does: one pod for each, the end of the
+// Job with that of the pod, and no pod without its Job.
+func (s *apiServer) runJobs(kubelet func(o object)) {
+	for _, name := range s.names("jobs") {
+		j := s.objects["jobs"][name]
+		meta := j["metadata"].(object)
+		pod := s.objects["pods"][name+"-x"]
+		switch {
+		case meta["deletionTimestamp"] != nil:
+			s.remove("pods", name+"-x")
+			s.remove("jobs", name)
+		case len(children(child(j, "status"), "conditions")) > 0:
+		case pod == nil && text(child(meta, "annotations"), "test/quota") == "":
+			template := child(child(j, "spec"), "template")
+			p := owned(newObject("Pod", name+"-x"), j, object{"spec": child(copyOf(template), "spec"), "status": object{"phase": "Pending"}})
+			p["metadata"].(object)["labels"] = child(child(copyOf(template), "metadata"), "labels")
+			if kubelet != nil {
+				kubelet(p)
+			}
+			s.store("pods", p)
+		case text(child(pod, "status"), "phase") == "Succeeded":
+			s.endJob(name, object{"type": "Complete", "status": "True"})
+		case text(child(pod, "status"), "phase") == "Failed":
+			s.endJob(name, object{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it has failed"})
+		}
+	}
+}
+
+func (s *apiServer) endJob(name string, condition object) {
+	j := copyOf(s.objects["jobs"][name])
+	merge(j, object{"status": object{"conditions": []any{condition}}})
+	s.store("jobs", j)
+}
+
+// cronJob adds a template of Jobs.
+func (s *apiServer) cronJob(name string, spec object) {
+	o := newObject("CronJob", name)
+	o["apiVersion"] = "batch/v1"
+	merge(o, object{"spec": object{"suspend": true, "jobTemplate": object{
+		"metadata": object{"labels": object{"of": name}}, "spec": object{"template": object{"spec": object{"containers": []any{object{
+			"name": "app", "ports": []any{object{"name": "http", "containerPort": float64(8080)}},
+		}}}}},
+	}}})
+	merge(o["spec"].(object)["jobTemplate"].(object)["spec"].(object), spec)
+	s.do(func() { s.store("cronjobs", o) })
 }
 
 func (s *apiServer) hasSecondSet(deployment string) bool {

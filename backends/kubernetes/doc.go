@@ -16,7 +16,10 @@
 // Usher: it says so and scales from zero and to zero only. A service at rest
 // costs no goroutine and no timer of its own.
 //
-// It never creates or deletes a workload, never deletes a pod of another
+// Where instances are Jobs it makes one for each start, and deletes it when the
+// instance is to stop.
+//
+// It never creates or deletes another workload, never deletes a pod of another
 // workload or another pod of the same name, never changes the pod template but
 // when asked to restart, and never sends anything to the cluster when a
 // configuration is merely loaded and checked.

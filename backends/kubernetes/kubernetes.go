@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -29,6 +30,10 @@ type Backend struct {
 	// The workload, as `<resource>/<name>`: `deployment/web`,
 	// `statefulset/db`, `replicaset/x`, or `<plural>.<version>.<group>/<name>`
 	// for any other.
+	//
+	// `job/<name>` names a CronJob or, if there is none, a PodTemplate. Each
+	// instance is then the pod of a Job that is made from that. The CronJob should
+	// be suspended, or it makes Jobs by itself, too.
 	Resource string `json:"resource,omitempty"`
 
 	// The namespace of the workload. Default: that of the context of the
@@ -38,6 +43,14 @@ type Backend struct {
 	// The port of the pods that serves: its number, or its name in the pod's
 	// containers. Default: the first port that the pod declares.
 	Port string `json:"port,omitempty"`
+
+	// Of a `job/`: for how long a Job may run in all. Then the cluster ends it, with
+	// what is inside. Default: what the template says.
+	Deadline caddy.Duration `json:"deadline,omitempty"`
+
+	// Of a `job/`: how long a Job that has ended stays in the cluster. Default: what
+	// the template says, or else 1h.
+	TTL caddy.Duration `json:"ttl,omitempty"`
 
 	// The kubeconfig file. If it is missing, that fails the load, the first one
 	// of a Caddy aside. Default: the service account of the pod that Caddy
@@ -55,6 +68,8 @@ type plan struct {
 	workload  workload
 	namespace string // may be empty: the connection's
 	port      string
+	deadline  time.Duration // of Jobs; 0 is the template's
+	ttl       time.Duration // of Jobs; 0 is the template's
 	connection
 }
 
@@ -88,14 +103,43 @@ func (b *Backend) Provision(caddy.Context) error {
 	if err == nil {
 		err = checkPort(resolved[2])
 	}
+	if err == nil {
+		err = b.checkJobOptions(w)
+	}
 	if err != nil {
 		return fmt.Errorf("kubernetes: %w", err)
 	}
 	b.plan = &plan{
+		deadline: time.Duration(b.Deadline), ttl: time.Duration(b.TTL),
 		workload: w, namespace: resolved[1], port: resolved[2],
 		connection: connection{kubeconfig: resolved[3], context: resolved[4]},
 	}
 	return nil
+}
+
+// checkJobOptions checks what only Jobs have.
+func (b *Backend) checkJobOptions(w workload) error {
+	for _, option := range []struct {
+		name  string
+		value caddy.Duration
+	}{{"deadline", b.Deadline}, {"ttl", b.TTL}} {
+		switch {
+		case option.value == 0:
+		case w.gvr != jobTemplates:
+			return fmt.Errorf("%s is for job/<name> alone: %s has no Jobs", option.name, w)
+		case option.value < caddy.Duration(time.Second):
+			return fmt.Errorf("%s is %s, but at least 1s", option.name, time.Duration(option.value))
+		}
+	}
+	return nil
+}
+
+// DefaultMaxRequests implements scaler.Limiter: a Job is for one request.
+func (b *Backend) DefaultMaxRequests() int {
+	if b.plan != nil && b.plan.workload.gvr == jobTemplates {
+		return 1
+	}
+	return 0
 }
 
 // Check tells whether a kubeconfig that is named can be used. It asks no
@@ -118,6 +162,9 @@ func (b *Backend) Open(env scaler.Env) (scaler.Scaler, error) {
 			Detail: "the kubernetes backend of " + env.Service + " was opened before it was provisioned",
 		}
 	}
+	if b.plan.workload.gvr == jobTemplates {
+		return openJobs(b, env)
+	}
 	return open(b.plan, env)
 }
 
@@ -128,7 +175,11 @@ func (*Backend) Shared() bool { return true }
 // Fingerprint identifies everything that shapes an instance.
 func (b *Backend) Fingerprint() string {
 	p := b.plan
-	text, err := json.Marshal([]string{p.workload.String(), p.namespace, p.port, p.kubeconfig, p.context})
+	words := []string{p.workload.String(), p.namespace, p.port, p.kubeconfig, p.context}
+	if p.workload.gvr == jobTemplates {
+		words = append(words, p.deadline.String(), p.ttl.String())
+	}
+	text, err := json.Marshal(words)
 	if err != nil {
 		// Strings always encode.
 		panic(fmt.Sprintf("kubernetes: encoding a plan: %v", err))
@@ -151,4 +202,5 @@ var (
 	_ caddy.Provisioner = (*Backend)(nil)
 	_ scaler.Checker    = (*Backend)(nil)
 	_ scaler.Backend    = (*Backend)(nil)
+	_ scaler.Limiter    = (*Backend)(nil)
 )

@@ -29,7 +29,8 @@ const patience = 10 * time.Second
 type bench struct {
 	t      *testing.T
 	server *apiServer
-	runner *runner
+	scaler scaler.Scaler
+	runner *runner // the same, but for Jobs
 	logs   *observer.ObservedLogs
 	config string
 
@@ -77,7 +78,8 @@ func openOn(t *testing.T, s *apiServer, resource string, change ...func(*options
 	if err != nil {
 		t.Fatal(err)
 	}
-	bn.runner = sc.(*runner)
+	bn.scaler = sc
+	bn.runner, _ = sc.(*runner)
 	t.Cleanup(bn.close)
 	return bn
 }
@@ -103,7 +105,7 @@ func (b *bench) close() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := b.runner.Close(ctx, time.Second); err != nil {
+	if err := b.scaler.Close(ctx, time.Second); err != nil {
 		b.t.Errorf("close: %v", err)
 	}
 }
@@ -187,7 +189,7 @@ func idOf(t *testing.T, r scaler.Report, pod string) string {
 }
 
 func (b *bench) order(n int, stop ...string) error {
-	return b.runner.Scale(b.t.Context(), scaler.Order{Instances: n, Stop: stop, StopTimeout: time.Second})
+	return b.scaler.Scale(b.t.Context(), scaler.Order{Instances: n, Stop: stop, StopTimeout: time.Second})
 }
 
 // scale gives an order that must succeed.

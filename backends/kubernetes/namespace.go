@@ -16,10 +16,13 @@ type namespace struct {
 
 	pods *mirror[*pod]
 	sets *mirror[*replicaSet]
+	jobs *mirror[*job]
 
 	mu        sync.Mutex
 	members   map[*runner]bool
 	observers map[*observation]bool
+	ofJobs    map[*jobs]bool
+	jobsOn    bool // the watch of Jobs
 	begun     bool // the watch of pods
 	setsOn    bool // the watch of ReplicaSets
 
@@ -36,13 +39,16 @@ func (cl *cluster) join(name string) *namespace {
 	defer cl.mu.Unlock()
 	ns := cl.namespaces[name]
 	if ns == nil {
-		ns = &namespace{cluster: cl, name: name, members: make(map[*runner]bool), observers: make(map[*observation]bool)}
+		ns = &namespace{cluster: cl, name: name, members: make(map[*runner]bool), observers: make(map[*observation]bool), ofJobs: make(map[*jobs]bool)}
 		ns.ctx, ns.cancel = context.WithCancel(cl.ctx)
 		ns.pods = &mirror[*pod]{
 			gvr: pods, namespace: name, cluster: cl, convert: newPod, changed: ns.podChanged, replaced: ns.everything,
 		}
 		ns.sets = &mirror[*replicaSet]{
 			gvr: replicaSets, namespace: name, cluster: cl, convert: newReplicaSet, changed: ns.setChanged, replaced: ns.everything,
+		}
+		ns.jobs = &mirror[*job]{
+			gvr: jobsResource, namespace: name, cluster: cl, convert: newJob, changed: ns.jobChanged, replaced: ns.everything,
 		}
 		cl.namespaces[name] = ns
 	}
@@ -102,6 +108,11 @@ func (ns *namespace) podChanged(before, after **pod) {
 			o.podChanged(*before, after)
 		}
 	}
+	for j := range ns.ofJobs {
+		if before != nil && j.concerns((*before).labels) || after != nil && j.concerns((*after).labels) {
+			j.eye.poke()
+		}
+	}
 	for r := range ns.members {
 		sel := r.selector.Load()
 		if sel == nil {
@@ -109,6 +120,54 @@ func (ns *namespace) podChanged(before, after **pod) {
 		}
 		if before != nil && (*sel).Matches((*before).labels) || after != nil && (*sel).Matches((*after).labels) {
 			r.poke(false)
+		}
+	}
+}
+
+// subscribeJobs lets j know what changes, and begins to watch what it needs.
+func (ns *namespace) subscribeJobs(j *jobs) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	ns.ofJobs[j] = true
+	ns.watchPods()
+	if !ns.jobsOn {
+		ns.jobsOn = true
+		ns.life.Go(func() { ns.jobs.run(ns.ctx) })
+	}
+}
+
+func (ns *namespace) unsubscribeJobs(j *jobs) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	delete(ns.ofJobs, j)
+	for other := range ns.ofJobs {
+		other.eye.poke() // what j has left may be its own now
+	}
+}
+
+// isJobRevision reports whether Jobs with this revision are those of an open Scaler.
+func (ns *namespace) isJobRevision(revision string) bool {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	for j := range ns.ofJobs {
+		if j.labels[revisionKey] == revision {
+			return true
+		}
+	}
+	return false
+}
+
+// jobChanged tells those whose Job it is.
+func (ns *namespace) jobChanged(before, after **job) {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	one := after
+	if one == nil {
+		one = before
+	}
+	for j := range ns.ofJobs {
+		if j.concerns((*one).labels) {
+			j.eye.poke()
 		}
 	}
 }
@@ -138,6 +197,9 @@ func (ns *namespace) everything(missed bool) {
 	defer ns.mu.Unlock()
 	for r := range ns.members {
 		r.poke(missed)
+	}
+	for j := range ns.ofJobs {
+		j.eye.poke()
 	}
 }
 

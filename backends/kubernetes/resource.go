@@ -8,7 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
-// A workload is a resource that has a scale, by name.
+// A workload is a resource that has a scale, or of which Jobs are made, by name.
 type workload struct {
 	gvr  schema.GroupVersionResource
 	name string
@@ -22,6 +22,7 @@ var (
 	replicaSets  = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"}
 	pods         = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	events       = schema.GroupVersionResource{Version: "v1", Resource: "events"}
+	jobTemplates = schema.GroupVersionResource{Resource: "job"} // a CronJob, or a PodTemplate
 	autoscalers  = schema.GroupVersionResource{Group: "autoscaling", Version: "v2", Resource: "horizontalpodautoscalers"}
 )
 
@@ -29,6 +30,7 @@ var known = map[string]schema.GroupVersionResource{
 	"deployment": deployments, "deployments": deployments, "deploy": deployments,
 	"statefulset": statefulSets, "statefulsets": statefulSets, "sts": statefulSets,
 	"replicaset": replicaSets, "replicasets": replicaSets, "rs": replicaSets,
+	"job": jobTemplates,
 }
 
 // parseWorkload reads <resource>/<name>.
@@ -46,7 +48,7 @@ func parseWorkload(text string) (workload, error) {
 	}
 	parts := strings.SplitN(kind, ".", 3)
 	if len(parts) != 3 || parts[0] == "" || parts[2] == "" || !strings.HasPrefix(parts[1], "v") {
-		return workload{}, fmt.Errorf("resource %q: %s is not deployment, statefulset or replicaset; write others as <plural>.<version>.<group>, for example foos.v1.example.com/%s", text, kind, name)
+		return workload{}, fmt.Errorf("resource %q: %s is not deployment, statefulset, replicaset or job; write others as <plural>.<version>.<group>, for example foos.v1.example.com/%s", text, kind, name)
 	}
 	return workload{schema.GroupVersionResource{Resource: parts[0], Version: parts[1], Group: parts[2]}, name}, nil
 }
@@ -60,6 +62,8 @@ func (w workload) String() string {
 		return "statefulset/" + w.name
 	case replicaSets:
 		return "replicaset/" + w.name
+	case jobTemplates:
+		return "job/" + w.name
 	}
 	return w.gvr.Resource + "." + w.gvr.Version + "." + w.gvr.Group + "/" + w.name
 }

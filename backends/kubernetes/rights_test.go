@@ -13,10 +13,10 @@ import (
 	"github.com/caddy-usher/usher/scaler/control"
 )
 
-// rightsOfTheManifests returns what the Role in deploy/kubernetes allows.
-func rightsOfTheManifests(t *testing.T) map[string]bool {
+// rightsOf returns what the Role in a file of deploy/kubernetes allows.
+func rightsOf(t *testing.T, name string) map[string]bool {
 	t.Helper()
-	file, err := os.Open("../../deploy/kubernetes/rights.yaml")
+	file, err := os.Open("../../deploy/kubernetes/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func rightsOfTheManifests(t *testing.T) map[string]bool {
 }
 
 func TestTheManifestsGrantExactlyTheRightsThatAreUsed(t *testing.T) {
-	allowed := rightsOfTheManifests(t)
+	allowed := rightsOf(t, "rights.yaml")
 	used := make(map[string]bool)
 	for _, resource := range []string{"deployment", "statefulset"} {
 		s := newAPIServer(t)

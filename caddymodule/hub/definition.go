@@ -52,6 +52,11 @@ func NewDefinition(ctx caddy.Context, s ServiceConfig, place string, known map[s
 		return nil, fmt.Errorf("the module usher.backends.%s is a %T, which is not a backend", InlineKey(raw, "type"), mod)
 	}
 	d := &Definition{Options: o, Place: place, Backend: backend}
+	if l, ok := backend.(scaler.Limiter); ok && o.Service.MaxRequests == 0 && l.DefaultMaxRequests() > 0 {
+		own := *o
+		own.Service.MaxRequests = l.DefaultMaxRequests()
+		d.Options = &own
+	}
 	if err := d.checkBusy(); err != nil {
 		return nil, err
 	}

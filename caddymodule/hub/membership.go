@@ -169,7 +169,7 @@ func (m *membership) share(s *Service) {
 		List:    func(all []control.Shared) { m.driver.List(name, instancesOf(all)) },
 		Refused: func(r *control.Refusal) { m.refused(name, r) },
 		Decided: func() { m.decided(s, k) },
-		Spent:   func(id string) { m.hub.background.Go(func() { m.replaceSpent(m.hub.ctx, s, id) }) },
+		Spent:   func(id string) { m.driver.Tell(newsSpent+name, []byte(id)) },
 	})
 	s.Reserver.SetFreed(func(i *reserver.Instance) { m.driver.Freed(name, i.ID) })
 	s.Reserver.SetChanged(func() { m.changed(name, k) })

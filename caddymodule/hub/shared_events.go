@@ -17,6 +17,10 @@ import (
 // newsEvent is the subject of news about an event.
 const newsEvent = "event"
 
+// newsSpent, before the name of a service, is the subject of news about an instance
+// that has had its last request, by max_requests.
+const newsSpent = "spent/"
+
 // sharedEvent is an event of a service, on its way to other Caddys. One of the
 // fields for it is set.
 type sharedEvent struct {
@@ -95,6 +99,12 @@ func (m *membership) hearEvent(body []byte) {
 func (m *membership) Told(from, subject string, body []byte) (passOn bool) {
 	if name, ok := strings.CutPrefix(subject, newsPlaced); ok {
 		m.hearPlaced(name, body)
+		return false
+	}
+	if name, ok := strings.CutPrefix(subject, newsSpent); ok {
+		if _, s := m.of(name, nil); s != nil {
+			s.Loop.Spend(string(body))
+		}
 		return false
 	}
 	if name, ok := strings.CutPrefix(subject, newsVisitor); ok {

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-usher/usher/reserver"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -83,4 +84,37 @@ func (m *member) account(t *testing.T) *Account {
 		t.Fatal(err)
 	}
 	return a
+}
+
+// An instance that has had its last request at a loop that follows is known to the
+// one that leads before any other can use it.
+func TestAnInstanceThatIsSpentElsewhereIsWithdrawn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := remote()
+		p.want, p.ages, p.wasReady = 1, time.Hour, true
+		a := newMember(t, defaults(), p)
+		a.leads()
+		time.Sleep(2 * time.Second)
+		one := a.lists1()
+
+		b := newMember(t, defaults(), remote())
+		b.reserver.SetOptions(reserver.Options{MaxWaiting: 10, MaxRequests: 1})
+		b.SetShare(one.ID, 1)
+		b.Follow([]Shared{one})
+		r := b.inside()
+		synctest.Wait()
+		if len(b.spent) == 0 || b.spent[0] != one.ID {
+			t.Fatalf("told %v", b.spent)
+		}
+		told := len(b.spent)
+		b.Follow([]Shared{one}) // of another leader, which does not know it
+		if len(b.spent) != told+1 {
+			t.Error("the next leader is not told")
+		}
+		a.Spend(one.ID)
+		if got := a.lists1(); got.State != SharedWithdrawn {
+			t.Errorf("it is listed as %+v", got)
+		}
+		r.Release(reserver.Answered)
+	})
 }

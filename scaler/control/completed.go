@@ -8,8 +8,8 @@ import (
 )
 
 // completedPause is the least time between the start of an instance that
-// completes and the next start. A job that is over at once would otherwise be
-// started as fast as the platform can.
+// completes without a request and the next start. A job that is over at once would
+// otherwise be started as fast as the platform can.
 const completedPause = time.Second
 
 // completed takes note that an instance has done its work. That is no failure.
@@ -17,6 +17,9 @@ func (l *Loop) completed(i *instance, now time.Time) {
 	l.log().Info("instance completed", slog.String("instance", i.ID))
 	began := i.unreadyFrom
 	if i.slots != nil {
+		if i.slots.Stats().Served > 0 {
+			return
+		}
 		began = i.readySince
 	}
 	if next := began.Add(completedPause); i.revision == l.current() && next.After(now) && next.After(l.backoffUntil) {

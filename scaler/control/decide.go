@@ -127,10 +127,15 @@ func (l *Loop) attend(i *instance, now time.Time) {
 		l.startProbe(i, pause)
 	case s.Spent:
 		l.replace(i, now)
+		i.drainUntil = now.Add(unhurried)
 	case s.VerifyRequested && i.probe == nil:
 		l.vouch(i)
 	}
 }
+
+// unhurried is the time that requests have on an instance which goes only because
+// it has had as many as it may have.
+const unhurried = 100 * 365 * 24 * time.Hour
 
 // adoptTimeout is how long an adopted instance may take to answer, beyond the
 // time of one probe. Requests wait for it rather than for a start.

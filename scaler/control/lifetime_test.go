@@ -39,14 +39,27 @@ func TestAnInstanceIsReplacedAfterItsRequests(t *testing.T) {
 func TestAnInstanceThatIsSpentFinishesWhatItHas(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := &platform{local: true}
-		b := newBench(t, with(func(s *Settings) { s.DrainTimeout = time.Hour }), p, nil, maxRequests(1))
+		b := newBench(t, with(func(s *Settings) { s.DrainTimeout = time.Second }), p, nil, maxRequests(1))
 		first := b.waits()
 		b.granted(first)
 		second := b.waits()
 		time.Sleep(10 * time.Minute)
 		b.runs(1) // max is one, and the first is not through
+		select {
+		case <-first.Instance().Gone():
+			t.Fatal("its instance was stopped")
+		default:
+		}
 		first.Release(reserver.Answered)
 		b.granted(second)
+		// When it has to go for another reason there is a limit.
+		b.Sleep()
+		time.Sleep(2 * time.Second)
+		select {
+		case <-second.Instance().Gone():
+		default:
+			t.Fatal("an operator has put it to sleep, and its instance runs on")
+		}
 		second.Release(reserver.Answered)
 	})
 }

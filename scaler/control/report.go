@@ -383,11 +383,15 @@ func (l *Loop) removeSlots(i *instance) {
 
 // drain cordons i, to be stopped once it is empty or its time is over.
 func (l *Loop) drain(i *instance, now time.Time) {
+	until := now.Add(l.settings.DrainTimeout)
 	if i.stage.leaving() {
+		if until.Before(i.drainUntil) {
+			i.drainUntil = until // it was not in a hurry before
+		}
 		return
 	}
 	i.move(draining)
-	i.drainUntil = now.Add(l.settings.DrainTimeout)
+	i.drainUntil = until
 	l.changed(i)
 }
 

@@ -80,9 +80,9 @@ type Sharing struct {
 	// Decided says that the Account may have changed.
 	Decided func()
 
-	// Spent is called by a loop that follows, with the ID of an instance that has
-	// got all requests of its life here. Another one has to take its place, which
-	// is up to the loop that leads. It may be nil.
+	// Spent gets the ID of an instance that has had its last request here, while
+	// the loop follows, and again whenever there is a new list: the loop that leads
+	// has to hear of it before any other one sends it a request.
 	Spent func(id string)
 }
 
@@ -272,6 +272,9 @@ func (l *Loop) Follow(list []Shared) {
 		}
 		i.Slots = s.Slots
 		l.bring(i, s.State, now)
+		if s.State != SharedWithdrawn && i.slots != nil && i.slots.Stats().Spent {
+			l.sharing.Spent(i.ID)
+		}
 	}
 	for id, i := range r.instances {
 		if !seen[id] {
@@ -488,6 +491,25 @@ func (i *instance) emptyElsewhere() bool { return i.revision.loop.sharing == nil
 // requests inside for an unknown time.
 func (l *Loop) ReplaceShared(id string) { l.StopInstance(id) }
 
+// Spend says, while this loop leads, that an instance has had its last request
+// elsewhere.
+func (l *Loop) Spend(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sharing == nil || !l.sharing.leads {
+		return
+	}
+	now := time.Now()
+	for _, r := range l.revisions {
+		if i := r.instances[id]; i != nil && !r.followed() && i.stage == ready {
+			l.replace(i, now)
+			i.drainUntil = now.Add(unhurried)
+			l.publish(now)
+			l.Trigger()
+		}
+	}
+}
+
 // publish lists the instances that have been ready, if that has changed. The lock
 // is held.
 func (l *Loop) publish(now time.Time) {
@@ -563,10 +585,10 @@ func (l *Loop) decideFollowing(now time.Time) time.Time {
 			continue
 		}
 		switch st := s.Stats(); {
+		case st.Spent:
+			l.sharing.Spent(i.ID)
 		case st.Ejected:
 			l.attend(i, now)
-		case st.Spent && l.sharing.Spent != nil:
-			l.sharing.Spent(i.ID)
 		}
 	}
 	for range decideTries {

@@ -18,6 +18,7 @@ type member struct {
 	listed  []Shared
 	refuses []*Refusal // what it told of
 	decided int
+	spent   []string
 }
 
 func newMember(t *testing.T, s Settings, p *platform) *member {
@@ -39,6 +40,11 @@ func newMemberOf(t *testing.T, s Settings, p *platform, backend scaler.Backend) 
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.refuses = append(m.refuses, r)
+		},
+		Spent: func(id string) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.spent = append(m.spent, id)
 		},
 		Decided: func() {
 			m.mu.Lock()
