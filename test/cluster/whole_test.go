@@ -68,6 +68,7 @@ func TestEachMemberShowsTheWhole(t *testing.T) {
 func TestAnOperatorMayAskAnyMember(t *testing.T) {
 	w := newTown(t, 3, short, "instances 0 2", "concurrency 2", "scale queue")
 	w.start()
+	w.awaitAll(w.everyone()...) // decisions are told to those that are there
 	k := w.leader()
 	a, b := w.caddys[(k+1)%3], w.caddys[(k+2)%3]
 	a.Post("web/wake", "")
