@@ -4,6 +4,10 @@
 #
 #	./xcaddy.sh --with github.com/caddy-dns/cloudflare
 #
+# Usher's own module for PostgreSQL is one of those:
+#
+#	./xcaddy.sh --with github.com/caddy-usher/usher/postgres@v0.0.0=./postgres
+#
 # The version of Caddy is that of go.mod; CADDY_VERSION overrides it, and
 # OUTPUT names another file than ./caddy.
 set -eu

@@ -55,10 +55,24 @@ func TestTheNameForPeople(t *testing.T) {
 }
 
 func TestPlaceholders(t *testing.T) {
-	t.Setenv("USHER_TEST_SECRET", "s3cret")
-	d, err := Configured("postgres://usher:{env.USHER_TEST_SECRET}@db/app", "")
-	if err != nil || d.Config().Password != "s3cret" {
-		t.Errorf("the password is %q, error %v", d.Config().Password, err)
+	t.Setenv("USHER_TEST_SECRET", secret+" +\\'")
+	t.Setenv("USHER_TEST_HOST", "db:6432")
+	t.Setenv("USHER_TEST_DSN", "host=whole password=x")
+	for dsn, want := range map[string][2]string{
+		"postgres://usher:{env.USHER_TEST_SECRET}@{env.USHER_TEST_HOST}/app": {"db", secret + " +\\'"},
+		"postgres://usher:plain@{env.USHER_TEST_HOST}/app":                   {"db", "plain"},
+		"host=db password={env.USHER_TEST_SECRET} dbname=app":                {"db", secret + " +\\'"},
+		"host=db password='{env.USHER_TEST_SECRET}' dbname=app":              {"db", secret + " +\\'"},
+		"{env.USHER_TEST_DSN}": {"whole", "x"},
+	} {
+		d, err := Configured(dsn, "")
+		if err != nil {
+			t.Errorf("%s: %v", dsn, err)
+			continue
+		}
+		if c := d.Config(); c.Host != want[0] || c.Password != want[1] {
+			t.Errorf("%s: host %q, password %q; want %q", dsn, c.Host, c.Password, want)
+		}
 	}
 	for _, c := range [][2]string{{"postgres://u:{env.USHER_IS_NOT_SET}@db/app", "dsn: "}, {"", "schema: "}} {
 		schema := ""

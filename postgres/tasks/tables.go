@@ -10,7 +10,8 @@ const clock = `(extract(epoch FROM clock_timestamp()) * 1000000)::bigint`
 //
 // counts has changes, which are added up: a row that each transaction changes would
 // let all wait for each other. The kinds are the states, and readyKind.
-var tables = server.Tables{Name: "tasks", Steps: []string{`
+var tables = server.Tables{Name: "tasks", Steps: []string{
+	`
 	CREATE TABLE meta (name text PRIMARY KEY, value bytea NOT NULL);
 
 	CREATE SEQUENCE numbers;

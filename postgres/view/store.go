@@ -21,7 +21,8 @@ const callTimeout = 10 * time.Second
 
 // tables has a row for each cluster. A revision comes from a sequence, so that one of
 // a row that was deleted does not come again.
-var tables = server.Tables{Name: "views", Steps: []string{`
+var tables = server.Tables{Name: "views", Steps: []string{
+	`
 	CREATE SEQUENCE view_revisions;
 	CREATE TABLE views (
 		cluster  text PRIMARY KEY,

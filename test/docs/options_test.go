@@ -59,7 +59,7 @@ func knownOptions(t *testing.T) map[string]bool {
 	t.Helper()
 	known := make(map[string]bool)
 	fset := token.NewFileSet()
-	for _, dir := range []string{"caddymodule", "backends", "cluster", "scaler"} {
+	for _, dir := range []string{"caddymodule", "backends", "cluster", "postgres", "scaler"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(name string, _ fs.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
 				return err
