@@ -5,8 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	_ "time/tzdata" // a minimal image has no time zones
 
+	"github.com/caddy-usher/usher/caddymodule/zones"
 	"github.com/caddy-usher/usher/scaler"
 	"github.com/caddy-usher/usher/scaler/policies"
 )
@@ -58,8 +58,8 @@ func (w ScheduleWindow) window() (p policies.Window, err error) {
 	if zone == "" {
 		zone = "Local"
 	}
-	if p.Zone, err = time.LoadLocation(zone); err != nil {
-		return p, fmt.Errorf("the time zone '%s' is unknown: use a name such as Europe/Berlin or UTC, and install tzdata if it is missing on this machine", w.Zone)
+	if p.Zone, err = zones.Load(zone); err != nil {
+		return p, fmt.Errorf("the time zone '%s' is unknown: use a name such as Europe/Berlin or UTC", w.Zone)
 	}
 	return p, nil
 }
