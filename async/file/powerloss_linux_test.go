@@ -39,6 +39,9 @@ func TestAPowerLossLosesNothingAcknowledged(t *testing.T) {
 	}
 	strace, err := exec.LookPath("strace")
 	if err != nil {
+		if os.Getenv("USHER_TEST_STRACE") == "required" {
+			t.Fatal("there is no strace")
+		}
 		t.Skip("there is no strace")
 	}
 	root := t.TempDir()
@@ -49,6 +52,9 @@ func TestAPowerLossLosesNothingAcknowledged(t *testing.T) {
 	c.Env = append(os.Environ(), powerVariable+"="+root)
 	if out, err := c.CombinedOutput(); err != nil {
 		if bytes.Contains(out, []byte("ptrace")) {
+			if os.Getenv("USHER_TEST_STRACE") == "required" {
+				t.Fatalf("strace may not trace here: %s", out)
+			}
 			t.Skipf("strace may not trace here: %s", out)
 		}
 		t.Fatalf("%v\n%s", err, out)
