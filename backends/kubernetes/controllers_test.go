@@ -69,7 +69,8 @@ func (s *apiServer) controllers(kubelet func(o object)) {
 }
 
 // runJobs does what the controller of Jobs does: one pod for each, the end of the
-// Job with that of the pod, and no pod without its Job.
+// Job with that of the pod, and no pod without its Job. That a pod is gone it sees
+// late, if the Job says so.
 func (s *apiServer) runJobs(kubelet func(o object)) {
 	for _, name := range s.names("jobs") {
 		j := s.objects["jobs"][name]
@@ -80,6 +81,10 @@ func (s *apiServer) runJobs(kubelet func(o object)) {
 			s.remove("pods", name+"-x")
 			s.remove("jobs", name)
 		case len(children(child(j, "status"), "conditions")) > 0:
+		case pod == nil && number(child(j, "status"), "active") > 0:
+			if text(child(meta, "annotations"), "test/late") == "" {
+				s.endJob(name, object{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it has failed"})
+			}
 		case pod == nil && text(child(meta, "annotations"), "test/quota") == "":
 			template := child(child(j, "spec"), "template")
 			p := owned(newObject("Pod", name+"-x"), j, object{"spec": child(copyOf(template), "spec"), "status": object{"phase": "Pending"}})
@@ -88,6 +93,10 @@ func (s *apiServer) runJobs(kubelet func(o object)) {
 				kubelet(p)
 			}
 			s.store("pods", p)
+			j = copyOf(j)
+			merge(j, object{"status": object{"active": float64(1)}})
+			s.store("jobs", j)
+		case text(child(meta, "annotations"), "test/late") != "":
 		case text(child(pod, "status"), "phase") == "Succeeded":
 			s.endJob(name, object{"type": "Complete", "status": "True"})
 		case text(child(pod, "status"), "phase") == "Failed":

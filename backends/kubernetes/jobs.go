@@ -42,6 +42,7 @@ type jobs struct {
 	full     bool            // a complete report was delivered
 	ended    map[string]bool // by uid, the Jobs whose end was reported
 	stopping map[string]bool // by uid, those that were deleted
+	begun    map[string]bool // by uid, those that had a pod
 	number   int             // the highest number of a Job
 	trouble  *scaler.Failure // of the latest order, as long as the API cannot be asked
 	asking   time.Duration   // the pause before it is asked again
@@ -74,7 +75,7 @@ func openJobs(b *Backend, env scaler.Env) (scaler.Scaler, error) {
 		labels: map[string]string{
 			serviceKey: mark(identity(env.Host), env.Service), descriptionKey: mark(b.plan.workload.name, b.plan.port, b.plan.deadline.String(), b.plan.ttl.String()), revisionKey: mark(identity(env.Host), env.Revision),
 		},
-		ended: make(map[string]bool), stopping: make(map[string]bool), news: make(chan struct{}),
+		ended: make(map[string]bool), stopping: make(map[string]bool), begun: make(map[string]bool), news: make(chan struct{}),
 	}
 	j.ctx, j.cancel = context.WithCancel(context.Background())
 	j.eye.look = func() {
@@ -137,10 +138,11 @@ func (j *jobs) report() {
 		}
 	}
 	rep := scaler.Report{Trouble: trouble}
-	ended, stopping := make(map[string]bool), make(map[string]bool)
+	ended, stopping, begun := make(map[string]bool), make(map[string]bool), make(map[string]bool)
 	for _, one := range j.own(all) {
 		j.number = max(j.number, one.number)
 		in := j.instance(one, byJob[one.uid])
+		begun[one.uid] = j.begun[one.uid] || byJob[one.uid] != nil
 		switch in.Phase {
 		case scaler.PhaseEnded:
 			ended[one.uid] = true
@@ -148,13 +150,15 @@ func (j *jobs) report() {
 				continue // it was told, or ended before anybody looked
 			}
 		case scaler.PhaseStopping:
-			stopping[one.uid] = j.stopping[one.uid]
+			if j.stopping[one.uid] {
+				stopping[one.uid] = true
+			}
 		default:
 			rep.Desired++
 		}
 		rep.Instances = append(rep.Instances, in)
 	}
-	j.ended, j.stopping = ended, stopping
+	j.ended, j.stopping, j.begun = ended, stopping, begun
 	j.last, j.full = rep, true
 	j.tell()
 }
@@ -219,7 +223,13 @@ func (j *jobs) instance(one *job, p *pod) scaler.Instance {
 		in.Phase = scaler.PhaseEnded
 		in.Failure = &scaler.Failure{Reason: scaler.ReasonExit, Short: one.failed.reason, Detail: "Job " + one.name + ": " + one.failed.message}
 		return in
-	case p == nil || p.deleting:
+	case p == nil && j.ended[one.uid]:
+		in.Phase = scaler.PhaseEnded // the Job says so in a moment
+		return in
+	case p != nil && p.deleting, p == nil && j.begun[one.uid]:
+		in.Phase = scaler.PhaseStopping // the Job gets no other pod, and will say that it has failed
+		return in
+	case p == nil:
 		in.Delay = &scaler.Failure{
 			Reason: scaler.ReasonQuota, Short: "its Job has no pod",
 			Detail: fmt.Sprintf("Job %s: the cluster has made no pod of it yet; `kubectl -n %s describe job %s` says why", one.name, j.ns.name, one.name),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -104,13 +105,71 @@ func TestAJobThatFailsIsAFailureWithItsReason(t *testing.T) {
 			s.cronJob("work", nil)
 			x := serve(t, s, "job/work", nil)
 			x.Wake()
-			eventually(t, "a Job is made", func() bool { return len(s.jobs()) == 1 })
+			eventually(t, "the pod of a Job is known", func() bool {
+				all := x.Instances()
+				return len(all) == 1 && all[0].Address != ""
+			})
 			c.end(s, nameOf(s.jobs()[0]))
 			eventually(t, "the failure is told", func() bool {
 				f := x.Status().LastError
 				return f != nil && f.Short == c.want
 			})
 		})
+	}
+}
+
+// withoutPod removes a pod, and returns what is reported when b knows of it.
+func (b *bench) withoutPod(name string) scaler.Report {
+	b.t.Helper()
+	b.server.do(func() { b.server.remove("pods", name) })
+	j := b.scaler.(*jobs)
+	eventually(b.t, name+" has gone", func() bool {
+		all, _, _ := j.ns.pods.all()
+		return !slices.ContainsFunc(all, func(p *pod) bool { return p.name == name })
+	})
+	j.report()
+	all := b.history()
+	return all[len(all)-1]
+}
+
+// A Job gets no other pod: one whose pod is being deleted, or has gone, does not
+// start, also before the Job says that it has failed.
+func TestAJobWhosePodIsDeletedIsStopping(t *testing.T) {
+	s := withJobs(t, nil)
+	b := openOn(t, s, "job/work")
+	b.scale(1)
+	b.has(1, 1)
+	name := nameOf(s.jobs()[0])
+	late := func(v any) func(object) {
+		return func(o object) { merge(o, object{"metadata": object{"annotations": object{"test/late": v}}}) }
+	}
+	s.change("jobs", name, late("yes"))
+	stops := func(r scaler.Report) bool {
+		return r.Desired == 0 && len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseStopping
+	}
+	s.change("pods", name+"-x", func(o object) {
+		merge(o, object{"metadata": object{"annotations": object{"test/lingers": "yes"}, "deletionTimestamp": "2026-01-01T00:00:00Z"}})
+	})
+	b.settled("while its pod is being deleted", stops)
+	if rep := b.withoutPod(name + "-x"); !stops(rep) {
+		t.Errorf("after its pod has gone: %+v", rep)
+	}
+	s.change("jobs", name, late(nil))
+	b.settled("after it has failed", func(r scaler.Report) bool { return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseEnded })
+}
+
+// What has ended stays so when its pod goes before the Job says how it has ended.
+func TestAJobThatHasEndedDoesNotStartAgainWhenItsPodGoes(t *testing.T) {
+	s := withJobs(t, nil)
+	b := openOn(t, s, "job/work")
+	b.scale(1)
+	b.has(1, 1)
+	name := nameOf(s.jobs()[0])
+	s.change("jobs", name, func(o object) { merge(o, object{"metadata": object{"annotations": object{"test/late": "yes"}}}) })
+	s.change("pods", name+"-x", func(o object) { merge(o, object{"status": object{"phase": "Succeeded"}}) })
+	b.has(0, 0)
+	if rep := b.withoutPod(name + "-x"); rep.Desired != 0 || len(rep.Instances) != 0 {
+		t.Errorf("after its pod has gone: %+v", rep)
 	}
 }
 
@@ -241,7 +300,11 @@ func TestTheManifestForJobsGrantsExactlyTheRightsThatAreUsed(t *testing.T) {
 			}
 			if c.verb == "post" && !lost { // so that it asks what it has made
 				lost = true
-				s.do(func() { s.create(c) })
+				s.mu.Lock()
+				told := len(s.history)
+				s.create(c)
+				s.history = s.history[:told] // the watch does not tell of it before it is asked for
+				s.mu.Unlock()
 				return http.StatusInternalServerError, "the answer is lost"
 			}
 			return 0, ""
