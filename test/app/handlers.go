@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -37,6 +38,8 @@ func newHandler(o options, deafen func()) http.Handler {
 	mux.HandleFunc("/env", environment)
 	mux.HandleFunc("/say", say)
 	mux.HandleFunc("/crash", func(http.ResponseWriter, *http.Request) { os.Exit(exit(5)) })
+	mux.HandleFunc("/crash-once", crashOnce)
+	mux.HandleFunc("/last", last)
 	mux.HandleFunc("/hog", hog)
 	mux.HandleFunc("/deafen", func(w http.ResponseWriter, r *http.Request) {
 		deafen()
@@ -280,6 +283,23 @@ func fickle(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.CopyN(io.Discard, r.Body, n)
 	}
 	panic(http.ErrAbortHandler)
+}
+
+// crashOnce ends the process with status 1 if the file ?once= exists, which it
+// removes.
+func crashOnce(w http.ResponseWriter, r *http.Request) {
+	if os.Remove(r.FormValue("once")) == nil {
+		os.Exit(exit(1))
+	}
+	identify(w, r)
+}
+
+// last answers. Then the process ends by itself, with status 0.
+func last(w http.ResponseWriter, r *http.Request) {
+	identify(w, r)
+	if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+		panic(err)
+	}
 }
 
 // ownUsherError claims to be an answer of Usher's.
