@@ -14,7 +14,7 @@ import (
 )
 
 // lease is short, so that tests need not wait long.
-const lease = 500 * time.Millisecond
+const lease = 300 * time.Millisecond
 
 // opened opens the store at a place, which is a DSN and the name of a schema.
 func opened(place, key string) (async.Store, error) {

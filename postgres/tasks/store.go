@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,10 @@ const (
 
 	// openTimeout is how long Open waits for the database.
 	openTimeout = 10 * time.Second
+
+	// stillMost is how long a process may leave a transaction alone. Then the server
+	// rolls it back.
+	stillMost = 3 * time.Second
 
 	// poolSize is how many connections a store has for its calls. It has one more to
 	// hear of changes.
@@ -93,6 +98,9 @@ func Open(d *server.Database, o Options) (*Store, error) {
 		// What is planned for a table that is small is executed when it is large: each
 		// statement here has its index.
 		"enable_seqscan": "off", "enable_bitmapscan": "off", "jit": "off",
+		// A process that stands still in a transaction would hold up all others with its
+		// locks.
+		"idle_in_transaction_session_timeout": strconv.FormatInt(stillMost.Milliseconds(), 10),
 	})
 	config.AfterConnect = server.Adjust
 	config.MaxConns, config.MinConns = poolSize, 0

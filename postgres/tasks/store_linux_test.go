@@ -70,6 +70,7 @@ func TestStore(t *testing.T) {
 		"Encryption":                                              checkEncryption,
 		"Caddy starts without the server":                         checkCaddyStartsWithoutTheServer,
 		"A frozen server fails in time":                           checkAFrozenServerFailsInTime,
+		"A Caddy that stands still holds up no other":             checkAStillCaddyHoldsUpNoOther,
 		"A claim waits for no other":                              checkAClaimWaitsForNoOther,
 		"Counts are added up":                                     checkCountsAreAddedUp,
 		"No statement looks at all tasks":                         checkNoStatementLooksAtAllTasks,
@@ -514,6 +515,49 @@ func checkAFrozenServerFailsInTime(t *testing.T, db *pgserver.Server) {
 		_, err := s.Get(t.Context(), task.ID)
 		return err == nil
 	})
+}
+
+// A process stands still with the locks of a queue and of a group.
+func checkAStillCaddyHoldsUpNoOther(t *testing.T, db *pgserver.Server) {
+	still, other := open(t, db.DSN()+" still", ""), open(t, db.DSN()+" still", "")
+	n := async.NewTask{Queue: "q", Group: "g", MaxTasks: 10}
+	put(t, other, n, "")
+	locked, wake, woken := make(chan struct{}), make(chan struct{}), make(chan error)
+	go func() {
+		tries := 0
+		woken <- still.update(t.Context(), func(tx *tx) error {
+			if tries++; tries > 1 {
+				return errors.New("the server has ended the transaction")
+			}
+			secrets, err := still.secrets(t.Context())
+			if err != nil {
+				return err
+			}
+			a, err := accepting(secrets, n, strings.NewReader(""))
+			if err != nil {
+				return err
+			}
+			if err := tx.accept([]*acceptance{a}); err != nil {
+				return err
+			}
+			if err := tx.flush(); err != nil {
+				return err
+			}
+			close(locked)
+			<-wake
+			return nil
+		})
+	}()
+	<-locked
+	began := time.Now()
+	put(t, other, n, "")
+	if took := time.Since(began); took > 3*stillMost {
+		t.Errorf("another one has waited for %v", took)
+	}
+	close(wake)
+	if err := <-woken; err == nil {
+		t.Error("what stood still was committed all the same")
+	}
 }
 
 // While one Caddy has locked a task, others go on with the next one.
