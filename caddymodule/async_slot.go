@@ -137,6 +137,10 @@ func (s *taskSlot) serve() (err error) {
 	next := caddyhttp.HandlerFunc(func(http.ResponseWriter, *http.Request) error { return nil })
 	err = q.handler.Proxy.ServeHTTP(&q.writer, q.forwarded(), next)
 	q.writer.dropTrailers()
+	if shown, ok := errors.AsType[caddyhttp.HandlerError](err); ok && shown.Err != nil {
+		// Clients read it as the reason: without the words that are for Caddy's log.
+		err = fmt.Errorf("the request to the instance failed: %w", shown.Err)
+	}
 	if gone := q.interrupted(); gone != nil && (err != nil || q.writer.suppressed) {
 		return gone
 	}

@@ -178,6 +178,10 @@ func TestAFailedRequestIsSentAgain(t *testing.T) {
 	if dead, _ := ends(t, c, lost.URL, "dead"); dead.Attempts != 3 || dead.Status != 0 {
 		t.Errorf("after answers that were cut off the task is %+v", dead)
 	}
+	broken := accepted(t, later(c, "GET", "/reset", ""))
+	if dead, _ := ends(t, c, broken.URL, "dead"); !strings.HasPrefix(dead.Reason, "the request to the instance failed: ") || strings.Contains(dead.Reason, "reverseproxy") {
+		t.Errorf("after connections that broke the task is %+v", dead)
+	}
 	failed := accepted(t, later(c, "GET", "/status?code=404", ""))
 	if s, _ := ends(t, c, failed.URL, "failed"); s.Attempts != 1 || s.Status != 404 {
 		t.Errorf("the task is %+v", s)
