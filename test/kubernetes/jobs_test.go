@@ -265,7 +265,11 @@ func TestJobs(t *testing.T) {
 		figure(t, "cancelled, and its Job and its pod are gone: %s ms", ms(time.Since(start)))
 	})
 
-	for _, c := range cluster.Calls(s.name) {
+	calls := cluster.Calls(s.name)
+	if count(calls, "create", "jobs") == 0 {
+		t.Error("the API server has noted no call that makes a Job")
+	}
+	for _, c := range calls {
 		if c.ResponseStatus.Code == http.StatusForbidden {
 			t.Errorf("Usher has not the right to %s %s/%s", c.Verb, c.ObjectRef.Resource, c.ObjectRef.Subresource)
 		}
