@@ -187,7 +187,9 @@ func (m *membership) refused(name string, r *control.Refusal) {
 	if err != nil {
 		return // a refusal has nothing that cannot be encoded
 	}
-	m.driver.Put(noteRefused+name, string(b))
+	if m.driver.Note(noteRefused+name).Value != string(b) {
+		m.driver.Put(noteRefused+name, string(b))
+	}
 }
 
 // refusalOf returns the refusal of a note; nil if there is none.

@@ -99,14 +99,17 @@ func (l *Loop) refuse(now time.Time) {
 	if r == nil && l.follows() && l.reserver.Stats().Open == 0 {
 		r = l.sharing.refusal
 	}
-	if r == l.refusal || r != nil && l.refusal != nil && *r == *l.refusal {
+	same := r == l.refusal || r != nil && l.refusal != nil && *r == *l.refusal
+	if same && (l.sharing == nil || !l.sharing.mistaken) {
 		return
 	}
 	l.refusal = r
 	l.tellRefused(r)
-	if r == nil {
+	switch {
+	case same:
+	case r == nil:
 		l.reserver.Refuse(nil)
-	} else {
+	default:
 		l.reserver.Refuse(r)
 	}
 }

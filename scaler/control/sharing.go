@@ -62,6 +62,7 @@ type sharing struct {
 	parting   map[string]*reserver.Instance // that are gone, with requests inside
 	elsewhere Load
 	refusal   *Refusal  // why the loop that leads lets no request wait
+	mistaken  bool      // this loop leads, and the others may know of another refusal than its own
 	idleSince time.Time // when the demand elsewhere became 0
 	listed    []Shared  // last
 	account   *Account  // of the loop that leads; nil if it has told nothing yet
@@ -74,7 +75,7 @@ type Sharing struct {
 	List func([]Shared)
 
 	// Refused gets the reason why no request may wait, nil if they may, whenever it
-	// changes. Suspensions and the exit of this Caddy are none of the others'.
+	// changes, and when the loop begins to lead. Suspensions and the exit of this Caddy are none of the others'.
 	Refused func(*Refusal)
 
 	// Decided says that the Account may have changed.
@@ -138,7 +139,7 @@ func (l *Loop) Lead(on bool) {
 		l.mu.Unlock()
 		return
 	}
-	s.leads, s.orders, s.listed = on, false, nil
+	s.leads, s.orders, s.listed, s.mistaken = on, false, nil, on
 	if !on {
 		l.letGo(time.Now())
 	}
@@ -317,11 +318,14 @@ func (l *Loop) endFollowed(i *instance, now time.Time) {
 }
 
 // FollowRefusal says why the loop that leads lets no request wait; nil if it does.
+// If this one leads, that is the word of one that led before, and the others are
+// told what holds.
 func (l *Loop) FollowRefusal(r *Refusal) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.sharing != nil {
 		l.sharing.refusal = r
+		l.sharing.mistaken = l.sharing.leads
 		l.refuse(time.Now())
 	}
 }
@@ -545,6 +549,7 @@ func (l *Loop) tellRefused(r *Refusal) {
 	if r != nil && (r.Kind == RefusedSuspended || r.Kind == RefusedExiting) {
 		r = nil
 	}
+	l.sharing.mistaken = false
 	l.sharing.Refused(r)
 }
 

@@ -409,9 +409,10 @@ func TestOneThatFollowsRefusesForTheReasonOfTheLeader(t *testing.T) {
 		leader.mu.Lock()
 		told := slices.Clone(leader.refuses)
 		leader.mu.Unlock()
-		if len(told) != 1 || told[0] == nil || told[0].Short != "no more instances" {
+		if len(told) != 2 || told[0] != nil || told[1] == nil || told[1].Short != "no more instances" {
 			t.Fatalf("%+v was told", told)
 		}
+		told = told[1:]
 
 		m := newMember(t, defaults(), remote())
 		r := m.waits()
@@ -436,6 +437,33 @@ func TestOneThatFollowsRefusesForTheReasonOfTheLeader(t *testing.T) {
 		if _, _, err := m.ask(); err == nil {
 			t.Error("a request waits, and there is no instance any more")
 		}
+	})
+}
+
+// One that led before may have ended while it let no request wait, and its word may
+// arrive late. It would hold for ever, for the others.
+func TestTheWordOfOneThatLedBeforeIsTakenBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, defaults(), remote())
+		before := &Refusal{Kind: RefusedFailing, Short: "starts fail"}
+		// It has an instance, so the refusal is none of its own.
+		m.SetShare("one", 1)
+		m.Follow([]Shared{{ID: "one", Network: "tcp", Address: "127.0.0.1:1", Slots: 1}})
+		m.FollowRefusal(before)
+		takesBack := func(when string) {
+			t.Helper()
+			time.Sleep(time.Second)
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if len(m.refuses) != 1 || m.refuses[0] != nil {
+				t.Errorf("%s it has told of %+v", when, m.refuses)
+			}
+			m.refuses = nil
+		}
+		m.leads()
+		takesBack("when it leads")
+		m.FollowRefusal(before)
+		takesBack("after a late word")
 	})
 }
 
