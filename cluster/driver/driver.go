@@ -402,11 +402,7 @@ func (d *Driver) used(service string, ids []string) {
 // is answered in further steps.
 func (d *Driver) step(e cluster.Event) {
 	used := make(map[string][]string)
-	if r, ok := e.(cluster.Received); ok {
-		if b, ok := r.Message.Body.(cluster.Return); ok {
-			d.gotBack(r.From, b)
-		}
-	}
+	d.noteReturns(e)
 	for _, o := range d.node.Step(d.now(), e) {
 		d.carryOut(o, used)
 	}
@@ -457,6 +453,7 @@ func (d *Driver) carryOut(o cluster.Output, used map[string][]string) {
 	case cluster.Sum:
 		host.Sum(o.Service, o.Load, o.Others)
 	case cluster.Lead:
+		clear(d.asked)
 		host.Lead(o.On, o.Term)
 	case cluster.Confirmed:
 		host.Confirmed(o.On)

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"maps"
 	"time"
 
 	"github.com/caddy-usher/usher/cluster"
@@ -25,6 +26,26 @@ func (d *Driver) asks(boot string, r cluster.Recall) {
 	case r.Until < o.until:
 		delete(d.asked, k)
 	}
+}
+
+// noteReturns takes note of what an event says of slots that were asked back.
+func (d *Driver) noteReturns(e cluster.Event) {
+	switch e := e.(type) {
+	case cluster.StreamDown:
+		d.asksNoMore(e.Boot)
+	case cluster.Received:
+		switch b := e.Message.Body.(type) {
+		case cluster.Hello:
+			d.asksNoMore(e.From) // the counts begin anew
+		case cluster.Return:
+			d.gotBack(e.From, b)
+		}
+	}
+}
+
+// asksNoMore forgets what was asked of a Caddy in a session that is over.
+func (d *Driver) asksNoMore(boot string) {
+	maps.DeleteFunc(d.asked, func(r recalled, _ owed) bool { return r.boot == boot })
 }
 
 // gotBack takes note that slots came back.
