@@ -144,8 +144,12 @@ func (l *leader) row(boot string) *row {
 	return nil
 }
 
+func (l *leader) find(name string) (int, bool) {
+	return slices.BinarySearchFunc(l.ledgers, name, func(s ledger, name string) int { return strings.Compare(s.name, name) })
+}
+
 func (l *leader) ledger(name string) *ledger {
-	k, ok := slices.BinarySearchFunc(l.ledgers, name, func(s ledger, name string) int { return strings.Compare(s.name, name) })
+	k, ok := l.find(name)
 	if !ok {
 		l.ledgers = slices.Insert(l.ledgers, k, ledger{name: name, planAt: never})
 	}
@@ -539,20 +543,19 @@ func (n *Node) list(e Listed) {
 // Lost returns how many slots of a service lost Caddys may hold, so that no
 // other one can use them. Only the leader knows of any.
 func (n *Node) Lost(name string) (sum int) {
-	if n.lead == nil {
+	l := n.lead
+	if l == nil {
 		return 0
 	}
-	for k := range n.lead.ledgers {
-		s := &n.lead.ledgers[k]
-		if s.name != name {
-			continue
-		}
-		for _, e := range s.instances {
-			sum += e.unknown
-			for _, h := range e.holdings {
-				if r := n.lead.row(h.boot); r == nil || r.lost {
-					sum += h.n
-				}
+	k, ok := l.find(name)
+	if !ok {
+		return 0
+	}
+	for _, e := range l.ledgers[k].instances {
+		sum += e.unknown
+		for _, h := range e.holdings {
+			if r := l.row(h.boot); r == nil || r.lost {
+				sum += h.n
 			}
 		}
 	}

@@ -212,9 +212,13 @@ func (n *Node) fromLeader(msg Message) {
 	}
 }
 
+func (m *member) find(name string) (int, bool) {
+	return slices.BinarySearchFunc(m.services, name, func(s service, name string) int { return strings.Compare(s.name, name) })
+}
+
 func (n *Node) service(name string) *service {
 	m := &n.member
-	k, ok := slices.BinarySearchFunc(m.services, name, func(s service, name string) int { return strings.Compare(s.name, name) })
+	k, ok := m.find(name)
 	if !ok {
 		m.services = slices.Insert(m.services, k, service{name: name, need: Need{Service: name}})
 	}
@@ -569,12 +573,12 @@ func (n *Node) scheduleMember() {
 // Held returns the slots that this Caddy holds of a service: for the admin API
 // and metrics.
 func (n *Node) Held(name string) (held []Slots) {
-	for k := range n.member.services {
-		if s := &n.member.services[k]; s.name == name {
-			for _, sh := range s.shares {
-				held = append(held, Slots{Service: name, Instance: sh.instance.ID, N: sh.held})
-			}
-		}
+	k, ok := n.member.find(name)
+	if !ok {
+		return nil
+	}
+	for _, sh := range n.member.services[k].shares {
+		held = append(held, Slots{Service: name, Instance: sh.instance.ID, N: sh.held})
 	}
 	return held
 }
