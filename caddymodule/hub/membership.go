@@ -52,7 +52,7 @@ type sharedService struct {
 	slots     map[string]int
 	list      []control.Shared
 	watch     bool
-	early     []reserver.Placement // on instances that are not known here yet
+	early     map[uint64]earlyPlacement // by key; on instances that are not known here yet
 	sum       cluster.Load
 	others    cluster.Load
 	handovers int
@@ -188,7 +188,7 @@ func (m *membership) share(s *Service) {
 	}
 	m.driver.Demand(name) // the first reading, which asks for the next
 	if !m.isolated {
-		m.hub.background.Go(func() { m.fetchPlaced(s) })
+		m.hub.background.Go(func() { m.fetchAllPlaced([]*Service{s}) })
 	}
 }
 
@@ -392,13 +392,13 @@ func (m *membership) Follow(name string, instances []cluster.Instance) {
 		}
 		list = append(list, control.Shared{ID: i.ID, Network: i.Network, Address: i.Address, Slots: slots, State: control.SharedState(i.State), Fresh: i.Fresh})
 	}
-	var early []reserver.Placement
+	var early map[uint64]earlyPlacement
 	if _, s := m.of(name, func(k *sharedService) {
 		k.list = list
 		early, k.early = k.early, nil
 	}); s != nil {
 		s.Loop.Follow(list)
-		m.place(s, early)
+		m.placeEarly(s, early)
 	}
 }
 
@@ -433,7 +433,7 @@ func (m *membership) Lead(on bool, term uint64) {
 	m.leads.Store(on)
 	m.orders = m.orders && on
 	for _, k := range m.services {
-		k.handovers = 0
+		k.handovers, k.early = 0, nil // from now on it is up to this Caddy, or to the next
 	}
 	m.mu.Unlock()
 	if on {
@@ -487,9 +487,7 @@ func (m *membership) Isolated(on bool) {
 		m.log().Warn("this Caddy has lost its cluster: requests wait until it is back")
 	default:
 		m.log().Info("this Caddy may send requests")
-		for _, s := range m.all() {
-			m.hub.background.Go(func() { m.fetchPlaced(s) })
-		}
+		m.hub.background.Go(func() { m.fetchAllPlaced(m.all()) })
 	}
 }
 

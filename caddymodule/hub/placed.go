@@ -84,38 +84,91 @@ func (m *membership) hearPlaced(name string, body []byte) {
 	}
 }
 
+// earlyPlacement is one on an instance that is not known here yet.
+type earlyPlacement struct {
+	reserver.Placement
+	lists int // that have come since, without the instance
+}
+
+// earlyLists is how many lists of instances a placement waits for. The list with
+// its instance was sent before it or directly after, so one that is still not there
+// has ended.
+const earlyLists = 2
+
 // place does what the leader says. What is on an instance that is not known here
-// yet is kept until it is.
+// yet is kept until it is, unless the leader says something else meanwhile.
 func (m *membership) place(s *Service, all []reserver.Placement) {
-	var early []reserver.Placement
-	for _, p := range all {
-		if !s.Reserver.Place(p) {
-			early = append(early, p)
-		}
-	}
-	if len(early) == 0 {
-		return
+	unknown := make([]bool, len(all))
+	for k, p := range all {
+		unknown[k] = !s.Reserver.Place(p)
 	}
 	m.of(s.Name, func(k *sharedService) {
-		if len(k.early)+len(early) <= reserver.SessionsMost {
-			k.early = append(k.early, early...)
+		for j, p := range all {
+			if !unknown[j] {
+				delete(k.early, p.Key)
+			} else {
+				k.keepEarly(earlyPlacement{Placement: p})
+			}
 		}
 	})
 }
 
+// keepEarly keeps a placement in place of an earlier one of its key. The lock of the
+// membership is held.
+func (k *sharedService) keepEarly(p earlyPlacement) {
+	if k.early == nil {
+		k.early = make(map[uint64]earlyPlacement)
+	}
+	if _, ok := k.early[p.Key]; ok || len(k.early) < reserver.SessionsMost {
+		k.early[p.Key] = p
+	}
+}
+
+// placeEarly places what was kept, after a new list of instances.
+func (m *membership) placeEarly(s *Service, all map[uint64]earlyPlacement) {
+	for key, p := range all {
+		if p.lists++; s.Reserver.Place(p.Placement) || p.lists == earlyLists {
+			delete(all, key)
+		} else {
+			all[key] = p
+		}
+	}
+	if len(all) == 0 {
+		return
+	}
+	m.of(s.Name, func(k *sharedService) {
+		for key, p := range all {
+			if _, later := k.early[key]; !later {
+				k.keepEarly(p)
+			}
+		}
+	})
+}
+
+// fetchTimeout bounds how long the leader is asked for the keys of all services.
+const fetchTimeout = 30 * time.Second
+
+// fetchAllPlaced asks the leader for the keys of services, one after the other: each
+// question is a connection, of which the leader takes only so many at a time.
+func (m *membership) fetchAllPlaced(all []*Service) {
+	ctx, cancel := context.WithTimeout(m.hub.ctx, fetchTimeout)
+	defer cancel()
+	for _, s := range all {
+		m.fetchPlaced(ctx, s)
+	}
+}
+
 // fetchPlaced asks the leader for all keys of s. What this Caddy has placed
 // meanwhile is told to the leader in any case.
-func (m *membership) fetchPlaced(s *Service) {
+func (m *membership) fetchPlaced(ctx context.Context, s *Service) {
 	s.Current() // a configuration that is being loaded says whether there are keys
 	if m.leading() || !s.Sessions.Load().Remembers() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(m.hub.ctx, questionTimeout)
-	defer cancel()
 	r, err := m.askLeader(ctx, question{Service: s.Name, Do: askPlaced})
 	if err != nil {
 		m.log().Info("the keys of sessions that the other Caddys know are not known here: sessions may go to another instance", zap.String("service", s.Name), zap.Error(err))
 		return
 	}
-	m.place(s, decodePlaced(r.Placed))
+	m.hearPlaced(s.Name, r.Placed)
 }

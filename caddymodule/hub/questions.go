@@ -89,7 +89,7 @@ func (m *membership) ask(ctx context.Context, member string, q question) (reply,
 
 // askLeader asks the Caddy that leads, which is another one.
 func (m *membership) askLeader(ctx context.Context, q question) (reply, error) {
-	leader := m.status().Leader
+	leader := m.leader()
 	if leader == "" || leader == m.cluster.config.Advertise {
 		return reply{}, conflict(fmt.Sprintf("the instances of service %s are shared, and no Caddy leads at the moment: see 'caddy usher cluster'", q.Service))
 	}
@@ -98,6 +98,13 @@ func (m *membership) askLeader(ctx context.Context, q question) (reply, error) {
 		return r, conflict(fmt.Sprintf("the instances of service %s are shared, and the Caddy that leads could not be asked: %v", q.Service, err))
 	}
 	return r, err
+}
+
+// leader returns the ID of the Caddy that leads; empty if there is none.
+func (m *membership) leader() string {
+	v := m.driver.Status().View
+	p, _ := v.Peer(v.Leader)
+	return p.ID
 }
 
 // answer answers another member. It implements the driver's Answer.
@@ -177,8 +184,8 @@ func (m *membership) wholeDetails(ctx context.Context, d *ServiceDetails) {
 			for k := range d.InstanceList {
 				d.InstanceList[k].InUse = own[d.InstanceList[k].ID]
 			}
-		} else {
-			missing[m.status().Leader] = true
+		} else if leader := m.leader(); leader != "" {
+			missing[leader] = true
 		}
 	}
 	st := m.status()
