@@ -18,14 +18,18 @@ const module = "github.com/caddy-usher/usher"
 // arrow that is not here is a mistake, or a decision to be made here and in
 // docs/architecture.md.
 var rooms = map[string][]string{
-	".":                       {"backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview", "cluster/etcd", "cluster/kubernetes"},
-	"caddymodule":             {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "reserver", "scaler", "scaler/control", "scaler/policies"},
-	"caddymodule/admin":       {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
+	".":                       {"async/file", "backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview", "cluster/etcd", "cluster/kubernetes"},
+	"caddymodule":             {"async", "caddymodule/answer", "caddymodule/hub", "caddymodule/option", "reserver", "scaler", "scaler/control", "scaler/policies"},
+	"caddymodule/admin":       {"async", "caddymodule/answer", "caddymodule/hub", "scaler/control"},
 	"caddymodule/command":     {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
 	"caddymodule/liveview":    {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "scaler/control"},
 	"caddymodule/answer":      {"caddymodule/hub", "scaler"},
 	"caddymodule/option":      {},
-	"caddymodule/hub":         {"cluster", "cluster/coordinator", "cluster/driver", "cluster/link", "reserver", "scaler", "scaler/control", "scaler/policies"},
+	"caddymodule/zones":       {},
+	"caddymodule/hub":         {"async", "caddymodule/zones", "cluster", "cluster/coordinator", "cluster/driver", "cluster/link", "reserver", "scaler", "scaler/control", "scaler/policies"},
+	"async":                   {},
+	"async/file":              {"async"},
+	"async/storetest":         {"async"},
 	"backends/docker":         {"scaler"},
 	"backends/kubernetes":     {"kubeaccess", "scaler"},
 	"backends/marathon":       {"scaler"},
@@ -46,7 +50,7 @@ var rooms = map[string][]string{
 }
 
 // pure are the rooms that know neither Caddy nor zap nor a platform.
-var pure = []string{"cluster", "cluster/coordinator", "reserver", "scaler", "scaler/policies", "scaler/control"}
+var pure = []string{"async", "cluster", "cluster/coordinator", "reserver", "scaler", "scaler/policies", "scaler/control"}
 
 // worldly are the modules that pure rooms do not know.
 var worldly = []string{"github.com/caddyserver", "go.uber.org/zap", "k8s.io", "github.com/gambol99", "github.com/moby", "github.com/docker"}
