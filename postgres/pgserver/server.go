@@ -301,9 +301,13 @@ func (s *Server) Freeze() {
 	if err := harness.Freeze(s.cmd.Process); err != nil {
 		s.t.Fatal(err)
 	}
-	for _, p := range s.processes()[1:] {
-		if err := harness.Freeze(p); err != nil && alive(p) {
-			s.t.Fatal(err)
+	children := s.processes()[1:]
+	for _, p := range children {
+		_ = p.Signal(syscall.SIGSTOP) // it may have ended
+	}
+	for _, p := range children {
+		if !harness.WaitFor(soon, func() bool { return still(p) }) {
+			s.t.Fatalf("process %d does not stand still", p.Pid)
 		}
 	}
 }
@@ -349,4 +353,13 @@ func (s *Server) processes() []*os.Process {
 	return all
 }
 
-func alive(p *os.Process) bool { return p.Signal(syscall.Signal(0)) == nil }
+// still reports whether a process stands still or has ended. The first process cannot
+// be told of that while it stands still, too.
+func still(p *os.Process) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+	if err != nil {
+		return true
+	}
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return strings.HasPrefix(state, "T") || strings.HasPrefix(state, "Z")
+}
