@@ -35,6 +35,7 @@ func TestConforms(t *testing.T) { conforms(t, "") }
 func TestConformsEncrypted(t *testing.T) { conforms(t, "a key of the operator") }
 
 func conforms(t *testing.T, key string) {
+	t.Parallel() // most of it is waiting
 	var (
 		db     *pgserver.Server // none in the processes that the suite starts
 		places atomic.Int64
