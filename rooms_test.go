@@ -19,7 +19,7 @@ const module = "github.com/caddy-usher/usher"
 // docs/architecture.md.
 var rooms = map[string][]string{
 	".":                       {"async/file", "backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview", "cluster/etcd", "cluster/kubernetes"},
-	"caddymodule":             {"async", "caddymodule/answer", "caddymodule/hub", "caddymodule/option", "reserver", "scaler", "scaler/control", "scaler/policies"},
+	"caddymodule":             {"async", "async/callback", "caddymodule/answer", "caddymodule/hub", "caddymodule/option", "reserver", "scaler", "scaler/control", "scaler/policies"},
 	"caddymodule/admin":       {"async", "caddymodule/answer", "caddymodule/hub", "scaler/control"},
 	"caddymodule/command":     {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
 	"caddymodule/liveview":    {"caddymodule/answer", "caddymodule/hub", "caddymodule/option", "scaler/control"},
@@ -28,6 +28,7 @@ var rooms = map[string][]string{
 	"caddymodule/zones":       {},
 	"caddymodule/hub":         {"async", "caddymodule/zones", "cluster", "cluster/coordinator", "cluster/driver", "cluster/link", "reserver", "scaler", "scaler/control", "scaler/policies"},
 	"async":                   {},
+	"async/callback":          {"async"},
 	"async/file":              {"async"},
 	"async/storetest":         {"async"},
 	"backends/docker":         {"scaler"},
@@ -50,7 +51,7 @@ var rooms = map[string][]string{
 }
 
 // pure are the rooms that know neither Caddy nor zap nor a platform.
-var pure = []string{"async", "cluster", "cluster/coordinator", "reserver", "scaler", "scaler/policies", "scaler/control"}
+var pure = []string{"async", "async/callback", "cluster", "cluster/coordinator", "reserver", "scaler", "scaler/policies", "scaler/control"}
 
 // worldly are the modules that pure rooms do not know.
 var worldly = []string{"github.com/caddyserver", "go.uber.org/zap", "k8s.io", "github.com/gambol99", "github.com/moby", "github.com/docker"}

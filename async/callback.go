@@ -26,6 +26,26 @@ func IsCallback(queue string) (service string, ok bool) {
 	return strings.CutPrefix(queue, callbackQueue)
 }
 
+// callback is the body of a callback. docs/stored-requests.md explains it.
+type callback struct {
+	Type      string       `json:"type"`
+	Timestamp time.Time    `json:"timestamp"`
+	Data      callbackData `json:"data"`
+}
+
+type callbackData struct {
+	ID       string    `json:"id"`
+	Service  string    `json:"service"`
+	State    string    `json:"state"`
+	Reason   string    `json:"reason,omitempty"`
+	Attempts int       `json:"attempts"`
+	Accepted time.Time `json:"accepted"`
+	Status   int       `json:"status,omitempty"`
+	Size     *int64    `json:"size,omitempty"`
+	URL      string    `json:"url,omitempty"`
+	Result   string    `json:"result,omitempty"`
+}
+
 // CallbackOf returns the task that tells of the end of t, with its body. ok is
 // false if nothing is to be told. A store accepts it in the transaction in which t
 // ends, so that no end goes untold. It calls CallbackOf at each end.
@@ -33,22 +53,20 @@ func CallbackOf(t Task) (n NewTask, body []byte, ok bool) {
 	if t.Callback == "" || !t.State.Final() {
 		return NewTask{}, nil, false
 	}
-	type data struct {
-		ID       string `json:"id"`
-		Service  string `json:"service"`
-		State    string `json:"state"`
-		Reason   string `json:"reason,omitempty"`
-		Attempts int    `json:"attempts"`
-		Status   int    `json:"status,omitempty"`
+	data := callbackData{
+		ID: t.ID, Service: t.Queue, State: t.State.String(), Reason: t.Reason, Attempts: t.Attempt, Status: t.Status,
+		Accepted: t.Accepted.UTC(),
 	}
-	body, err := json.Marshal(struct {
-		Type      string    `json:"type"`
-		Timestamp time.Time `json:"timestamp"`
-		Data      data      `json:"data"`
-	}{
-		"task." + t.State.String(), t.Ended.UTC(),
-		data{t.ID, t.Queue, t.State.String(), t.Reason, t.Attempt, t.Status},
-	})
+	if t.Request.StatusURL != "" {
+		data.URL = t.Request.StatusURL + t.ID
+	}
+	if t.Status != 0 {
+		data.Size = &t.ResultSize
+		if data.URL != "" {
+			data.Result = data.URL + "/result"
+		}
+	}
+	body, err := json.Marshal(callback{"task." + t.State.String(), t.Ended.UTC(), data})
 	if err != nil {
 		return NewTask{}, nil, false // a year beyond 9999
 	}

@@ -55,6 +55,10 @@ type Request struct {
 	// with TLS.
 	Remote string `json:"remote,omitempty"`
 	Secure bool   `json:"secure,omitempty"`
+
+	// StatusURL is where the client finds the status of the task, up to the id. It is
+	// for callbacks; others have none.
+	StatusURL string `json:"status_url,omitempty"`
 }
 
 // NewTask is a task to be accepted.

@@ -79,6 +79,10 @@ type Async struct {
 	// stays the same. Default: it is not encrypted.
 	Encrypt string `json:"encrypt,omitempty"`
 
+	// Lets clients be told of the end of what they have handed in. Default: it does
+	// not.
+	Callback *Callback `json:"callback,omitempty"`
+
 	match  caddyhttp.MatcherSets
 	group  string // name of the placeholder
 	policy async.Policy
@@ -144,6 +148,11 @@ func (h *Handler) provisionAsync(ctx caddy.Context, app *App) (err error) {
 	}
 	if err := a.loadStore(ctx); err != nil {
 		return err
+	}
+	if a.Callback != nil {
+		if err := a.Callback.provision(); err != nil {
+			return fmt.Errorf("callback: %w", err)
+		}
 	}
 	return app.executeTasks(h)
 }
@@ -253,6 +262,11 @@ func (a *Async) fillNumbers() error {
 	if a.Headers == nil {
 		a.Headers = storedHeaders
 	}
+	if a.Callback != nil {
+		if _, err := a.Callback.rules(); err != nil {
+			return fmt.Errorf("callback: %w", err)
+		}
+	}
 	a.Headers = slices.Clone(a.Headers)
 	for k, name := range a.Headers {
 		a.Headers[k] = http.CanonicalHeaderKey(name)
@@ -287,6 +301,9 @@ func (a *App) executeTasks(h *Handler) error {
 		g.Tasks = make(map[string]hub.TaskPlace)
 	}
 	g.Tasks[h.Service] = h
+	if c := h.Async.Callback; c != nil {
+		g.Tasks[async.CallbackQueue(h.Service)] = c.sender
+	}
 	return nil
 }
 

@@ -104,6 +104,9 @@ func (h *Handler) storeRequest(w http.ResponseWriter, r *http.Request, preferred
 	if err != nil {
 		return taskProblem(w, http.StatusBadRequest, "%v", err)
 	}
+	if err := h.setCallback(&n, r); err != nil {
+		return taskProblem(w, http.StatusUnprocessableEntity, "%v", err)
+	}
 	task, _, err := tasks.Store.Put(r.Context(), n, http.MaxBytesReader(w, r.Body, h.Async.MaxBody))
 	if err != nil {
 		return h.refuseTask(w, r, err)

@@ -77,8 +77,11 @@ func readAsyncOption(a *Async, d *caddyfile.Dispenser) (err error) {
 		}
 	case "encrypt":
 		return oneArg(d, &a.Encrypt)
+	case "callback":
+		a.Callback = new(Callback)
+		return a.Callback.read(d)
 	default:
-		return d.Errf("async has no option '%s': use when, store, group, exclusive, attempts, backoff, timeout, retry_on, expires, keep, max_body, max_result, max_tasks, headers or encrypt", name)
+		return d.Errf("async has no option '%s': use when, store, group, exclusive, attempts, backoff, timeout, retry_on, expires, keep, max_body, max_result, max_tasks, headers, encrypt or callback", name)
 	}
 	return err
 }

@@ -88,6 +88,8 @@ func TestAppsAndHandlersInJSONAreChecked(t *testing.T) {
 		"wake":                  {"", `{"handler":"usher","service":"web","wake":[{"magic":{}}]}`, "wake"},
 		"app and handler":       {`{"services":{"web":{"backend":{"type":"test"}}}}`, `{"handler":"usher","service":"web","define":{"backend":{"type":"test"},"max_waiting":1}}`, "apps.usher.services.web and a handler of the HTTP server main differ in max_waiting"},
 		"two handlers":          {"", `{"handler":"usher","service":"web","define":{"backend":{"type":"test"}}},{"handler":"usher","service":"web","define":{"backend":{"type":"test","fleet":"x"}}}`, "differ in backend"},
+		"a secret":              {"", `{"handler":"usher","service":"web","define":{"backend":{"type":"test"}},"proxy":{},"async":{"callback":{"allow":["https://a.example"],"secrets":["{env.NO_SUCH_SECRET}"]}}}`, "web: async: callback: secret: '{env.NO_SUCH_SECRET}' is empty"},
+		"a prefix":              {"", `{"handler":"usher","service":"web","define":{"backend":{"type":"test"}},"proxy":{},"async":{"callback":{"allow_private":["a.example"],"secrets":["x"]}}}`, "web: async: callback: allow_private: 'a.example' is no prefix of URLs"},
 		"reverse_proxy dynamic": {"", `{"handler":"usher","service":"web"},{"handler":"reverse_proxy","dynamic_upstreams":{"source":"usher","x":1}}`, "x"},
 	} {
 		if _, err := tryProvision(t, jsonApps(x.app, x.handler)); err == nil || !strings.Contains(err.Error(), x.want) {

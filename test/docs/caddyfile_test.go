@@ -45,6 +45,7 @@ func TestCaddyfiles(t *testing.T) {
 			t.Chdir(dir)
 			t.Setenv("PATH", os.Getenv("PATH")+":"+filepath.Join(dir, "bin"))
 			t.Setenv("KUBECONFIG", kubeconfig(t, dir))
+			t.Setenv("HOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 			if err := validate(text, b.lang == "caddyfile"); err != nil {
 				t.Errorf("%s: %v", b, err)
 			}
