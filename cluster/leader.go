@@ -108,11 +108,11 @@ func (e *entry) held() (sum int) {
 	return sum
 }
 
-// free is how many slots no Caddy can hold. It may be negative, after the number
-// of slots was lowered.
+// free is how many slots can be granted: those that no Caddy can hold, unless the
+// instance is to go. It may be negative, after the number of slots was lowered.
 func (e *entry) free() int {
 	switch {
-	case !e.listed || e.waits || e.instance.Slots == Unlimited:
+	case !e.listed || e.waits || e.replaced || e.instance.Slots == Unlimited:
 		return 0
 	}
 	return e.instance.Slots - e.held() - e.unknown

@@ -143,6 +143,37 @@ func TestAnAddressIsNotUsedAnewBeforeAllCaddysKnow(t *testing.T) {
 	}
 }
 
+// With Replace, an instance whose address a lost Caddy may still reach is replaced.
+// Until it is, its slots are not given to others: the lost one may have them.
+func TestAnInstanceThatIsToBeReplacedGetsNoMoreRequests(t *testing.T) {
+	for seed := range uint64(10) {
+		s := calmClusterWith(Options{Replace: true}, 3, 2, 0)
+		s.run(70 * time.Second) // until there can be no Caddy that no member knows of
+		s.rnd = rand.New(rand.NewPCG(seed, 1))
+		for range 4 {
+			s.in(0, func() { s.client("web") })
+		}
+		lost := func() int {
+			return slices.IndexFunc(s.nodes, func(c *caddy) bool { return c.k != 0 && held(c, "web-0") > 0 })
+		}
+		for lost() < 0 {
+			s.run(time.Millisecond)
+		}
+		replaced := false
+		s.seen = func(_ *caddy, o Output) {
+			r, ok := o.(Replace)
+			replaced = replaced || ok && r.Instance == "web-a"
+		}
+		s.cutOff(s.nodes[lost()], 60_000*ms)
+		s.worktime = func(*rand.Rand) int64 { return 60_000 * ms }
+		s.replace("web", "web-0", "web-a", false)
+		s.run(20 * time.Second)
+		if s.breach != "" || !replaced {
+			t.Fatalf("seed %d: web-a is replaced: %t; %s", seed, replaced, s.breach)
+		}
+	}
+}
+
 // cutOff has nothing of a Caddy arrive at another one, nor the other way round,
 // for a time.
 func (s *sim) cutOff(c *caddy, d int64) {

@@ -132,7 +132,11 @@ func badDay(t *testing.T, seed uint64, o Options) {
 
 // calmCluster makes a cluster in which nothing goes wrong.
 func calmCluster(members, instances, clients int) *sim {
-	s := newSim(1, Options{})
+	return calmClusterWith(Options{}, members, instances, clients)
+}
+
+func calmClusterWith(o Options, members, instances, clients int) *sim {
+	s := newSim(1, o)
 	s.rtt = func(*rand.Rand) int64 { return 200_000 } // 0.2 ms
 	for range members {
 		s.join()

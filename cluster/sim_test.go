@@ -195,9 +195,11 @@ func (s *sim) carryOut(c *caddy, outputs []Output) {
 			delete(s.services[o.Service], o.Instance)
 			s.in(ms, func() { s.list(c) })
 		case Replace:
-			if i := s.services[o.Service][o.Instance]; i != nil {
-				delete(s.services[o.Service], o.Instance)
-				s.in(100*ms, func() { s.list(c) })
+			if s.services[o.Service][o.Instance] != nil {
+				s.in(100*ms, func() {
+					delete(s.services[o.Service], o.Instance)
+					s.list(c)
+				})
 			}
 		case Left:
 			c.left = true
