@@ -92,8 +92,13 @@ func (v *Visitor) Reason() error {
 	return v.reason
 }
 
-// Since returns the time at which v got its place.
-func (v *Visitor) Since() time.Time { return v.service.made.Add(v.arrived) }
+// Since returns the time at which v got its place, or since when it counts by
+// Advance.
+func (v *Visitor) Since() time.Time {
+	v.service.mu.Lock()
+	defer v.service.mu.Unlock()
+	return v.service.made.Add(v.arrived)
+}
 
 // AheadMost is what Ahead returns if so many waiters stand before a visitor, or
 // more. Counting holds the lock, so it has a bound.

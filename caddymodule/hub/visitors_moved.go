@@ -66,7 +66,9 @@ func (vs *Visitors) Seek(key VisitorKey, got func(Place)) (stop func(), asked bo
 	}, true
 }
 
-// found hands a place over to one of those that seek it.
+// found hands a place over to one of those that seek it. If the answer comes after
+// they have ended, it is for the place that the visitor has got here meanwhile: the
+// other Caddy has it no longer.
 func (vs *Visitors) found(key VisitorKey, p Place) {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
@@ -76,6 +78,9 @@ func (vs *Visitors) found(key VisitorKey, p Place) {
 			s.got(p)
 			return
 		}
+	}
+	if v := vs.of[key]; v != nil {
+		v.Advance(p.Age)
 	}
 }
 

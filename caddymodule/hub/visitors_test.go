@@ -41,3 +41,27 @@ func TestEveryPlaceOfAVisitorIsGivenBack(t *testing.T) {
 	s.Visitors.End(arrives) // once more is no harm
 	places(0)
 }
+
+// The other Caddy has given the place up when its answer comes.
+func TestAPlaceThatIsFoundLateIsNotLost(t *testing.T) {
+	t.Parallel()
+	h := newHub()
+	t.Cleanup(func() { _ = h.closeAll() })
+	s := h.Acquire("web")
+	var all [2]*Visitor
+	for k := range all {
+		v, err := s.Visitors.Invite(VisitorKey{byte(k)}, reserver.Ask{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[k] = v
+	}
+	if n := all[1].Ahead(); n != 1 {
+		t.Fatalf("%d ahead", n)
+	}
+	s.Visitors.found(all[1].Key, Place{Age: time.Hour})
+	if n := all[1].Ahead(); n != 0 {
+		t.Errorf("%d are ahead of one that has waited for an hour", n)
+	}
+	s.Visitors.found(VisitorKey{9}, Place{Age: time.Hour}) // it is gone here, too
+}
