@@ -38,7 +38,7 @@ func (m *membership) decided(s *Service, k *sharedService) {
 func (m *membership) account(s *Service) {
 	m.accounting.Lock()
 	defer m.accounting.Unlock()
-	if !m.leading() {
+	if _, shared := m.of(s.Name, nil); shared != s || !m.leading() {
 		return
 	}
 	b, err := json.Marshal(s.Loop.Account())

@@ -198,6 +198,22 @@ func (m *membership) unshare(s *Service) {
 	defer m.mu.Unlock()
 	if k := m.services[s.Name]; k != nil && k.service == s {
 		k.service = nil
+		m.hub.background.Go(func() { m.takeNotes(s.Name) })
+	}
+}
+
+// takeNotes takes away what the loop of a service has told, if this Caddy leads: it
+// would hold for the next service of that name.
+func (m *membership) takeNotes(name string) {
+	m.accounting.Lock()
+	defer m.accounting.Unlock()
+	if _, s := m.of(name, nil); s != nil || !m.leading() {
+		return
+	}
+	for _, key := range []string{noteAccount + name, noteRefused + name} {
+		if !m.driver.Note(key).Gone {
+			m.driver.Take(key)
+		}
 	}
 }
 

@@ -113,3 +113,35 @@ func TestTheLatestWordAboutASuspensionOutlivesCaddy(t *testing.T) {
 		t.Errorf("%+v", before)
 	}
 }
+
+// The word of a Caddy that led before may arrive after the first one of the next,
+// which may have nothing more to say for a long time.
+func TestOneThatLeadsTellsItsAccountAgainAfterThatOfAnother(t *testing.T) {
+	m, s := placing(t)
+	m.Lead(true, 1)
+	key := noteAccount + s.Name
+	m.account(s)
+	if m.driver.Note(key).Gone {
+		t.Fatal("it tells nothing")
+	}
+	late := m.driver.Put(key, `{"Status":{"State":"failing"}}`)
+	m.Noted(late)
+	await(t, "it tells its account again", func() bool { return m.driver.Note(key).Value != late.Value })
+}
+
+func TestTheNotesOfAServiceEndWithIt(t *testing.T) {
+	m, s := placing(t)
+	keys := []string{noteAccount + s.Name, noteRefused + s.Name}
+	for _, key := range keys {
+		m.driver.Put(key, "{}")
+	}
+	m.Lead(true, 1)
+	m.unshare(s)
+	for _, key := range keys {
+		await(t, key+" is taken away", func() bool { return m.driver.Note(key).Gone })
+	}
+	m.account(s) // of a decision of before
+	if !m.driver.Note(keys[0]).Gone {
+		t.Error("there is an account of a service that is gone")
+	}
+}

@@ -176,7 +176,10 @@ func (sum *ServiceSummary) addOthers(w whole) {
 	sum.Waiting += w.others.Waiting - w.others.Visitors
 	sum.Visitors += w.others.Visitors
 	sum.Slots.InUse += w.others.InUse
-	if sum.Slots.Total != nil {
+	switch {
+	case w.unlimited:
+		sum.Slots.Total = nil
+	case sum.Slots.Total != nil:
 		sum.Slots.Total = &w.slots
 	}
 	sum.OldestWaitMS = max(sum.OldestWaitMS, w.others.Oldest.Milliseconds())
