@@ -270,7 +270,8 @@ func (h *Handler) serveTask(w http.ResponseWriter, r *http.Request, id string, r
 	return h.replay(w, r, tasks, task)
 }
 
-// showTask tells of a task: as JSON, or as events until it has ended.
+// showTask tells of a task: as JSON, to browsers as a page, or as events until it has
+// ended.
 func (h *Handler) showTask(w http.ResponseWriter, r *http.Request, tasks *hub.Tasks, task async.Task) (err error) {
 	at := taskURL(r, task.ID)
 	if wantsEvents(r) {
@@ -280,6 +281,9 @@ func (h *Handler) showTask(w http.ResponseWriter, r *http.Request, tasks *hub.Ta
 		if task, err = awaitTask(r.Context(), tasks, task, wait, h.shared.ended); err != nil {
 			return h.refuseTask(w, r, err)
 		}
+	}
+	if navigates(r) {
+		return h.writeTaskPage(w, r, tasks, task)
 	}
 	status := http.StatusOK
 	switch {

@@ -77,6 +77,10 @@ const (
 )
 
 var (
+	// pageHeadHTML is what the built-in pages have in common: the template "head".
+	//go:embed page_head.html
+	pageHeadHTML string
+
 	//go:embed waiting_page.html
 	waitingPageHTML string
 
@@ -117,7 +121,7 @@ func (p *WaitingPage) provision(ctx caddy.Context, waitTimeout time.Duration) er
 // load reads and checks the template in a file, or the built-in one if file is
 // empty.
 func (p *WaitingPage) load(file string) error {
-	name, text := "the built-in page", waitingPageHTML
+	name, text := "the built-in page", pageHeadHTML+waitingPageHTML
 	if file != "" {
 		b, err := os.ReadFile(file)
 		if err != nil {
@@ -331,21 +335,26 @@ func (p *WaitingPage) answer(w http.ResponseWriter, q *request, d PageData) {
 		q.service.Log().Error("the template of the waiting page cannot be filled in: what people see is cut short", zap.Error(err))
 	}
 	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Language", d.Language)
 	// Where the script does not run, because it is off, or because a policy
 	// forbids it that something in between has added, this turns the page into
 	// the one that was asked for. The script takes it back.
 	h.Set("Refresh", strconv.Itoa(d.Refresh)+";url="+d.Again)
-	h.Set("Content-Length", strconv.Itoa(body.Len()))
-	h.Set("Content-Security-Policy", fmt.Sprintf(contentPolicy, d.Nonce))
-	h.Set("X-Content-Type-Options", "nosniff")
-	for _, name := range []string{"Accept", "Accept-Language", "Sec-Fetch-Mode"} {
-		h.Add("Vary", name)
-	}
+	describePage(h, d.Language, fmt.Sprintf(contentPolicy, d.Nonce), body.Len())
 	w.WriteHeader(http.StatusServiceUnavailable)
 	if q.came.Method != http.MethodHead {
 		_, _ = w.Write(body.Bytes())
+	}
+}
+
+// describePage sets the headers of a page of Usher's own that say what it is.
+func describePage(h http.Header, language, policy string, length int) {
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Language", language)
+	h.Set("Content-Length", strconv.Itoa(length))
+	h.Set("Content-Security-Policy", policy)
+	h.Set("X-Content-Type-Options", "nosniff")
+	for _, name := range []string{"Accept", "Accept-Language", "Sec-Fetch-Mode"} {
+		h.Add("Vary", name)
 	}
 }
 

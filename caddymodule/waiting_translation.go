@@ -40,6 +40,8 @@ type translation struct {
 	before, befores string
 
 	hint, progress string
+
+	task taskTranslation
 }
 
 var english = translation{
@@ -62,6 +64,7 @@ var english = translation{
 	before: "One other is before you.", befores: "%d others are before you.",
 	failed: "1 attempt failed: %s", faileds: "%d attempts failed: %s",
 	hint: "What you asked for opens here by itself.", progress: "Progress",
+	task: taskEnglish,
 }
 
 var otherLanguages = []translation{
@@ -85,6 +88,7 @@ var otherLanguages = []translation{
 		before: "Eine Anfrage ist vor Ihnen.", befores: "%d Anfragen sind vor Ihnen.",
 		failed: "1 Versuch ist fehlgeschlagen: %s", faileds: "%d Versuche sind fehlgeschlagen: %s",
 		hint: "Die gewünschte Seite öffnet sich hier von selbst.", progress: "Fortschritt",
+		task: taskGerman,
 	},
 	{
 		language: "fr",
@@ -106,6 +110,7 @@ var otherLanguages = []translation{
 		before: "Une demande est avant vous.", befores: "%d demandes sont avant vous.",
 		failed: "1 tentative a échoué : %s", faileds: "%d tentatives ont échoué : %s",
 		hint: "La page demandée s’ouvrira ici d’elle-même.", progress: "Progression",
+		task: taskFrench,
 	},
 	{
 		language: "es",
@@ -127,6 +132,7 @@ var otherLanguages = []translation{
 		before: "Hay una solicitud antes que la suya.", befores: "Hay %d solicitudes antes que la suya.",
 		failed: "1 intento ha fallado: %s", faileds: "%d intentos han fallado: %s",
 		hint: "La página solicitada se abrirá aquí por sí sola.", progress: "Progreso",
+		task: taskSpanish,
 	},
 	{
 		language: "zh",
@@ -148,6 +154,7 @@ var otherLanguages = []translation{
 		before: "前面还有 1 个请求。", befores: "前面还有 %d 个请求。",
 		failed: "已有 1 次尝试失败：%s", faileds: "已有 %d 次尝试失败：%s",
 		hint: "准备就绪后将自动打开您请求的页面。", progress: "进度",
+		task: taskChinese,
 	},
 }
 
@@ -197,13 +204,16 @@ func (w *translation) attempts(failed int, reason string) string {
 }
 
 // place says how many are before the visitor.
-func (w *translation) place(ahead int) string {
+func (w *translation) place(ahead int) string { return w.placeOf(ahead, reserver.AheadMost) }
+
+// placeOf says how many are before one, if no more than most were counted.
+func (w *translation) placeOf(ahead, most int) string {
 	switch ahead {
 	case 0:
 		return ""
 	case 1:
 		return w.before
-	case reserver.AheadMost:
+	case most:
 		number := strconv.Itoa(ahead)
 		return strings.Replace(fmt.Sprintf(w.befores, ahead), number, number+"+", 1)
 	}

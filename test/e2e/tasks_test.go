@@ -400,3 +400,37 @@ func TestCommandsOperateTasks(t *testing.T) {
 		t.Errorf("a task that was removed: status %d", r.Status)
 	}
 }
+
+func TestABrowserSeesATaskAsAPage(t *testing.T) {
+	c := newCaddy(t)
+	c.Start(web(c, nil, "instances 1", "concurrency 1", "async"))
+	seen := func(s stored, language string) harness.Response {
+		t.Helper()
+		r := c.Do(harness.Request{Path: s.URL, Header: http.Header{
+			"Accept": {"text/html,application/xhtml+xml,*/*;q=0.8"}, "Accept-Language": {language}, "Sec-Fetch-Mode": {"navigate"}, "Sec-Fetch-Dest": {"document"},
+		}})
+		policy := r.Header.Get("Content-Security-Policy")
+		if r.Status != http.StatusOK || r.Header.Get("Content-Type") != "text/html; charset=utf-8" || !strings.HasPrefix(policy, "default-src 'none'") ||
+			strings.Contains(policy, "script-src") || r.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("status %d, header %v", r.Status, r.Header)
+		}
+		return r
+	}
+	running := accepted(t, later(c, "GET", hold(c, "gate"), ""))
+	inside(t, c, 1)
+	accepted(t, later(c, "GET", "/", ""))
+	last := accepted(t, later(c, "POST", "/echo?a=1", "hello"))
+	r := seen(last, "en")
+	if !strings.Contains(r.Body, "Waiting for its turn") || !strings.Contains(r.Body, "One other is before you.") || r.Header.Get("Refresh") != "3;url=./"+last.ID {
+		t.Errorf("header %v, the page:\n%s", r.Header, r.Body)
+	}
+	if r := seen(running, "de-AT"); !strings.Contains(r.Body, "In Arbeit") || !strings.Contains(r.Body, "Versuche: 1") || r.Header.Get("Content-Language") != "de" {
+		t.Errorf("header %v, the page:\n%s", r.Header, r.Body)
+	}
+	c.Open("gate")
+	ends(t, c, last.URL, "done") // as before for what is no browser
+	r = seen(last, "en")
+	if !strings.Contains(r.Body, `href="./`+last.ID+`/result"`) || r.Header.Get("Refresh") != "" {
+		t.Errorf("header %v, the page:\n%s", r.Header, r.Body)
+	}
+}
