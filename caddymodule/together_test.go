@@ -108,6 +108,21 @@ func TestNeedsThatCannotBeMetFailTheLoad(t *testing.T) {
 	}
 }
 
+// Requests that come together would wait for each other, if the instance of one
+// counted as room for the rest.
+func TestAnInstanceOfOneRequestHasOneSlot(t *testing.T) {
+	t.Parallel()
+	for option, want := range map[string]int{"max_requests 1": 1, "max_requests 2": 100} {
+		f := newFleetNamed(t, "once-"+option[len(option)-1:])
+		c := start(t, site(f.usher(option)))
+		for name, d := range c.app.generation.Definitions {
+			if got := d.Settings.Concurrency; got != want {
+				t.Errorf("%s, %s: %d slots, want %d", name, option, got, want)
+			}
+		}
+	}
+}
+
 func TestAnInstanceServesItsNumberOfRequests(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)

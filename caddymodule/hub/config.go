@@ -489,6 +489,11 @@ func (s ServiceConfig) settings(policy scaler.Policy) control.Settings {
 	if *s.Concurrency != Unlimited {
 		set.Concurrency = int(*s.Concurrency)
 	}
+	if s.MaxRequests == 1 {
+		// More slots are never used. They would be counted as room for requests that
+		// wait, and could be given to several Caddys of a cluster, for a request each.
+		set.Concurrency = 1
+	}
 	if *s.IdleTimeout == IdleOff {
 		set.IdleTimeout = 0
 	}

@@ -55,6 +55,7 @@ func NewDefinition(ctx caddy.Context, s ServiceConfig, place string, known map[s
 	if l, ok := backend.(scaler.Limiter); ok && o.Service.MaxRequests == 0 && l.DefaultMaxRequests() > 0 {
 		own := *o
 		own.Service.MaxRequests = l.DefaultMaxRequests()
+		own.Settings = own.Service.settings(o.Settings.Policy)
 		d.Options = &own
 	}
 	if err := d.checkBusy(); err != nil {
