@@ -7,18 +7,19 @@ import (
 )
 
 // Account is what a loop that leads tells those that follow of how its service is
-// doing. It can be encoded as JSON.
+// doing. It can be encoded as JSON, without what is zero: a Caddy that comes gets those
+// of all services at once.
 type Account struct {
 	// Status is without what changes all the time: Needed, IdleTime, Avoidable and
 	// what is needed in the Outlook. Its failures have their errors in words.
-	Status Status
+	Status Status `json:",omitzero"`
 
 	// ColdSince is when the cold start in progress began, StartUsual how long one
 	// usually takes, and Unstartable why requests that have waited in vain got no
 	// instance. Each is zero if there is none.
-	ColdSince   time.Time
-	StartUsual  time.Duration
-	Unstartable *scaler.Failure
+	ColdSince   time.Time       `json:",omitzero"`
+	StartUsual  time.Duration   `json:",omitzero"`
+	Unstartable *scaler.Failure `json:",omitzero"`
 }
 
 // Account says how the service is doing, for loops that follow.

@@ -118,3 +118,18 @@ func TestAnInstanceThatIsSpentElsewhereIsWithdrawn(t *testing.T) {
 		r.Release(reserver.Answered)
 	})
 }
+
+// Of many thousand services most are asleep, and a Caddy that comes is told of all.
+func TestTheAccountOfAServiceThatSleepsIsShort(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		m := newMember(t, defaults(), remote())
+		m.leads()
+		b, err := json.Marshal(m.Account())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b) > 150 {
+			t.Errorf("%d bytes: %s", len(b), b)
+		}
+	})
+}

@@ -13,26 +13,26 @@ import (
 // It is an event whenever anything but the reason has changed.
 type Outlook struct {
 	// Reason says why there are so many instances.
-	Reason string
+	Reason string `json:",omitzero"`
 
 	// Needed is how many instances the requests inside and waiting need, and
 	// NeededSince since when. NeededPeak is the most that they needed since the
 	// outlook before.
-	Needed, NeededPeak int
-	NeededSince        time.Time
+	Needed, NeededPeak int       `json:",omitzero"`
+	NeededSince        time.Time `json:",omitzero"`
 
 	// Predicted is how many of them are there because of what the policy
 	// expects.
-	Predicted int
+	Predicted int `json:",omitzero"`
 
 	// ExpectedFrom and ExpectedTo are the span of time in which the policy
 	// expects the next request, if it starts an instance ahead of it.
-	ExpectedFrom, ExpectedTo time.Time
+	ExpectedFrom, ExpectedTo time.Time `json:",omitzero"`
 
 	// Floor is the least number by the schedule, and NextFloor the one from
 	// FloorChange on. The time is zero if the floor never changes.
-	Floor, NextFloor int
-	FloorChange      time.Time
+	Floor, NextFloor int       `json:",omitzero"`
+	FloorChange      time.Time `json:",omitzero"`
 }
 
 // foresee takes note of an advice. A service that was never asked for has

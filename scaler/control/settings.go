@@ -122,34 +122,34 @@ type InstanceStatus struct {
 
 // Status describes a service at one moment.
 type Status struct {
-	State     State
-	Target    int
-	Starting  int
-	Ready     int
-	Ejected   int
-	Draining  int
-	LastError *scaler.Failure // of the latest failed start or order; nil once one has succeeded
-	Trouble   *scaler.Failure // what the platform reports now; nil if all is well
-	Start     StartStatus
-	ColdStart time.Duration
+	State     State           `json:",omitzero"`
+	Target    int             `json:",omitzero"`
+	Starting  int             `json:",omitzero"`
+	Ready     int             `json:",omitzero"`
+	Ejected   int             `json:",omitzero"`
+	Draining  int             `json:",omitzero"`
+	LastError *scaler.Failure `json:",omitzero"` // of the latest failed start or order; nil once one has succeeded
+	Trouble   *scaler.Failure `json:",omitzero"` // what the platform reports now; nil if all is well
+	Start     StartStatus     `json:",omitzero"`
+	ColdStart time.Duration   `json:",omitzero"`
 
 	// KeptBy names the services that need this one and keep it awake; empty if there
 	// is none.
-	KeptBy string
+	KeptBy string `json:",omitzero"`
 	// ColdStarts counts the cold starts, ColdStart is what the last took.
-	ColdStarts int
+	ColdStarts int `json:",omitzero"`
 
 	// Avoidable counts those of them that came so soon after the last instance
 	// was wanted that keeping it for idle_timeout would have spared them.
 	// IdleTime is for how long instances were ready without a request, summed
 	// up.
-	Avoidable int
-	IdleTime  time.Duration
+	Avoidable int           `json:",omitzero"`
+	IdleTime  time.Duration `json:",omitzero"`
 
 	// Needed is how many instances the requests inside and waiting need now.
 	// Outlook is what was said at the latest decision.
-	Needed  int
-	Outlook Outlook
+	Needed  int     `json:",omitzero"`
+	Outlook Outlook `json:",omitzero"`
 }
 
 // Refusal is the reason why no request may wait for a service now. Package

@@ -24,24 +24,24 @@ type StartStatus struct {
 	// many the service is failing. Failure is that of the last one. A start
 	// that has succeeded ends the row once its instance has been ready for
 	// some seconds.
-	Failed, Attempts int
-	Failure          *scaler.Failure
+	Failed, Attempts int             `json:",omitzero"`
+	Failure          *scaler.Failure `json:",omitzero"`
 
 	// Next is when the next start may be made; zero if that is now.
-	Next time.Time
+	Next time.Time `json:",omitzero"`
 
 	// Since is when the oldest start in progress began; zero if there is none.
-	Since time.Time
+	Since time.Time `json:",omitzero"`
 
 	// Waits says for what the next start waits: a service that this one needs, or
 	// a place of the start budget.
-	Waits string
+	Waits string `json:",omitzero"`
 
 	// Known is what is known of that start, for operators; nil before it was
 	// looked at. Problem is the same, and nil as long as the start takes no
 	// longer than a start usually does, or, where none was measured yet, is
 	// short and shows no mistake.
-	Known, Problem *scaler.Failure
+	Known, Problem *scaler.Failure `json:",omitzero"`
 }
 
 // startStatus describes the starts of the current revision. The lock is held.
