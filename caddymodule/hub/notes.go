@@ -125,11 +125,8 @@ func (m *membership) Noted(n cluster.Note) {
 		m.hub.background.Go(func() { m.followSuspension(name) }) // the storage can take its time
 	}
 	if name, ok := strings.CutPrefix(n.Key, noteAccount); ok {
-		if k, s := m.of(name, nil); s != nil {
-			s.Loop.FollowAccount(accountOf(n))
-			if m.leading() {
-				m.decided(s, k) // the word of one that led before, and came late
-			}
+		if _, s := m.of(name, nil); s != nil {
+			s.Loop.FollowAccount(accountOf(n)) // of one that leads, it makes it tell its own
 		}
 	}
 	if name, ok := strings.CutPrefix(n.Key, noteRefused); ok {

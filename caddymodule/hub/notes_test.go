@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/cluster"
+	"github.com/caddy-usher/usher/scaler"
 	"github.com/caddy-usher/usher/scaler/control"
 )
 
@@ -118,16 +119,39 @@ func TestTheLatestWordAboutASuspensionOutlivesCaddy(t *testing.T) {
 // which may have nothing more to say for a long time.
 func TestOneThatLeadsTellsItsAccountAgainAfterThatOfAnother(t *testing.T) {
 	m, s := placing(t)
+	if err := s.Loop.SetBackend(idle{}); err != nil {
+		t.Fatal(err)
+	}
 	m.Lead(true, 1)
 	key := noteAccount + s.Name
-	m.account(s)
-	if m.driver.Note(key).Gone {
-		t.Fatal("it tells nothing")
-	}
-	late := m.driver.Put(key, `{"Status":{"State":"failing"}}`)
-	m.Noted(late)
-	await(t, "it tells its account again", func() bool { return m.driver.Note(key).Value != late.Value })
+	await(t, "it tells that it has decided", func() bool { return !m.driver.Note(key).Gone })
+	k, _ := m.of(s.Name, nil)
+	await(t, "it has no more to say", func() bool {
+		k.pacing.Lock()
+		defer k.pacing.Unlock()
+		return !k.accountDue && time.Since(k.accounted) > accountPause
+	})
+	m.Noted(m.driver.Put(key, `{"Status":{"State":"failing"}}`))
+	await(t, "it tells its account again", func() bool { return accountOf(m.driver.Note(key)).Status.State == control.Asleep })
 }
+
+// idle is a platform on which nothing runs.
+type idle struct{}
+
+func (idle) Open(env scaler.Env) (scaler.Scaler, error) {
+	env.Report(scaler.Report{})
+	return idle{}, nil
+}
+
+func (idle) Fingerprint() string { return "idle" }
+
+func (idle) Redacted() any { return nil }
+
+func (idle) Scale(context.Context, scaler.Order) error { return nil }
+
+func (idle) Traits() scaler.Traits { return scaler.Traits{} }
+
+func (idle) Close(context.Context, time.Duration) error { return nil }
 
 func TestTheNotesOfAServiceEndWithIt(t *testing.T) {
 	m, s := placing(t)
