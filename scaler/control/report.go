@@ -221,11 +221,7 @@ func (l *Loop) startProbe(i *instance, pause time.Duration) {
 	check.peer = i.peerCheck()
 	ctx, cancel := context.WithCancel(l.context())
 	i.probe = cancel
-	var confirm func(context.Context) error
-	if c, ok := i.revision.scaler.(scaler.Confirmer); ok {
-		id := i.ID
-		confirm = func(ctx context.Context) error { return c.Confirm(ctx, id) }
-	}
+	confirm := i.confirmation()
 	l.background(func() {
 		if pause > 0 {
 			select {
@@ -249,6 +245,20 @@ func (l *Loop) startProbe(i *instance, pause time.Duration) {
 		l.mu.Unlock()
 		l.Trigger()
 	})
+}
+
+// confirmation is what has to say yes, too, after a probe of i has passed; nil if
+// nothing has to. Where an address can be given to something else, what answers at
+// that of an ejected instance may be another program. The lock is held.
+func (i *instance) confirmation() func(context.Context) error {
+	id := i.ID
+	if c, ok := i.revision.scaler.(scaler.Confirmer); ok {
+		return func(ctx context.Context) error { return c.Confirm(ctx, id) }
+	}
+	if v, ok := i.revision.scaler.(scaler.Verifier); ok && i.slots != nil {
+		return func(ctx context.Context) error { return v.Verify(ctx, id) }
+	}
+	return nil
 }
 
 func (i *instance) stopProbe() {

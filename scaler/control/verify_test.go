@@ -133,6 +133,27 @@ func TestAnInstanceThatNobodyVouchesForIsEjected(t *testing.T) {
 	})
 }
 
+// What answers at its address is not it, as long as the platform does not say so:
+// another program may listen there by now.
+func TestAProbeAloneDoesNotBringBackWhatIsNotVouchedFor(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b, v := doubtful(t, 0)
+		v.gone.Store(true)
+		r := b.inside()
+		if ok, err := r.Requeue(reserver.Suspected); ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		time.Sleep(10 * time.Second)
+		waitIdle()
+		if st := b.Status(); st.Ejected != 1 || st.Ready != 0 {
+			t.Fatalf("%+v", st)
+		}
+		v.gone.Store(false)
+		b.granted(r)
+		r.Release(reserver.Answered)
+	})
+}
+
 func TestAnInstanceThatIsNotVouchedForInTimeIsEjected(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		b, _ := doubtful(t, time.Hour)
