@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/test/harness"
 )
 
@@ -83,6 +85,38 @@ func TestReferenceIsComplete(t *testing.T) {
 			t.Errorf("there is the metric %s, which the reference does not have", m[1])
 		}
 	}
+}
+
+// A running Usher shows some fields only in a cluster, or in trouble.
+func TestReferenceHasTheFieldsThatAreRarelyShown(t *testing.T) {
+	t.Parallel()
+	page := read(t, "docs/reference.md")
+	for _, of := range []reflect.Type{reflect.TypeFor[hub.ClusterStatus](), reflect.TypeFor[hub.ServiceDetails]()} {
+		for _, field := range jsonNames(of) {
+			if !strings.Contains(page, "`"+field+"`") {
+				t.Errorf("%s has the field %s, which the reference does not have", of, field)
+			}
+		}
+	}
+}
+
+// jsonNames returns the names that a struct and those inside have in JSON.
+func jsonNames(of reflect.Type) (all []string) {
+	for of.Kind() == reflect.Pointer || of.Kind() == reflect.Slice {
+		of = of.Elem()
+	}
+	if of.Kind() != reflect.Struct {
+		return nil
+	}
+	for k := range of.NumField() {
+		f := of.Field(k)
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name != "" {
+			all = append(all, name)
+		}
+		all = append(all, jsonNames(f.Type)...)
+	}
+	return all
 }
 
 // inClusters are the metrics that only a Caddy in a cluster has: test/cluster looks
