@@ -108,8 +108,7 @@ func jsonNames(of reflect.Type) (all []string) {
 	if of.Kind() != reflect.Struct {
 		return nil
 	}
-	for k := range of.NumField() {
-		f := of.Field(k)
+	for f := range of.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if name != "" {
 			all = append(all, name)
