@@ -53,7 +53,7 @@ func (x *session) placement() Placement { return Placement{x.key, x.instance.has
 // serves no sessions.
 func (s *Service) Place(p Placement) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	return s.place(p)
 }
 
@@ -62,10 +62,33 @@ func (s *Service) place(p Placement) bool {
 	if i == nil || !i.keeps() {
 		return false
 	}
+	var was *Instance
+	if x := s.sessions.of[p.Key]; x != nil {
+		was = x.instance
+	}
 	now := time.Since(s.made)
 	x := s.sessions.put(p.Key, i, now)
 	x.told, x.learned = now, p.Learned
+	if was != nil && was != i {
+		s.moveWaiters(p.Key, was, i)
+	}
 	return true
+}
+
+// moveWaiters lets the requests of a key that wait for the one instance alone wait
+// for the other. There they would be served, and take the session back with them.
+// The lock is held.
+func (s *Service) moveWaiters(key uint64, from, to *Instance) {
+	if from.line.n == 0 {
+		return
+	}
+	q := s.queue.(*turns)
+	q.each(requests, func(w *waiter) {
+		if w.bound == from && w.Affinity == ByKey && w.Key == key {
+			q.bind(w, to)
+		}
+	})
+	s.serve(to)
 }
 
 // PlaceUnlessKept does the same unless the key has a session on another instance
@@ -73,7 +96,7 @@ func (s *Service) place(p Placement) bool {
 // that holds now. ok is false if there is none.
 func (s *Service) PlaceUnlessKept(p Placement) (holds Placement, ok bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if x := s.sessions.find(p.Key, time.Since(s.made)); x != nil && x.instance.keeps() && !p.Learned {
 		if x.instance.hash == p.Instance {
 			s.place(p)

@@ -123,6 +123,42 @@ func TestOfTwoPlacesTheFirstHoldsAndOneThatWasLearnedHoldsAnyway(t *testing.T) {
 	}
 }
 
+// A request that waits for the instance of its session goes where the session goes.
+func TestARequestThatWaitsFollowsItsSession(t *testing.T) {
+	for _, free := range []bool{false, true} {
+		t.Run(fmt.Sprintf("to one with a free slot: %t", free), func(t *testing.T) {
+			s := withSessions(10)
+			one, two := s.Add("one", "", "", "", 1), s.Add("two", "", "", "", 1)
+			s.Place(Placement{Key: 7, Instance: one.Hash()})
+			s.Place(Placement{Key: 8, Instance: two.Hash()})
+			inOne := ask(t, s, Ask{Affinity: ByKey, Key: 7}, true)
+			inTwo := ask(t, s, Ask{Affinity: ByKey, Key: 8}, true)
+			waits, other := ask(t, s, Ask{Affinity: ByKey, Key: 7}, false), ask(t, s, Ask{Affinity: ByKey, Key: 8}, false)
+			other.Cancel()
+			if free {
+				inTwo.Release(Answered)
+			}
+			s.Place(Placement{Key: 7, Instance: two.Hash()})
+			inOne.Release(Answered)
+			if !free {
+				wantWaiting(t, waits, "the one that waits")
+				inTwo.Release(Answered)
+			}
+			wantGranted(t, waits, "the one that waits")
+			if waits.Instance() != two || waits.Session() != SessionKept {
+				t.Errorf("it is on %s, %v", waits.Instance().ID, waits.Session())
+			}
+			if st := s.Stats(); st.Bound != 0 || st.Waiting != 0 || st.Demand != 1 {
+				t.Errorf("%+v", st)
+			}
+			if got := s.TakePlaced(); len(got) != 0 {
+				t.Errorf("it tells of %+v", got)
+			}
+			waits.Release(Answered)
+		})
+	}
+}
+
 func TestWhatAnAnswerSetsIsToldAsLearned(t *testing.T) {
 	w := newTwin(2)
 	r := ask(t, w.s[0], Ask{}, true)
