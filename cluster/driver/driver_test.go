@@ -45,6 +45,7 @@ func TestALeaderThatEndsIsFollowedByAnother(t *testing.T) {
 	w := newWorld(t, 2, 2)
 	hosts := []*host{w.join("a", byProof), w.join("b", byProof), w.join("c", byProof)}
 	leader := w.together(hosts...)
+	w.known(hosts...)
 	rest := slices.DeleteFunc(slices.Clone(hosts), func(h *host) bool { return h == leader })
 	stop := w.load(12, rest...)
 	defer stop()
@@ -66,6 +67,7 @@ func TestSlotsOfAMemberThatEndsAreUsedByTheOthers(t *testing.T) {
 	w := newWorld(t, 4)
 	a, b := w.join("a", byProof), w.join("b", byProof)
 	leader := w.together(a, b)
+	w.known(a, b)
 	other := beside(leader, a, b)
 	// The other one holds a slot, with a request inside.
 	inside, finish := make(chan struct{}), make(chan struct{})

@@ -380,6 +380,21 @@ func (w *world) together(hosts ...*host) (leader *host) {
 	return leader
 }
 
+// known returns when each of the Caddys has reached all others, so that their ends
+// can be proven. The end of one that ends before that, in its first moments, cannot.
+func (w *world) known(hosts ...*host) {
+	w.t.Helper()
+	for _, h := range hosts {
+		for _, o := range hosts {
+			if p := o.d.c.Self; h != o {
+				if err := h.d.link.Reach(w.t.Context(), link.Hello{ID: p.ID, Boot: p.Boot, Address: p.Address}); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
 // beside returns the one of two hosts that does not lead.
 func beside(leader, a, b *host) *host {
 	if leader == a {
