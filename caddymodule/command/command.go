@@ -37,8 +37,9 @@ array per command, one object per line and event from 'watch', and for each
 line of output from 'logs --follow'.
 
 Exit status: 0 when it is done; 1 when the command is wrong, or Caddy does not
-answer; 4 when there is no such service; 5 when Usher refuses, such as to wake
-a suspended service, or to put one to sleep that an awake one needs.`,
+answer; 4 when there is no such service, task or cluster; 5 when Usher
+refuses, such as to wake a suspended service, or to put one to sleep that an
+awake one needs.`,
 		CobraFunc: commands{time.Now}.add,
 	})
 }
