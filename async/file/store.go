@@ -109,8 +109,7 @@ type Store struct {
 	compactFrom int64     // compactFrom, lower in tests
 	compacted   time.Time // when it was tried last
 
-	watchMu  sync.Mutex
-	watchers map[*func(async.Change)]bool
+	async.Watchers
 }
 
 type ownAttempt struct {
@@ -136,7 +135,7 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		dir: dir, boot: rand.Text(), compactFrom: compactFrom, turn: make(chan struct{}, 1),
-		own: make(map[string]*ownAttempt), watchers: make(map[*func(async.Change)]bool),
+		own: make(map[string]*ownAttempt),
 	}
 	if err := s.open(o); err != nil {
 		if s.db != nil {
@@ -326,36 +325,6 @@ func (s *Store) Close() error {
 	err := s.db.Close()
 	s.db = nil
 	return err
-}
-
-// Watch implements async.Store.
-func (s *Store) Watch(f func(async.Change)) (stop func()) {
-	s.watchMu.Lock()
-	defer s.watchMu.Unlock()
-	s.watchers[&f] = true
-	return func() {
-		s.watchMu.Lock()
-		defer s.watchMu.Unlock()
-		delete(s.watchers, &f)
-	}
-}
-
-// tell passes changes on.
-func (s *Store) tell(changes []async.Change) {
-	if len(changes) == 0 {
-		return
-	}
-	s.watchMu.Lock()
-	watchers := make([]func(async.Change), 0, len(s.watchers))
-	for f := range s.watchers {
-		watchers = append(watchers, *f)
-	}
-	s.watchMu.Unlock()
-	for _, f := range watchers {
-		for _, c := range changes {
-			f(c)
-		}
-	}
 }
 
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }

@@ -139,7 +139,7 @@ func (t *tx) tell() {
 	for _, name := range t.unused {
 		_ = os.Remove(t.store.bodyPath(name)) // or the next Open does
 	}
-	t.store.tell(t.changes)
+	t.store.Call(t.changes)
 }
 
 // usable calls f while the database may be written.

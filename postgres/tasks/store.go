@@ -76,9 +76,8 @@ type Store struct {
 	own  own
 	seen beats
 
-	watchMu  sync.Mutex
-	watchers map[*func(async.Change)]bool
-	news     news
+	async.Watchers
+	news news
 }
 
 var _ async.Store = (*Store)(nil)
@@ -105,7 +104,7 @@ func Open(d *server.Database, o Options) (*Store, error) {
 	config.AfterConnect = server.Adjust
 	config.MaxConns, config.MinConns = poolSize, 0
 	s := &Store{
-		database: d, options: o, boot: rand.Text(), watchers: make(map[*func(async.Change)]bool),
+		database: d, options: o, boot: rand.Text(),
 		puts: puts{turn: make(chan struct{}, 1)}, news: news{wake: make(chan struct{}, 1)},
 		own: own{attempts: make(map[string]*ownAttempt), claims: make(map[string]bool)},
 	}

@@ -3,8 +3,6 @@ package tasks
 import (
 	"context"
 	"encoding/json"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -56,24 +54,12 @@ type message struct {
 	Changes []async.Change `json:"changes"`
 }
 
-// Watch implements async.Store.
-func (s *Store) Watch(f func(async.Change)) (stop func()) {
-	s.watchMu.Lock()
-	defer s.watchMu.Unlock()
-	s.watchers[&f] = true
-	return func() {
-		s.watchMu.Lock()
-		defer s.watchMu.Unlock()
-		delete(s.watchers, &f)
-	}
-}
-
 // changed tells of changes.
 func (s *Store) changed(changes []async.Change) {
 	if len(changes) == 0 {
 		return
 	}
-	s.call(changes)
+	s.Call(changes)
 	s.news.mu.Lock()
 	s.news.changes = append(s.news.changes, changes...)
 	s.news.commits++
@@ -81,18 +67,6 @@ func (s *Store) changed(changes []async.Change) {
 	select {
 	case s.news.wake <- struct{}{}:
 	default:
-	}
-}
-
-// call calls those who watch.
-func (s *Store) call(changes []async.Change) {
-	s.watchMu.Lock()
-	all := slices.Collect(maps.Keys(s.watchers))
-	s.watchMu.Unlock()
-	for _, c := range changes {
-		for _, f := range all {
-			(*f)(c)
-		}
 	}
 }
 
@@ -225,7 +199,7 @@ func (s *Store) hear() bool {
 		}
 		var m message
 		if err := json.Unmarshal([]byte(n.Payload), &m); err == nil && m.From != s.boot {
-			s.call(m.Changes)
+			s.Call(m.Changes)
 		}
 	}
 }

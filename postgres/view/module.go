@@ -22,7 +22,7 @@ func init() {
 type Coordinator struct {
 	// The database, e.g. `postgres://usher:{env.PGPASSWORD}@db:5432/app`, or in words
 	// such as `host=db user=usher`. What is missing is taken from the environment
-	// variables that psql knows. Whoever may read the configuration can read a
+	// variables that psql knows. All who may read the configuration can read a
 	// password that stands here: take it from the environment or a file.
 	DSN string `json:"dsn,omitempty"`
 

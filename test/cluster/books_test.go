@@ -334,7 +334,7 @@ func (b *books) why(r *record) string {
 		return "its Caddy was reloaded"
 	}
 	for _, s := range slices.Concat(b.done.still, b.done.apart) {
-		// Requests are ended shortly before lost_after. Whoever leads may have been
+		// Requests are ended shortly before lost_after. The one that leads may have been
 		// the one that was away.
 		if s.touches(r.began, r.over.Add(slack)) && s.to.Sub(s.from) > lostAfter*8/10 {
 			return "its Caddy had no lease for too long"
