@@ -31,13 +31,14 @@ var rooms = map[string][]string{
 	"async/callback":          {"async"},
 	"async/file":              {"async"},
 	"async/storetest":         {"async"},
-	"backends/docker":         {"scaler"},
-	"backends/kubernetes":     {"kubeaccess", "scaler"},
-	"backends/marathon":       {"scaler"},
+	"backends/docker":         {"scaler", "scaler/discovery"},
+	"backends/kubernetes":     {"kubeaccess", "scaler", "scaler/discovery"},
+	"backends/marathon":       {"scaler", "scaler/discovery"},
 	"backends/process":        {"scaler"},
 	"scaler":                  {},
 	"scaler/backendtest":      {"scaler"},
 	"scaler/control":          {"reserver", "scaler"},
+	"scaler/discovery":        {"scaler"},
 	"scaler/policies":         {"scaler"},
 	"kubeaccess":              {},
 	"reserver":                {},
@@ -51,7 +52,7 @@ var rooms = map[string][]string{
 }
 
 // pure are the rooms that know neither Caddy nor zap nor a platform.
-var pure = []string{"async", "async/callback", "cluster", "cluster/coordinator", "reserver", "scaler", "scaler/policies", "scaler/control"}
+var pure = []string{"async", "async/callback", "cluster", "cluster/coordinator", "reserver", "scaler", "scaler/discovery", "scaler/policies", "scaler/control"}
 
 // worldly are the modules that pure rooms do not know.
 var worldly = []string{"github.com/caddyserver", "go.uber.org/zap", "k8s.io", "github.com/gambol99", "github.com/moby", "github.com/docker"}
