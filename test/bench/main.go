@@ -8,7 +8,8 @@
 //
 // It builds what it needs: a Caddy with Usher, which without Usher in its
 // configuration is what Usher is compared with, and the server behind both.
-// HAProxy, wrk, etcd and systemd-socket-activate take part where they are installed.
+// HAProxy, wrk, etcd, PostgreSQL and systemd-socket-activate take part where they
+// are installed.
 //
 // All sides are measured in turn, round after round, and compared within
 // each round, so that what else the machine does falls on all alike. How far
@@ -62,6 +63,8 @@ type bench struct {
 type binaries struct {
 	caddy, app, origin              string
 	wrk, haproxy, socketStart, etcd string
+
+	postgres string // the server; initdb lies beside it
 }
 
 var parts = []struct {
@@ -75,6 +78,7 @@ var parts = []struct {
 	{"asleep", "5. Services that sleep", (*bench).asleep},
 	{"binary", "6. The binary", (*bench).binary},
 	{"cluster", "7. Several Caddys", (*bench).together},
+	{"stored", "8. Stored requests", (*bench).stored},
 }
 
 func init() {
@@ -84,7 +88,7 @@ func init() {
 }
 
 func main() {
-	run := flag.String("run", "", "the parts to run, as a regular `expression`: warm, reserve, cold, held, asleep, binary, cluster")
+	run := flag.String("run", "", "the parts to run, as a regular `expression`: warm, reserve, cold, held, asleep, binary, cluster, stored")
 	short := flag.Bool("short", false, "a short form: fewer and shorter rounds")
 	output := flag.String("o", "", "write the table as Markdown to this `file`, between its marks if it has them")
 	flag.Parse()
@@ -218,6 +222,7 @@ func (b *bench) build() error {
 	b.binaries.wrk, _ = exec.LookPath("wrk")
 	b.binaries.socketStart, _ = exec.LookPath("systemd-socket-activate")
 	b.binaries.etcd, _ = exec.LookPath("etcd")
+	b.binaries.postgres = findPostgres()
 	if b.binaries.haproxy, _ = exec.LookPath("haproxy"); b.binaries.haproxy == "" {
 		b.binaries.haproxy, _ = exec.LookPath("/usr/sbin/haproxy")
 	}
@@ -241,7 +246,7 @@ func (b *bench) setting() string {
 		command += " " + strings.Join(os.Args[1:], " ")
 	}
 	var taking []string
-	for _, path := range []string{b.binaries.wrk, b.binaries.haproxy, b.binaries.socketStart, b.binaries.etcd} {
+	for _, path := range []string{b.binaries.wrk, b.binaries.haproxy, b.binaries.socketStart, b.binaries.etcd, b.binaries.postgres} {
 		if path != "" {
 			taking = append(taking, filepath.Base(path))
 		}

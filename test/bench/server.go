@@ -68,11 +68,16 @@ type process struct {
 
 // start starts a program. It is stopped at the end of the part at the latest.
 func (b *bench) start(name, path string, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(path, args...), done: make(chan struct{})}
 	home, err := os.MkdirTemp(b.dir, name+"-*")
 	if err != nil {
 		return nil, err
 	}
+	return b.startIn(home, endWithParent(), name, path, args...)
+}
+
+// startIn starts a program that keeps what it has in a given directory.
+func (b *bench) startIn(home string, attr *syscall.SysProcAttr, name, path string, args ...string) (*process, error) {
+	p := &process{cmd: exec.Command(path, args...), done: make(chan struct{})}
 	out, err := os.Create(filepath.Join(home, "log"))
 	if err != nil {
 		return nil, err
@@ -81,7 +86,7 @@ func (b *bench) start(name, path string, args ...string) (*process, error) {
 	p.log = out.Name()
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+home, "XDG_CONFIG_HOME="+home, "HOME="+home)
-	p.cmd.SysProcAttr = endWithParent()
+	p.cmd.SysProcAttr = attr
 	if p.input, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -151,6 +156,15 @@ type server struct {
 // caddy starts a Caddy with a site in the syntax of a Caddyfile. Global
 // options may be given.
 func (b *bench) caddy(site, global string) (*server, error) {
+	home, err := os.MkdirTemp(b.dir, "caddy-*")
+	if err != nil {
+		return nil, err
+	}
+	return b.caddyIn(home, b.binaries.caddy, site, global)
+}
+
+// caddyIn starts a Caddy, of that program, with what is in a directory of its own.
+func (b *bench) caddyIn(home, program, site, global string) (*server, error) {
 	port, err := b.freePorts(2)
 	if err != nil {
 		return nil, err
@@ -160,7 +174,7 @@ func (b *bench) caddy(site, global string) (*server, error) {
 	if err := os.WriteFile(file, []byte(s.caddyfile(site, global)), 0o644); err != nil {
 		return nil, err
 	}
-	s.process, err = b.start("caddy", b.binaries.caddy, "run", "--config", file, "--adapter", "caddyfile")
+	s.process, err = b.startIn(home, endWithParent(), "caddy", program, "run", "--config", file, "--adapter", "caddyfile")
 	if err != nil {
 		return nil, err
 	}

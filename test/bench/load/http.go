@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -23,10 +24,15 @@ type Conn struct {
 	conn    net.Conn
 	reader  *bufio.Reader
 	request []byte
+	want    []byte // how the answer begins
 }
 
 // Dial connects to an address to ask for a path.
 func Dial(address, path string) (*Conn, error) {
+	return dial(address, "GET "+path+" HTTP/1.1\r\nHost: "+address+"\r\nUser-Agent: bench\r\n\r\n", http.StatusOK)
+}
+
+func dial(address, request string, status int) (*Conn, error) {
 	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
 	if err != nil {
 		return nil, err
@@ -34,8 +40,17 @@ func Dial(address, path string) (*Conn, error) {
 	return &Conn{
 		conn:    conn,
 		reader:  bufio.NewReaderSize(conn, 1<<10),
-		request: []byte("GET " + path + " HTTP/1.1\r\nHost: " + address + "\r\nUser-Agent: bench\r\n\r\n"),
+		request: []byte(request),
+		want:    fmt.Appendf(nil, "HTTP/1.1 %d ", status),
 	}, nil
+}
+
+// Store makes connections to an address that hand in a request with a body of so
+// many bytes, again and again, to be executed later.
+func Store(address, path string, size int) func() (Asker, error) {
+	request := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: bench\r\nPrefer: respond-async\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%s",
+		path, address, size, strings.Repeat("b", size))
+	return func() (Asker, error) { return dial(address, request, http.StatusAccepted) }
 }
 
 // HTTP1 makes connections to an address that ask for a path.
@@ -59,7 +74,7 @@ func (c *Conn) Send() error {
 
 var lengthField = []byte("content-length:")
 
-// Receive reads the answer, which must be a 200 with a length.
+// Receive reads the answer, which must have the expected status and a length.
 func (c *Conn) Receive(timeout time.Duration) error {
 	if err := c.conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return err
@@ -68,7 +83,7 @@ func (c *Conn) Receive(timeout time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.HasPrefix(status, []byte("HTTP/1.1 200 ")) {
+	if !bytes.HasPrefix(status, c.want) {
 		return fmt.Errorf("answer %q", bytes.TrimSpace(status))
 	}
 	length := -1

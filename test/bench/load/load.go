@@ -142,3 +142,18 @@ func Closed(d time.Duration, conns int, dial func() (Asker, error)) (Result, err
 		}
 	})
 }
+
+// Times lets so many clients ask n times together, without pause.
+func Times(n, conns int, dial func() (Asker, error)) (Result, error) {
+	var next atomic.Int64
+	return gather(conns, dial, func(a Asker, t *tally, _ time.Time) {
+		for next.Add(1) <= int64(n) {
+			start := time.Now()
+			err := a.Ask()
+			t.add(time.Since(start), err)
+			if err != nil {
+				return
+			}
+		}
+	})
+}

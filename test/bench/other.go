@@ -13,3 +13,9 @@ func (*process) cpu() (time.Duration, error) {
 }
 
 func endWithParent() *syscall.SysProcAttr { return nil }
+
+func findPostgres() string { return "" }
+
+func (*bench) startPostgres() (dsn string, err error) {
+	return "", errors.New("the benchmark starts PostgreSQL on Linux only")
+}
