@@ -109,6 +109,9 @@ func (h *Handler) storeRequest(w http.ResponseWriter, r *http.Request, preferred
 	}
 	task, _, err := tasks.Store.Put(r.Context(), n, http.MaxBytesReader(w, r.Body, h.Async.MaxBody))
 	if err != nil {
+		if reason := refusedFor(r, err); reason != "" {
+			h.service.TaskRefused(reason)
+		}
 		return h.refuseTask(w, r, err)
 	}
 	if preferred {
@@ -172,17 +175,19 @@ func clientOf(replacer *caddy.Replacer) string {
 	return hub.Evaluate(replacer, "http.auth.user.id")
 }
 
-// refuseTask answers a request that could not be stored.
+// refuseTask answers a request that could not be stored, or is about a task that
+// cannot be told of.
 func (h *Handler) refuseTask(w http.ResponseWriter, r *http.Request, err error) error {
-	_, cut := errors.AsType[*async.BodyError](err)
-	tooLarge, large := errors.AsType[*http.MaxBytesError](err)
-	switch {
-	case r.Context().Err() != nil:
+	if r.Context().Err() != nil {
 		return caddyhttp.Error(statusClientGone, err)
-	case large:
+	}
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return taskProblem(w, http.StatusRequestEntityTooLarge, "the body is longer than %d bytes (max_body)", tooLarge.Limit)
-	case cut:
+	}
+	if _, ok := errors.AsType[*async.BodyError](err); ok {
 		return taskProblem(w, http.StatusBadRequest, "%v", err)
+	}
+	switch {
 	case errors.Is(err, async.ErrKeyReused):
 		return taskProblem(w, http.StatusUnprocessableEntity, "%v", err)
 	case errors.Is(err, async.ErrNotFound):
@@ -192,6 +197,18 @@ func (h *Handler) refuseTask(w http.ResponseWriter, r *http.Request, err error) 
 		return taskProblem(w, http.StatusServiceUnavailable, "service %s: %v", h.Service, err)
 	}
 	return h.unavailable(w, err)
+}
+
+// refusedFor is why a request could not be stored; empty if that is up to the client.
+func refusedFor(r *http.Request, err error) string {
+	_, cut := errors.AsType[*async.BodyError](err)
+	switch {
+	case r.Context().Err() != nil, cut, errors.Is(err, async.ErrKeyReused):
+		return ""
+	case errors.Is(err, async.ErrFull):
+		return hub.RefusedFull
+	}
+	return hub.RefusedStore
 }
 
 func (h *Handler) unavailable(w http.ResponseWriter, err error) error {

@@ -72,6 +72,11 @@ var (
 		Buckets: []float64{.01, .1, 1, 10, 60, 300, 1800, 3600, 21600},
 	}, []string{"service"})
 
+	tasksRefusedTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "tasks_refused_total",
+		Help: "Requests that should have been stored and were answered 503, by reason.",
+	}, []string{"service", "reason"})
+
 	gauges = newGaugeCollector()
 )
 
@@ -79,7 +84,7 @@ var (
 func RegisterMetrics(reg *prometheus.Registry) error {
 	for _, c := range []prometheus.Collector{
 		waitSeconds, coldStartSeconds, reservationsTotal, decisionsTotal, startFailuresTotal, sessionsTotal, handoverSeconds,
-		taskAttemptsTotal, taskWaitSeconds, taskDurationSeconds, gauges,
+		taskAttemptsTotal, taskWaitSeconds, taskDurationSeconds, tasksRefusedTotal, gauges,
 	} {
 		if err := reg.Register(c); err != nil {
 			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
@@ -167,11 +172,12 @@ func (m *serviceMetrics) forget(name string) {
 	taskAttemptsTotal.DeletePartialMatch(match)
 	taskWaitSeconds.DeletePartialMatch(match)
 	taskDurationSeconds.DeletePartialMatch(match)
+	tasksRefusedTotal.DeletePartialMatch(match)
 }
 
 // gaugeCollector reads the gauges from the services when they are asked for.
 type gaugeCollector struct {
-	clusterMembers, clusterView, clusterIsolated, shares, tasks, tasksOldest *prometheus.Desc
+	clusterMembers, clusterView, clusterIsolated, shares, tasks, tasksOldest, taskStoreUp *prometheus.Desc
 
 	waiting, waitingBound, sessionKeys, visitors, maxWaiting, slots, instances, target, predicted, idleSeconds, avoidable, platformUp, state *prometheus.Desc
 }
@@ -187,6 +193,7 @@ func newGaugeCollector() *gaugeCollector {
 		shares:          desc("shares", "Slots that this Caddy holds, and, of the one that leads, those that lost Caddys may hold.", "state"),
 		tasks:           desc("tasks", "Stored requests, by state.", "state"),
 		tasksOldest:     desc("tasks_oldest_seconds", "For how long the oldest stored request that could begin has waited since it was accepted."),
+		taskStoreUp:     prometheus.NewDesc("caddy_usher_task_store_up", "Whether the store of tasks can be read.", nil, nil),
 		waiting:         desc("waiting", "Requests in the queue."),
 		waitingBound:    desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
 		sessionKeys:     desc("session_keys", "Keys of sessions that are remembered."),
@@ -205,7 +212,7 @@ func newGaugeCollector() *gaugeCollector {
 
 // Describe implements prometheus.Collector.
 func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.clusterIsolated, g.shares, g.tasks, g.tasksOldest, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
+	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.clusterIsolated, g.shares, g.tasks, g.tasksOldest, g.taskStoreUp, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
 		ch <- d
 	}
 }
@@ -257,6 +264,19 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
+// Why a request that should have been stored was not, and the client may try again.
+const (
+	RefusedFull  = "full"  // the service has max_tasks
+	RefusedStore = "store" // the store does not work
+)
+
+// TaskRefused counts a request that could not be stored for that reason.
+func (s *Service) TaskRefused(reason string) {
+	if !s.metrics.gone.Load() {
+		tasksRefusedTotal.WithLabelValues(s.Name, reason).Inc()
+	}
+}
+
 // countAttempt counts an attempt of a stored request.
 func countAttempt(r async.Report) {
 	taskAttemptsTotal.WithLabelValues(r.Task.Queue, r.Task.State.String()).Inc()
@@ -274,10 +294,12 @@ func (g *gaugeCollector) collectTasks(h *Hub, ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
 	defer cancel()
 	queues, err := t.Store.Queues(ctx)
+	up := 1.0
 	if err != nil {
 		t.trouble(err)
-		return
+		up = 0
 	}
+	ch <- prometheus.MustNewConstMetric(g.taskStoreUp, prometheus.GaugeValue, up)
 	for name, q := range queues {
 		for _, state := range async.States {
 			ch <- prometheus.MustNewConstMetric(g.tasks, prometheus.GaugeValue, float64(q.States[state]), name, state.String())

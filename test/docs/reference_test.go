@@ -25,7 +25,8 @@ func TestReferenceIsComplete(t *testing.T) {
 			harness.Usher("/broken broken", c.Command("", "sh", "-c", "echo it fails; exit 7"), "start_attempts 1") + "\n" +
 			harness.Usher("/slow slow", c.Backend("-never-listen"), "start_timeout 5m", "wait_timeout 50ms") + "\n" +
 			harness.Usher("web", c.Backend(), "idle_timeout 200ms", "scale queue", "affinity key {client_ip}") + "\n" +
-			harness.Usher("/stored* stored", c.Backend(), "async {\nwhen always\ngroup {client_ip}\nattempts 2\n}"),
+			harness.Usher("/stored* stored", c.Backend(), "async {\nwhen always\ngroup {client_ip}\nattempts 2\n}") + "\n" +
+			harness.Usher("/full* full", c.Backend("-never-listen"), "async {\nwhen always\nmax_tasks 1\n}"),
 	})
 	for _, path := range []string{"/", "/broken", "/slow"} {
 		if r := c.Get(path); r.Err != nil {
@@ -45,6 +46,11 @@ func TestReferenceIsComplete(t *testing.T) {
 	ask("POST", "/usher/services/web/suspend")
 	if r := c.Do(harness.Request{Method: "POST", Path: "/stored"}); r.Status != http.StatusAccepted {
 		t.Fatalf("status %d: %s", r.Status, r.Body)
+	}
+	for _, want := range []int{http.StatusAccepted, http.StatusServiceUnavailable} {
+		if r := c.Do(harness.Request{Method: "POST", Path: "/full"}); r.Status != want {
+			t.Fatalf("status %d, want %d: %s", r.Status, want, r.Body)
+		}
 	}
 	harness.Eventually(t, harness.Slow(15*time.Second), func() bool {
 		return strings.Contains(ask("GET", "/usher/tasks"), `"state":"done"`)
