@@ -76,7 +76,7 @@ var shells = map[string]bool{
 // options that do.
 var codeVariables = map[string]bool{
 	"PATH": true, "PATHEXT": true, "COMSPEC": true, "SHELL": true, "ENV": true, "BASH_ENV": true, "IFS": true, "SHELLOPTS": true, "BASHOPTS": true,
-	"PS4": true, "PROMPT_COMMAND": true, "ZDOTDIR": true, "EDITOR": true, "VISUAL": true, "PAGER": true, "BROWSER": true,
+	"PS4": true, "PROMPT_COMMAND": true, "ZDOTDIR": true, "HOME": true, "XDG_CONFIG_HOME": true, "EDITOR": true, "VISUAL": true, "PAGER": true, "BROWSER": true,
 	"GCONV_PATH": true, "GLIBC_TUNABLES": true, "HOSTALIASES": true, "LOCPATH": true, "NLSPATH": true,
 	"PYTHONPATH": true, "PYTHONHOME": true, "PYTHONSTARTUP": true, "PYTHONINSPECT": true, "PYTHONWARNINGS": true, "PYTHONBREAKPOINT": true,
 	"NODE_OPTIONS": true, "NODE_PATH": true, "PERL5LIB": true, "PERLLIB": true, "PERL5OPT": true, "PERL5DB": true,

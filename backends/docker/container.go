@@ -2,6 +2,7 @@ package docker
 
 import (
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,6 +133,9 @@ const (
 	composeOneOff  = "com.docker.compose.oneoff"
 )
 
+// fullID is what the ids of containers look like.
+var fullID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
 // selects says whether a container is one of those that the plan means. What
 // Usher has made is never meant by its other labels.
 func (p *plan) selects(id, name string, labels map[string]string) bool {
@@ -140,6 +144,9 @@ func (p *plan) selects(id, name string, labels map[string]string) bool {
 	}
 	switch p.form {
 	case formContainer:
+		if fullID.MatchString(p.name) {
+			return id == p.name // a container can have the id of another one as its name
+		}
 		return name == p.name || len(p.name) >= 12 && strings.HasPrefix(id, p.name)
 	case formCompose:
 		project, service, _ := strings.Cut(p.name, "/")

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/url"
 	"os"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -215,6 +216,9 @@ func (b *Backend) which(p *plan, r *resolver) error {
 		if !ok || project == "" || service == "" || strings.Contains(service, "/") {
 			return fmt.Errorf("compose %q: give the project and the service, as <project>/<service>", p.name)
 		}
+		if !isName(project) || !isName(service) {
+			return fmt.Errorf("compose %q: %s", p.name, noName)
+		}
 	case formLabel:
 		p.name, p.labelValue, p.hasValue = strings.Cut(p.name, "=")
 		if p.name == "" {
@@ -222,12 +226,24 @@ func (b *Backend) which(p *plan, r *resolver) error {
 		}
 	case formContainer:
 		p.name = strings.TrimPrefix(p.name, "/")
+		if p.name != "" && !isName(p.name) {
+			return fmt.Errorf("container %q: %s", p.name, noName)
+		}
 	}
 	if p.name == "" {
 		return fmt.Errorf("%s is empty", p.form)
 	}
 	return nil
 }
+
+// objectName is what a container and the parts of a Compose service can be called.
+var objectName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
+const noName = "a name holds letters, digits, dots, underscores and hyphens, and begins with a letter or digit"
+
+// isName says whether name can be one, or is not known before its placeholders
+// are.
+func isName(name string) bool { return strings.Contains(name, "{") || objectName.MatchString(name) }
 
 // complete fills in the default host, and checks the rest.
 func (a *access) complete() error {

@@ -232,8 +232,9 @@ func (b *Backend) Provision(caddy.Context) error {
 	return nil
 }
 
-// segment is a part of an app id, as Marathon allows it.
-var segment = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`)
+// segment is a part of an app id, as Marathon allows it: words with single dots
+// between them. It also allows `.` and `..`, which mean another app.
+var segment = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 
 // checkApp returns the id of an app in its absolute form.
 func checkApp(id string) (string, error) {
@@ -244,7 +245,7 @@ func checkApp(id string) (string, error) {
 	parts := strings.Split(trimmed, "/")
 	for _, part := range parts {
 		if !segment.MatchString(part) {
-			return "", fmt.Errorf("app %q is no id that Marathon allows: its parts hold a-z, 0-9, dots and hyphens, and begin and end with a letter or digit", id)
+			return "", fmt.Errorf("app %q is no id that Marathon allows: its parts are words of a-z, 0-9 and hyphens with single dots between them, and each word begins and ends with a letter or digit", id)
 		}
 	}
 	switch last := parts[len(parts)-1]; last {
