@@ -1,7 +1,7 @@
 // Command bench measures the budgets of Usher, side by side with what they
 // are measured against, in one run on one machine:
 //
-//	go run ./test/bench                 everything, about half an hour
+//	go run ./test/bench                 everything, about 40 minutes
 //	go run ./test/bench -short          a short form of it
 //	go run ./test/bench -run 'warm|held'
 //	go run ./test/bench -o docs/performance.md
