@@ -41,6 +41,8 @@ var rooms = map[string][]string{
 	"scaler/discovery":        {"scaler"},
 	"scaler/policies":         {"scaler"},
 	"kubeaccess":              {},
+	"registry":                {},
+	"registry/registrytest":   {"registry"},
 	"reserver":                {},
 	"cluster":                 {},
 	"cluster/coordinator":     {"cluster"},
@@ -52,7 +54,7 @@ var rooms = map[string][]string{
 }
 
 // pure are the rooms that know neither Caddy nor zap nor a platform.
-var pure = []string{"async", "async/callback", "cluster", "cluster/coordinator", "reserver", "scaler", "scaler/discovery", "scaler/policies", "scaler/control"}
+var pure = []string{"async", "async/callback", "cluster", "cluster/coordinator", "registry", "registry/registrytest", "reserver", "scaler", "scaler/discovery", "scaler/policies", "scaler/control"}
 
 // worldly are the modules that pure rooms do not know.
 var worldly = []string{"github.com/caddyserver", "go.uber.org/zap", "k8s.io", "github.com/gambol99", "github.com/moby", "github.com/docker"}
