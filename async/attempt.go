@@ -64,6 +64,9 @@ func (r *run) send(ctx context.Context) (*Answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !r.dispatcher.leased() {
+		return nil, &NotSentError{errLost}
+	}
 	resp, err := r.slot.Send(req) //nolint:bodyclose // the caller closes it, as part of the answer
 	if err != nil {
 		return nil, err

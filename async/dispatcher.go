@@ -73,7 +73,7 @@ type Dispatcher struct {
 	mu      sync.Mutex
 	lines   map[string]*line
 	running map[Attempt]context.CancelCauseFunc
-	renewed time.Time // when the leases were renewed last
+	renewed time.Time // when the latest renewal of the leases began
 }
 
 // line is what waits for slots for one queue.
@@ -227,7 +227,7 @@ func (d *Dispatcher) trouble(ctx context.Context, err error) {
 func (d *Dispatcher) lost(t Task) Outcome {
 	p, ok := d.services.Policy(t.Queue)
 	if !ok {
-		// It may have been executed. How often it may be is not known now.
+		// How often it may be executed is not known now. The next claim will tell.
 		return Outcome{State: Pending, Reason: errOwnerGone.Error()}
 	}
 	return p.retryOr(t, errOwnerGone.Error(), 0, nil)
@@ -235,12 +235,12 @@ func (d *Dispatcher) lost(t Task) Outcome {
 
 // renew renews the leases, and ends the attempts that are to be ended.
 func (d *Dispatcher) renew(ctx context.Context) {
+	began := time.Now()
 	renewal, err := d.store.Renew(ctx, d.o.Owner)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
-		// Before others believe that this process is gone.
-		if time.Since(d.renewed) > LeaseTimeout*3/4 {
+		if !d.leasedLocked() {
 			for _, end := range d.running {
 				end(errLost)
 			}
@@ -248,7 +248,7 @@ func (d *Dispatcher) renew(ctx context.Context) {
 		d.trouble(ctx, err)
 		return
 	}
-	d.renewed = time.Now()
+	d.renewed = began
 	for _, a := range renewal.Cancelled {
 		if end := d.running[a]; end != nil {
 			end(errCancelled)
@@ -260,6 +260,17 @@ func (d *Dispatcher) renew(ctx context.Context) {
 		}
 	}
 }
+
+// leased reports whether the leases of this process are good for a while. They are not
+// if it has stood still, or could not renew them: then other processes may soon
+// believe that it is gone, and begin the same tasks.
+func (d *Dispatcher) leased() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.leasedLocked()
+}
+
+func (d *Dispatcher) leasedLocked() bool { return time.Since(d.renewed) <= LeaseTimeout*3/4 }
 
 // Cancel cancels a task as Store.Cancel does, and ends its attempt at once if this
 // process has it.
@@ -365,7 +376,7 @@ func (d *Dispatcher) execute(wait, attempts context.Context, queue string, l *li
 	release := sync.OnceFunc(slot.Release)
 	defer release()
 	p, ok := d.services.Policy(queue)
-	if !ok || wait.Err() != nil {
+	if !ok || wait.Err() != nil || !d.leased() {
 		return
 	}
 	tasks, err := d.store.Claim(wait, d.o.Owner, queue, 1)
@@ -396,9 +407,12 @@ func (d *Dispatcher) attempt(ctx context.Context, t Task, p Policy, slot Slot, r
 		delete(d.running, key)
 	}()
 	r := &run{dispatcher: d, task: t, policy: &p, slot: slot}
-	a, err := r.send(ctx)
 	var o Outcome
-	if err != nil {
+	if t.Counted >= p.Attempts {
+		// It had all its attempts, and that was not known when the latest one ended, or
+		// more were allowed then.
+		o = Outcome{State: Dead, Uncounted: true, Reason: t.Reason}
+	} else if a, err := r.send(ctx); err != nil {
 		o = p.failed(t, r.why(ctx, err))
 	} else {
 		defer a.Body.Close()

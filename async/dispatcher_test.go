@@ -736,6 +736,103 @@ func TestAnAttemptWhoseCaddyIsGoneCounts(t *testing.T) {
 	}
 }
 
+// A Caddy can find what another one has left before it knows the service, or it may not
+// have the service at all. The limit of attempts counts nevertheless.
+func TestAnAttemptWhoseCaddyIsGoneCountsForAServiceThatIsNotKnownYet(t *testing.T) {
+	for attempts, want := range map[int]async.State{1: async.Dead, 2: async.Done} {
+		simulate(t, func(w *world) {
+			task := w.put(async.NewTask{}, "")
+			if _, err := w.store.Claim(t.Context(), "another one", "q", 1); err != nil {
+				t.Fatal(err)
+			}
+			// As Recover does with what was lost.
+			w.unknown["q"] = true
+			w.store = &abandoned{Store: w.store, task: task}
+			w.policy.Attempts = attempts
+			sent := 0
+			w.answer = func(*http.Request, string) (*http.Response, error) {
+				sent++
+				return respond(200, "fine"), nil
+			}
+			w.start("one")
+			soon()
+			w.want(task, async.Pending, "has ended")
+			w.mu.Lock()
+			w.unknown["q"] = false
+			w.mu.Unlock()
+			w.d.Wake()
+			time.Sleep(time.Minute)
+			got := w.get(task)
+			if got.State != want || sent != attempts-1 || want == async.Dead && !strings.Contains(got.Reason, "has ended") {
+				t.Errorf("of %d attempts %d were sent after the lost one, and the task is %+v", attempts, sent, got)
+			}
+		})
+	}
+}
+
+// abandoned is a store that has one attempt whose owner is gone.
+type abandoned struct {
+	async.Store
+	task async.Task
+	done bool
+}
+
+func (s *abandoned) Recover(ctx context.Context, _ string, decide func(async.Task) async.Outcome) (int, error) {
+	if s.done {
+		return 0, nil
+	}
+	s.done = true
+	t, err := s.Get(ctx, s.task.ID)
+	if err == nil {
+		_, err = s.Settle(ctx, t.ID, t.Attempt, decide(t))
+	}
+	return 1, err
+}
+
+// still is a store in which a Caddy stands still after its first claim, until its lease
+// is over.
+type still struct {
+	async.Store
+	stands  chan struct{} // full while it stands still
+	claimed bool
+}
+
+func (s *still) Claim(ctx context.Context, owner, queue string, n int) ([]async.Task, error) {
+	s.stands <- struct{}{}
+	defer func() { <-s.stands }()
+	tasks, err := s.Store.Claim(ctx, owner, queue, n)
+	if !s.claimed {
+		s.claimed = true
+		time.Sleep(async.LeaseTimeout)
+	}
+	return tasks, err
+}
+
+func (s *still) Renew(ctx context.Context, owner string) (async.Renewal, error) {
+	s.stands <- struct{}{}
+	<-s.stands
+	time.Sleep(time.Millisecond)
+	return s.Store.Renew(ctx, owner)
+}
+
+// Another one may have the task by then.
+func TestACaddyThatStoodStillDoesNotSendWhatItHadClaimed(t *testing.T) {
+	simulate(t, func(w *world) {
+		w.store = &still{Store: w.store, stands: make(chan struct{}, 1)}
+		var sent []string
+		w.answer = func(r *http.Request, _ string) (*http.Response, error) {
+			sent = append(sent, r.Header.Get(async.HeaderAttempt))
+			return respond(200, "fine"), nil
+		}
+		task := w.put(async.NewTask{}, "")
+		w.start("one")
+		time.Sleep(2 * time.Minute)
+		if got := w.want(task, async.Done, ""); !slices.Equal(sent, []string{"2"}) || got.Counted != 1 {
+			t.Errorf("the attempts %v were sent, and the task is %+v", sent, got)
+		}
+	})
+}
+
 // broken is a store of which some methods fail.
 type broken struct {
 	async.Store

@@ -40,11 +40,12 @@ type Tasks struct {
 	Store      async.Store
 	Dispatcher *async.Dispatcher
 
-	hub  *Hub
-	name string // TaskStore.Name
-	stop context.CancelFunc
-	done chan struct{}
-	off  func()
+	hub   *Hub
+	name  string // TaskStore.Name
+	begin func() // lets the dispatcher run
+	stop  context.CancelFunc
+	done  chan struct{}
+	off   func()
 
 	mu      sync.Mutex
 	places  map[string]TaskPlace
@@ -81,11 +82,13 @@ func (h *Hub) openTasks(g *Generation) error {
 	}
 	t.Dispatcher = async.NewDispatcher(store, t, async.Options{Owner: rand.Text(), Grace: tasksGrace, Report: countAttempt, Trouble: t.trouble})
 	t.off = store.Watch(t.changed)
+	t.begin = sync.OnceFunc(func() {
+		go func() {
+			defer close(t.done)
+			t.Dispatcher.Run(ctx)
+		}()
+	})
 	h.tasks.Store(t)
-	go func() {
-		defer close(t.done)
-		t.Dispatcher.Run(ctx)
-	}()
 	return nil
 }
 
@@ -103,6 +106,9 @@ func (h *Hub) useTasks() {
 	t.mu.Lock()
 	t.places = places
 	t.mu.Unlock()
+	// Not before there are places: what an earlier process has left under way is decided
+	// first, by their policies.
+	t.begin()
 	t.Dispatcher.Wake()
 }
 
@@ -127,6 +133,7 @@ func (h *Hub) closeTasks() {
 		return
 	}
 	t.stop()
+	t.begin() // if no configuration came into force
 	<-t.done
 	t.mu.Lock()
 	defer t.mu.Unlock()
