@@ -125,7 +125,7 @@ func lookAtSources() error {
 		}
 		root = filepath.Dir(root)
 	}
-	for _, part := range []string{"go.sum", "usher.go", "caddymodule", "backends", "cluster", "kubeaccess", "scaler", "reserver", "test/app", "test/caddy"} {
+	for _, part := range []string{"go.sum", "usher.go", "async", "caddymodule", "backends", "cluster", "kubeaccess", "scaler", "reserver", "test/app", "test/caddy"} {
 		err := filepath.WalkDir(filepath.Join(root, part), func(path string, _ fs.DirEntry, err error) error {
 			if err == nil {
 				_, err = os.Stat(path)
