@@ -22,6 +22,7 @@ func newHandler(o options, deafen func()) http.Handler {
 	mux.HandleFunc("/json", writeJSON)
 	mux.HandleFunc("/echo", echo)
 	mux.HandleFunc("/sleep", sleep)
+	mux.HandleFunc("/work/", work)
 	mux.HandleFunc("/burn", burn)
 	mux.HandleFunc("/hold", hold)
 	mux.HandleFunc("/status", answerStatus)
@@ -137,6 +138,29 @@ func sleep(w http.ResponseWriter, r *http.Request) {
 	if pause(r.Context().Done(), d) {
 		identify(w, r)
 	}
+}
+
+// work is a task: after ?d= it answers with the body of the request and the status
+// ?code=. The answer to the first attempt has the status ?first=, if there is one.
+func work(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	d, err := time.ParseDuration(query.Get("d"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil || !pause(r.Context().Done(), d) {
+		panic(http.ErrAbortHandler) // the other side has gone
+	}
+	status := query.Get("code")
+	if first := query.Get("first"); first != "" && attemptOf(r) == 1 {
+		status = first
+	}
+	if code, err := strconv.Atoi(status); err == nil {
+		w.WriteHeader(code)
+	}
+	_, _ = w.Write(body)
 }
 
 // burn answers at once, and works for a time ?d= in the background.

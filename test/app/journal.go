@@ -5,6 +5,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -15,11 +16,14 @@ type entry struct {
 	PID      int    `json:"pid"`
 	Service  string `json:"service,omitempty"`
 	Instance string `json:"instance,omitempty"`
+	Mark     string `json:"mark,omitempty"` // APP_MARK, at the start
 	Event    string `json:"event"`
 	Method   string `json:"method,omitempty"`
 	Path     string `json:"path,omitempty"`
 	Seq      string `json:"seq,omitempty"`
-	Inside   int    `json:"inside,omitempty"` // requests inside, this one included
+	Task     string `json:"task,omitempty"`    // Usher-Task of the request
+	Attempt  int    `json:"attempt,omitempty"` // its Usher-Task-Attempt
+	Inside   int    `json:"inside,omitempty"`  // requests inside, this one included
 	Status   int    `json:"status,omitempty"`
 }
 
@@ -59,6 +63,15 @@ func (j *journalFile) write(e entry) {
 	}
 }
 
+// headerTask has the id of a stored request.
+const headerTask = "Usher-Task"
+
+// attemptOf is the number of the attempt, if r is a stored request.
+func attemptOf(r *http.Request) int {
+	n, _ := strconv.Atoi(r.Header.Get("Usher-Task-Attempt"))
+	return n
+}
+
 // census counts the requests inside and writes each to the journal.
 type census struct {
 	mu          sync.Mutex
@@ -72,13 +85,19 @@ func (c *census) enter(r *http.Request) {
 	defer c.mu.Unlock()
 	c.inside++
 	c.max = max(c.max, c.inside)
-	journal.write(entry{Event: "begin", Method: r.Method, Path: r.URL.Path, Seq: r.Header.Get("X-Seq"), Inside: c.inside})
+	journal.write(entry{
+		Event: "begin", Method: r.Method, Path: r.URL.Path, Seq: r.Header.Get("X-Seq"), Inside: c.inside,
+		Task: r.Header.Get(headerTask), Attempt: attemptOf(r),
+	})
 }
 
 func (c *census) leave(r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	journal.write(entry{Event: "end", Path: r.URL.Path, Seq: r.Header.Get("X-Seq"), Inside: c.inside})
+	journal.write(entry{
+		Event: "end", Path: r.URL.Path, Seq: r.Header.Get("X-Seq"), Inside: c.inside,
+		Task: r.Header.Get(headerTask), Attempt: attemptOf(r),
+	})
 	c.inside--
 }
 

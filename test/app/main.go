@@ -81,7 +81,7 @@ func main() {
 	log.SetFlags(0)
 	o := parseOptions()
 	journal.open()
-	journal.write(entry{Event: "start"})
+	journal.write(entry{Event: "start", Mark: os.Getenv("APP_MARK")})
 	for range o.printLines {
 		if o.print != "" {
 			fmt.Println(o.print)

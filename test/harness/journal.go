@@ -13,11 +13,14 @@ type Entry struct {
 	PID      int    `json:"pid"`
 	Service  string `json:"service"`
 	Instance string `json:"instance"`
+	Mark     string `json:"mark"`  // Caddy.Mark of what has started it; with start
 	Event    string `json:"event"` // start, listen, begin, end, deaf, term, fork, exit
 	Method   string `json:"method"`
 	Path     string `json:"path"`
-	Seq      string `json:"seq"`    // X-Seq of the request
-	Inside   int    `json:"inside"` // requests in the instance, this one included
+	Seq      string `json:"seq"`     // X-Seq of the request
+	Task     string `json:"task"`    // the id of the task, if it is a stored request
+	Attempt  int    `json:"attempt"` // the number of its attempt
+	Inside   int    `json:"inside"`  // requests in the instance, this one included
 	Status   int    `json:"status"`
 }
 
