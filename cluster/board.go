@@ -82,7 +82,9 @@ func (b *Board) Get(key string) Note {
 
 // All returns all notes, those that are gone too, by key.
 func (b *Board) All() []Note {
-	all := slices.Collect(maps.Values(b.notes))
-	slices.SortFunc(all, func(a, b Note) int { return cmp.Compare(a.Key, b.Key) })
+	var all []Note
+	for _, key := range slices.Sorted(maps.Keys(b.notes)) {
+		all = append(all, b.notes[key])
+	}
 	return all
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"slices"
+	"sort"
 )
 
 // sumPause is the least time between two sums that members are told of one
@@ -330,7 +331,7 @@ func (d *division) fromThoseWithoutWaiters(wants []int, missing int) {
 			order = append(order, k)
 		}
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(d.takers[b].idle, d.takers[a].idle) })
+	sort.SliceStable(order, func(i, k int) bool { return d.takers[order[i]].idle > d.takers[order[k]].idle })
 	for _, k := range order {
 		take := min(d.takers[k].idle, missing)
 		wants[k] += take

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -119,7 +120,7 @@ func (e *entry) free() int {
 }
 
 func (e *entry) holding(boot string) *holding {
-	k, ok := slices.BinarySearchFunc(e.holdings, boot, func(h holding, b string) int { return strings.Compare(h.boot, b) })
+	k, ok := sort.Find(len(e.holdings), func(k int) int { return strings.Compare(boot, e.holdings[k].boot) })
 	if !ok {
 		e.holdings = slices.Insert(e.holdings, k, holding{boot: boot})
 	}
@@ -144,8 +145,12 @@ func (l *leader) row(boot string) *row {
 	return nil
 }
 
+func (l *leader) sortRows() {
+	sort.Slice(l.rows, func(i, k int) bool { return l.rows[i].peer.Boot < l.rows[k].peer.Boot })
+}
+
 func (l *leader) find(name string) (int, bool) {
-	return slices.BinarySearchFunc(l.ledgers, name, func(s ledger, name string) int { return strings.Compare(s.name, name) })
+	return sort.Find(len(l.ledgers), func(k int) int { return strings.Compare(name, l.ledgers[k].name) })
 }
 
 func (l *leader) ledger(name string) *ledger {
@@ -157,7 +162,7 @@ func (l *leader) ledger(name string) *ledger {
 }
 
 func (s *ledger) find(instance string) (int, bool) {
-	return slices.BinarySearchFunc(s.instances, instance, func(e entry, id string) int { return strings.Compare(e.instance.ID, id) })
+	return sort.Find(len(s.instances), func(k int) int { return strings.Compare(instance, s.instances[k].instance.ID) })
 }
 
 // entry returns the record of an instance, which is made if there is none.
@@ -170,7 +175,7 @@ func (s *ledger) entry(instance string) *entry {
 }
 
 func (s *ledger) claim(boot string) *claim {
-	k, ok := slices.BinarySearchFunc(s.claims, boot, func(c claim, b string) int { return strings.Compare(c.boot, b) })
+	k, ok := sort.Find(len(s.claims), func(k int) int { return strings.Compare(boot, s.claims[k].boot) })
 	if !ok {
 		s.claims = slices.Insert(s.claims, k, claim{boot: boot, need: Need{Service: s.name}})
 	}
@@ -192,7 +197,7 @@ func (n *Node) takeOver(risky bool) {
 			})
 		}
 	}
-	slices.SortFunc(l.rows, func(a, b row) int { return strings.Compare(a.peer.Boot, b.peer.Boot) })
+	l.sortRows()
 	if risky && !n.faults.trustFound {
 		l.blind = after(now, n.options.Lease+n.options.LostAfter)
 	}
@@ -251,7 +256,7 @@ func (n *Node) adopt() {
 			l.rows = append(l.rows, row{peer: p, heard: n.now.Mono, until: n.now.Mono})
 		}
 	}
-	slices.SortFunc(l.rows, func(a, b row) int { return strings.Compare(a.peer.Boot, b.peer.Boot) })
+	l.sortRows()
 }
 
 // disconnected ends the session of a member.

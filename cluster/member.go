@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"slices"
+	"sort"
 	"strings"
 	"time"
 )
@@ -213,7 +214,7 @@ func (n *Node) fromLeader(msg Message) {
 }
 
 func (m *member) find(name string) (int, bool) {
-	return slices.BinarySearchFunc(m.services, name, func(s service, name string) int { return strings.Compare(s.name, name) })
+	return sort.Find(len(m.services), func(k int) int { return strings.Compare(name, m.services[k].name) })
 }
 
 func (n *Node) service(name string) *service {
@@ -226,7 +227,7 @@ func (n *Node) service(name string) *service {
 }
 
 func (s *service) find(instance string) (int, bool) {
-	return slices.BinarySearchFunc(s.shares, instance, func(s share, id string) int { return strings.Compare(s.instance.ID, id) })
+	return sort.Find(len(s.shares), func(k int) int { return strings.Compare(instance, s.shares[k].instance.ID) })
 }
 
 func (s *service) share(instance string) *share {
@@ -243,7 +244,7 @@ func (n *Node) announced(a Announce) {
 	s.known, s.leaders = true, a.Definition
 	for k := range s.shares {
 		sh := &s.shares[k]
-		i, ok := slices.BinarySearchFunc(a.Instances, sh.instance.ID, func(i Instance, id string) int { return strings.Compare(i.ID, id) })
+		i, ok := sort.Find(len(a.Instances), func(i int) int { return strings.Compare(sh.instance.ID, a.Instances[i].ID) })
 		if ok && (!sh.listed || a.Instances[i] != sh.instance) || !ok && sh.listed {
 			changed = true
 		}

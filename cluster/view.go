@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -75,7 +76,7 @@ func (v View) Valid() bool {
 }
 
 func find(peers []Peer, boot string) (int, bool) {
-	return slices.BinarySearchFunc(peers, boot, func(p Peer, b string) int { return strings.Compare(p.Boot, b) })
+	return sort.Find(len(peers), func(k int) int { return strings.Compare(boot, peers[k].Boot) })
 }
 
 // with returns peers and p, sorted. The argument is not changed.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -294,8 +295,9 @@ func (j *jobs) carryOut(ctx context.Context, order scaler.Order) error {
 	victims := slices.Clone(order.Stop)
 	rest := slices.DeleteFunc(live, func(in scaler.Instance) bool { return contains(order.Stop, in.ID) })
 	// What is too much beyond those: first what does not serve yet, the youngest first.
-	slices.SortStableFunc(rest, func(a, b scaler.Instance) int {
-		return cmp.Or(cmp.Compare(a.Phase, b.Phase), b.Since.Compare(a.Since))
+	sort.SliceStable(rest, func(i, k int) bool {
+		a, b := &rest[i], &rest[k]
+		return cmp.Or(cmp.Compare(a.Phase, b.Phase), b.Since.Compare(a.Since)) < 0
 	})
 	for len(rest) > order.Instances {
 		victims, rest = append(victims, rest[0].ID), rest[1:]

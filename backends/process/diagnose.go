@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -218,8 +219,9 @@ func enumerate(words []string, most int) string {
 
 // sorted orders addresses: those of IPv6 first, then by address and port.
 func (at listening) sorted() listening {
-	slices.SortFunc(at.tcp, func(a, b netip.AddrPort) int {
-		return cmp.Or(-cmp.Compare(a.Addr().BitLen(), b.Addr().BitLen()), a.Compare(b))
+	sort.Slice(at.tcp, func(i, k int) bool {
+		a, b := at.tcp[i], at.tcp[k]
+		return cmp.Or(cmp.Compare(b.Addr().BitLen(), a.Addr().BitLen()), a.Compare(b)) < 0
 	})
 	at.tcp = slices.Compact(at.tcp)
 	slices.Sort(at.unix)

@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -96,7 +96,7 @@ func (p *portPool) take(from, to int, try func(port int) error) (int, *scaler.Fa
 			return port, f
 		}
 	}
-	slices.SortFunc(resting, func(a, b int) int { return p.resting[a].Compare(p.resting[b]) })
+	sort.Slice(resting, func(i, k int) bool { return p.resting[resting[i]].Before(p.resting[resting[k]]) })
 	for _, port := range resting {
 		if taken, f := attempt(port); taken || f != nil {
 			return port, f

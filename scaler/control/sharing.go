@@ -521,20 +521,23 @@ func (l *Loop) publish(now time.Time) {
 	if s == nil || !s.leads {
 		return
 	}
-	all := []Shared{}
+	var instances []*instance
 	for _, r := range l.revisions {
 		for _, i := range r.instances {
-			if i.slots == nil {
-				continue
+			if i.slots != nil {
+				instances = append(instances, i)
 			}
-			sh := Shared{ID: i.ID, Network: i.Network, Address: i.Address, Slots: l.slotsOf(i), State: i.sharedState(now), Fresh: i.newborn}
-			if sh.State != SharedWithdrawn {
-				i.emptied = false
-			}
-			all = append(all, sh)
 		}
 	}
-	slices.SortFunc(all, func(a, b Shared) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(instances, func(a, b *instance) int { return cmp.Compare(a.ID, b.ID) })
+	all := make([]Shared, 0, len(instances))
+	for _, i := range instances {
+		sh := Shared{ID: i.ID, Network: i.Network, Address: i.Address, Slots: l.slotsOf(i), State: i.sharedState(now), Fresh: i.newborn}
+		if sh.State != SharedWithdrawn {
+			i.emptied = false
+		}
+		all = append(all, sh)
+	}
 	if s.listed == nil || !slices.Equal(all, s.listed) {
 		s.listed = all
 		s.List(all)

@@ -1,8 +1,8 @@
 package control
 
 import (
+	"cmp"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -63,18 +63,19 @@ func (l *Loop) Status() Status {
 func (l *Loop) Instances() []InstanceStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := []InstanceStatus{}
+	var instances []*instance
 	for _, r := range l.revisions {
 		for _, i := range r.instances {
-			all = append(all, i.status())
+			instances = append(instances, i)
 		}
 	}
-	slices.SortFunc(all, func(a, b InstanceStatus) int {
-		if c := a.Since.Compare(b.Since); c != 0 {
-			return c
-		}
-		return strings.Compare(a.ID, b.ID)
+	slices.SortFunc(instances, func(a, b *instance) int {
+		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.ID, b.ID))
 	})
+	all := make([]InstanceStatus, 0, len(instances))
+	for _, i := range instances {
+		all = append(all, i.status())
+	}
 	return all
 }
 
