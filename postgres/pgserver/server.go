@@ -10,6 +10,7 @@ package pgserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -55,6 +56,7 @@ type Server struct {
 	program string
 	args    []string
 	log     string
+	disk    string // where it is mounted; empty without
 	as      *syscall.Credential
 
 	mu    sync.Mutex
@@ -66,6 +68,11 @@ type Server struct {
 type Options struct {
 	// Settings are those of postgresql.conf, such as fsync=off.
 	Settings []string
+
+	// Disk is the size in bytes of a disk of its own for the data, which Fill fills. Its
+	// log of transactions is on another one. The test is skipped if it may mount no disk.
+	// 0: there is none.
+	Disk int64
 }
 
 // Start starts a server, or skips the test if there is no PostgreSQL. It has ended
@@ -97,7 +104,13 @@ func Start(t testing.TB, o Options) *Server {
 	}
 	s.Address = claim(t)
 	data := filepath.Join(dir, "data")
-	s.initialize(filepath.Join(programs, "initdb"), dir, data)
+	var more []string
+	if o.Disk > 0 {
+		s.mount(filepath.Join(dir, "disk"), o.Disk)
+		data = filepath.Join(s.disk, "data")
+		more = []string{"--waldir", filepath.Join(dir, "wal")}
+	}
+	s.initialize(filepath.Join(programs, "initdb"), dir, data, more...)
 	_, port, _ := net.SplitHostPort(s.Address)
 	s.args = []string{"-D", data}
 	for _, setting := range append([]string{
@@ -149,13 +162,68 @@ func other() (*syscall.Credential, error) {
 	return nil, fmt.Errorf("there is no user postgres or nobody to run PostgreSQL")
 }
 
-func (s *Server) initialize(program, dir, data string) {
+// mount makes a disk that is full when so many bytes are on it.
+func (s *Server) mount(dir string, size int64) {
+	s.t.Helper()
+	if s.as == nil {
+		s.t.Skip("only root may mount a small disk for the data of PostgreSQL")
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	options := fmt.Sprintf("size=%d,mode=0700,uid=%d,gid=%d", size, s.as.Uid, s.as.Gid)
+	switch err := syscall.Mount("tmpfs", dir, "tmpfs", 0, options); {
+	case errors.Is(err, syscall.EPERM):
+		s.t.Skipf("this root may not mount a small disk for the data of PostgreSQL: %v", err)
+	case err != nil:
+		s.t.Fatal(err)
+	}
+	s.disk = dir
+	s.t.Cleanup(func() {
+		// The server has ended by then.
+		if err := syscall.Unmount(dir, 0); err != nil {
+			s.t.Error(err)
+		}
+	})
+}
+
+// Fill fills the disk, but for so many bytes. Empty takes that back.
+func (s *Server) Fill(left int64) {
+	s.t.Helper()
+	var now syscall.Statfs_t
+	if err := syscall.Statfs(s.disk, &now); err != nil {
+		s.t.Fatal(err)
+	}
+	f, err := os.Create(s.filler())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer f.Close()
+	if size := int64(now.Bavail)*now.Bsize - left; size > 0 {
+		if err := syscall.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// Empty makes room on the disk again.
+func (s *Server) Empty() {
+	s.t.Helper()
+	if err := os.Remove(s.filler()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *Server) filler() string { return filepath.Join(s.disk, "filler") }
+
+func (s *Server) initialize(program, dir, data string, more ...string) {
 	s.t.Helper()
 	secret := filepath.Join(dir, "password")
 	if err := os.WriteFile(secret, []byte(Password), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
 	cmd := exec.Command(program, "-D", data, "-U", User, "-A", "scram-sha-256", "--pwfile", secret, "-E", "UTF8", "--no-locale", "--no-sync")
+	cmd.Args = append(cmd.Args, more...)
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.as}
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -2,30 +2,14 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/caddy-usher/usher/test/harness"
 )
-
-// stored is a task as clients see it.
-type stored struct {
-	ID       string `json:"id"`
-	Service  string `json:"service"`
-	State    string `json:"state"`
-	Reason   string `json:"reason"`
-	Attempts int    `json:"attempts"`
-	Status   int    `json:"status"`
-	Size     int    `json:"size"`
-	URL      string `json:"url"`
-	Result   string `json:"result"`
-}
 
 // asyncBlock is the option async with options of its own.
 func asyncBlock(options ...string) string { return "async {\n" + strings.Join(options, "\n") + "\n}" }
@@ -40,7 +24,7 @@ func later(c *harness.Caddy, method, path, body string, header ...string) harnes
 }
 
 // accepted checks for the answer to a request that was stored.
-func accepted(t *testing.T, r harness.Response) (s stored) {
+func accepted(t *testing.T, r harness.Response) (s harness.Task) {
 	t.Helper()
 	if r.Err != nil || r.Status != http.StatusAccepted {
 		t.Fatalf("status %d, error %v, body %q; want 202", r.Status, r.Err, r.Body)
@@ -55,10 +39,10 @@ func accepted(t *testing.T, r harness.Response) (s stored) {
 }
 
 // look returns the status of a task, and the answer that told it.
-func look(t *testing.T, c *harness.Caddy, url string) (stored, harness.Response) {
+func look(t *testing.T, c *harness.Caddy, url string) (harness.Task, harness.Response) {
 	t.Helper()
 	r := c.Get(url)
-	var s stored
+	var s harness.Task
 	if err := json.Unmarshal([]byte(r.Body), &s); r.Err != nil || err != nil {
 		t.Fatalf("status %d, errors %v, %v: %s", r.Status, r.Err, err, r.Body)
 	}
@@ -66,9 +50,9 @@ func look(t *testing.T, c *harness.Caddy, url string) (stored, harness.Response)
 }
 
 // ends waits until a task has ended.
-func ends(t *testing.T, c *harness.Caddy, url, state string) (stored, harness.Response) {
+func ends(t *testing.T, c *harness.Caddy, url, state string) (harness.Task, harness.Response) {
 	t.Helper()
-	var s stored
+	var s harness.Task
 	var r harness.Response
 	harness.Eventually(t, soon, func() bool {
 		s, r = look(t, c, url+"?wait=5")
@@ -216,7 +200,7 @@ func TestRequestsGoBeforeTasks(t *testing.T) {
 	c.Start(web(c, nil, "instances 1", "concurrency 1", "max_waiting 5", "async"))
 	first := c.Send(harness.Request{Path: hold(c, "gate")})
 	inside(t, c, 1)
-	var last stored
+	var last harness.Task
 	for range 20 { // more than may wait
 		last = accepted(t, later(c, "GET", "/?task", ""))
 	}
@@ -247,7 +231,7 @@ func TestTheTasksOfAGroupAreExecutedInOrder(t *testing.T) {
 	c := newCaddy(t)
 	c.Start(web(c, nil, "instances 0 3", "concurrency 4", asyncBlock("group {header.X-Group}", "headers X-Seq")))
 	const groups, count = 3, 30
-	var all []stored
+	var all []harness.Task
 	for k := range count {
 		r := later(c, "GET", "/sleep?d=5ms", "", "X-Group", strconv.Itoa(k%groups), "X-Seq", strconv.Itoa(k))
 		all = append(all, accepted(t, r))
@@ -274,53 +258,6 @@ func TestTheTasksOfAGroupAreExecutedInOrder(t *testing.T) {
 	}
 	if latest != [groups]int{count - 3, count - 2, count - 1} {
 		t.Errorf("the last ones were %v", latest)
-	}
-}
-
-// A Caddy that was killed goes on with what it had accepted.
-func TestG15_AKilledCaddyLosesNoStoredRequest(t *testing.T) {
-	c := newCaddy(t)
-	cfg := web(c, nil, "instances 0 2", "concurrency 4", asyncBlock("attempts 20", "backoff 100ms 200ms"))
-	c.Start(cfg)
-	var (
-		mu  sync.Mutex
-		all []string
-	)
-	for round := range 4 {
-		stop := make(chan struct{})
-		var clients sync.WaitGroup
-		for w := range 8 {
-			clients.Go(func() {
-				for k := 0; ; k++ {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					r := later(c, "POST", "/echo", fmt.Sprintf("%d %d %d", round, w, k))
-					if r.Status != http.StatusAccepted {
-						continue // it was killed
-					}
-					mu.Lock()
-					all = append(all, r.Header.Get("Location"))
-					mu.Unlock()
-				}
-			})
-		}
-		time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
-		c.Kill()
-		close(stop)
-		clients.Wait()
-		c.Start(cfg)
-	}
-	if len(all) < 20 {
-		t.Fatalf("only %d were accepted", len(all))
-	}
-	t.Logf("%d were accepted", len(all))
-	for _, url := range all {
-		if s, _ := ends(t, c, url, "done"); s.Status != 200 {
-			t.Errorf("the task is %+v", s)
-		}
 	}
 }
 
@@ -404,7 +341,7 @@ func TestCommandsOperateTasks(t *testing.T) {
 func TestABrowserSeesATaskAsAPage(t *testing.T) {
 	c := newCaddy(t)
 	c.Start(web(c, nil, "instances 1", "concurrency 1", "async"))
-	seen := func(s stored, language string) harness.Response {
+	seen := func(s harness.Task, language string) harness.Response {
 		t.Helper()
 		r := c.Do(harness.Request{Path: s.URL, Header: http.Header{
 			"Accept": {"text/html,application/xhtml+xml,*/*;q=0.8"}, "Accept-Language": {language}, "Sec-Fetch-Mode": {"navigate"}, "Sec-Fetch-Dest": {"document"},

@@ -26,7 +26,7 @@ type books struct {
 	troubles  map[string]*span // the latest, by mark; empty: of all
 	thawed    map[string]int64 // when a Caddy went on, by mark
 
-	executions, repeated int
+	executions, repeated int // repeated: of those, after an earlier one was cut off
 	late, thaws          int // late: what was sent by a Caddy that had stood still
 }
 
@@ -184,8 +184,10 @@ func (b *books) justThawed(x *execution) bool {
 
 // again checks that a task may be executed once more.
 func (b *books) again(before, x *execution) {
-	b.repeated++
 	j := x.task.job
+	if !j.flaky || before.attempt != 1 {
+		b.repeated++
+	}
 	switch {
 	case x.attempt <= before.attempt:
 		b.finding(x.task.id, "job %d: attempt %d begins after attempt %d", j.seq, x.attempt, before.attempt)
@@ -304,5 +306,5 @@ func (b *books) outcome(j job, p promise, o outcome) {
 
 // tally says what was in the journal.
 func (b *books) tally() string {
-	return fmt.Sprintf("%d executions in %d tasks, of which %d were repeated and %d were too late", b.executions, len(b.tasks), b.repeated, b.late)
+	return fmt.Sprintf("%d executions in %d tasks, of which %d were repeated because of what was killed, and %d came too late", b.executions, len(b.tasks), b.repeated, b.late)
 }
