@@ -129,7 +129,7 @@ func (r *Record) sealed() *Record {
 		r.FellBack = &FellBack{Revision: c.Number, Reason: c.Failed.Reason, At: c.Failed.At}
 	}
 	state := *r
-	state.Used = time.Time{}
+	state.Used, state.Changed = time.Time{}, time.Time{}
 	sum = sha256.Sum256(EncodeRecord(&state))
 	r.state = hex.EncodeToString(sum[:12])
 	return r

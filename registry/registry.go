@@ -3,8 +3,6 @@ package registry
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -31,16 +29,24 @@ type Registry struct {
 	live      map[string]*Record // in force: stored and not deleted, or discovered
 	deleted   map[string]*Record // stored and deleted
 	hosts     map[string]string  // to the name in live
-	templates map[string]int     // services in force made of a template
+	templates map[string]int     // stored services in force made of a template
+	variants  map[string]*variant
+	asked     uint64 // how often a variant was asked for
+	rejected  []Rejected
+	broken    map[string]error // stored records that cannot be read
 
 	// turn is held, by sending, for a change, also while the store works. It guards the
 	// fields below.
 	turn     chan struct{}
 	position Position
 	doubtful map[string]bool     // names of which the store may have something else
-	broken   map[string]error    // stored records that cannot be read
 	claims   map[string][]string // hosts, to the names of the stored services that claim them
 	owners   map[string]int      // stored services in force
+	swept    time.Time           // the first Sweep that looked at uses
+
+	found      map[string]*foundList // by source
+	wanted     map[string]bool       // names and hosts that found objects want
+	foundHosts map[string]string     // hosts that found objects have
 }
 
 // Call says who asks, and on which condition.
@@ -72,19 +78,27 @@ func New(store Store, changed func(old, new *Record)) *Registry {
 	r := &Registry{
 		store: store, changed: changed,
 		live: make(map[string]*Record), deleted: make(map[string]*Record), hosts: make(map[string]string), templates: make(map[string]int),
-		turn: make(chan struct{}, 1), doubtful: make(map[string]bool), broken: make(map[string]error),
-		claims: make(map[string][]string), owners: make(map[string]int),
+		variants: make(map[string]*variant), broken: make(map[string]error),
+		turn: make(chan struct{}, 1), doubtful: make(map[string]bool),
+		claims: make(map[string][]string), owners: make(map[string]int), found: make(map[string]*foundList),
 	}
 	r.rules.Store(&Rules{})
 	return r
 }
 
-// Use sets the rules of a new configuration. Services stay as they are, also those that
-// the rules would not permit any more: what they resolve to may have changed.
+// Use sets the rules of a new configuration. Stored services stay as they are, also those
+// that the rules would not permit any more: what they resolve to may have changed, or
+// be an error. Found objects are judged anew.
 func (r *Registry) Use(rules Rules) {
 	r.turn <- struct{}{}
 	defer r.endTurn()
 	r.rules.Store(&rules)
+	for source, list := range r.found {
+		for i, c := range list.candidates {
+			list.candidates[i] = newCandidate(&rules, source, list.backend, c.found)
+		}
+	}
+	r.settle()
 }
 
 // Get returns the service in force of that name, or nil. A service that the configuration
@@ -158,9 +172,10 @@ func (r *Registry) Resolve(d *Definition) (json.RawMessage, error) {
 	return r.rules.Load().resolve(d)
 }
 
-// Put makes or replaces a service. body is a Definition. An equal definition of the same
-// owner changes nothing: the record is returned as it is. A service that was deleted
-// begins again, with its revisions.
+// Put makes or replaces a service. body is a Definition. A "***" in it keeps the secret
+// that is shown so. An equal definition of the same owner changes nothing, but lets a
+// revision that has failed be tried again. A service that was deleted begins again, with
+// its revisions.
 //
 // A service that exists is replaced only with If-Match, with its ETag or "*". With
 // If-None-Match: * none is replaced.
@@ -174,7 +189,7 @@ func (r *Registry) Put(ctx context.Context, call Call, name string, body []byte)
 }
 
 // Patch changes a service by a merge patch of its definition, as RFC 7396 says. It needs
-// If-Match.
+// If-Match. A "***" in the body keeps the secret that is shown so.
 func (r *Registry) Patch(ctx context.Context, call Call, name string, patch []byte) (*Record, error) {
 	change, err := parse(patch)
 	if err != nil {
@@ -184,7 +199,10 @@ func (r *Registry) Patch(ctx context.Context, call Call, name string, patch []by
 		if old == nil || old.IsDeleted() {
 			return Definition{}, notFound(name)
 		}
-		target, err := parse(old.Current().Definition.canonical())
+		// Of what is shown: a secret that stays goes the way of a "***" in the body, so
+		// that it cannot come to where it would be readable.
+		shown := r.rules.Load().shown(old.Current().Definition)
+		target, err := parse(shown.canonical())
 		if err != nil {
 			return Definition{}, refuse(Invalid, "the definition of %s cannot be patched: %w", name, err)
 		}
@@ -239,7 +257,7 @@ func (r *Registry) Delete(ctx context.Context, call Call, name string) error {
 	}
 	gone := old.changedAt(call.Now)
 	gone.Deleted, gone.DeletedBy = instant(call.Now), call.By
-	return r.write(ctx, gone)
+	return r.write(ctx, gone.sealed())
 }
 
 // FallBack says that a revision has failed. If it is still the current one, the newest
@@ -269,384 +287,3 @@ func notFound(name string) error { return refuse(NotFound, "there is no service 
 
 // instant returns t as it is stored.
 func instant(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
-
-// change gives a service the definition that define returns for the record in the store:
-// nil, in force, or deleted. It returns the record before, too.
-func (r *Registry) change(ctx context.Context, call Call, name string, define func(old *Record) (Definition, error)) (record, old *Record, err error) {
-	if err := CheckName(name); err != nil {
-		return nil, nil, err
-	}
-	end, err := r.begin(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer end()
-	if old, err = r.changeable(call, name); err != nil {
-		return nil, nil, err
-	}
-	if err := checkConditions(call, old); err != nil {
-		return nil, nil, err
-	}
-	d, err := define(old)
-	if err != nil {
-		return nil, nil, err
-	}
-	owner := call.Owner
-	if old != nil && owner == "" {
-		owner = old.Owner
-	}
-	if err := r.checkChange(call, name, owner, &d, old); err != nil {
-		return nil, nil, err
-	}
-	if old != nil && !old.IsDeleted() && old.Owner == owner && old.Current().Definition.equal(&d) {
-		if old.FellBack == nil {
-			return old, old, nil
-		}
-		record = old.tryAgain(call.Now)
-	} else {
-		record = nextRecord(old, name, owner, Revision{Definition: d, By: call.By, At: instant(call.Now)}, r.rules.Load().keepRevisions())
-	}
-	if err := r.write(ctx, record); err != nil {
-		return nil, nil, err
-	}
-	return record, old, nil
-}
-
-// changeable returns the stored record of that name, which may be deleted, or nil. It
-// returns an error if the caller may not change it.
-func (r *Registry) changeable(call Call, name string) (*Record, error) {
-	if r.rules.Load().configured(name) {
-		return nil, refuse(Conflict, "the service %s is in the configuration; change it there", name)
-	}
-	if err := r.broken[name]; err != nil {
-		return nil, refuse(Conflict, "the stored record of %s cannot be read, so it stays as it is: %w", name, err)
-	}
-	old := r.Find(name)
-	if old != nil && old.Origin == Discovered {
-		return nil, refuse(Conflict, "the service %s was discovered (%s); change its labels there", name, old.Source)
-	}
-	if call.Operator {
-		return old, nil
-	}
-	if call.Owner == "" {
-		return nil, refuse(Forbidden, "the request has no owner, so it can change no service")
-	}
-	if old != nil && old.Owner != call.Owner {
-		return nil, refuse(Forbidden, "the service %s belongs to another owner", name)
-	}
-	return old, nil
-}
-
-// checkConditions returns an error if the call's conditions do not hold for a record,
-// which may be nil or deleted.
-func checkConditions(call Call, old *Record) error {
-	exists := old != nil && !old.IsDeleted()
-	if call.IfNoneMatch != "" {
-		if strings.TrimSpace(call.IfNoneMatch) != "*" {
-			return refuse(Invalid, "If-None-Match is %q; only * makes sense for a change", call.IfNoneMatch)
-		}
-		if exists {
-			return refuse(Stale, "the service %s exists already, and If-None-Match: * creates only", old.Name)
-		}
-	}
-	switch {
-	case call.IfMatch == "" && exists:
-		return refuse(ConditionNeeded, "the service %s exists; a change needs If-Match with its ETag %s", old.Name, old.ETag())
-	case call.IfMatch == "":
-		return nil
-	case old == nil:
-		return refuse(Stale, "there is no service to match If-Match")
-	case !matches(call.IfMatch, old.ETag()) || strings.TrimSpace(call.IfMatch) == "*" && !exists:
-		return refuse(Stale, "the service %s has changed: its ETag is %s now", old.Name, old.ETag())
-	}
-	return nil
-}
-
-// matches says whether a header If-Match has the strong tag.
-func matches(header, tag string) bool {
-	for item := range strings.SplitSeq(header, ",") {
-		if item = strings.TrimSpace(item); item == tag || item == "*" {
-			return true
-		}
-	}
-	return false
-}
-
-// checkChange returns an error if name cannot get the definition d: by the rules, by
-// other services, or by a limit.
-func (r *Registry) checkChange(call Call, name, owner string, d *Definition, old *Record) error {
-	rules := r.rules.Load()
-	if err := rules.checkDefinition(call, name, d); err != nil {
-		return err
-	}
-	for _, host := range d.Hosts {
-		if other := r.hosts[host]; other != "" && other != name {
-			return refuse(Conflict, "the host %s belongs to another service", host)
-		}
-	}
-	before := ""
-	if old != nil && !old.IsDeleted() {
-		before = old.Current().Definition.Template
-	}
-	fresh := old == nil || old.IsDeleted() || old.Owner != owner
-	if limit := rules.OwnerLimit; fresh && !call.Operator && limit > 0 && r.owners[owner] >= limit {
-		return refuse(TooMany, "the owner has %d services, which is the limit; delete one first", limit)
-	}
-	if d.Template != "" && d.Template != before {
-		if limit := rules.Templates[d.Template].maxServices; limit > 0 && r.templates[d.Template] >= limit {
-			return refuse(TooMany, "there are %d services of template %s, which is the limit", limit, d.Template)
-		}
-	}
-	return nil
-}
-
-// endTurn lets the next change begin.
-func (r *Registry) endTurn() { <-r.turn }
-
-// begin begins a change: this one alone, in all processes, with all that was changed
-// before. end ends it.
-func (r *Registry) begin(ctx context.Context) (end func(), err error) {
-	select {
-	case r.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, storeFailed("the registry is busy", ctx.Err())
-	}
-	unlock, err := r.store.Lock(ctx)
-	if err != nil {
-		r.endTurn()
-		return nil, storeFailed("the store cannot be locked", err)
-	}
-	end = func() {
-		unlock()
-		r.endTurn()
-	}
-	if err := r.follow(ctx); err != nil {
-		end()
-		return nil, err
-	}
-	return end, nil
-}
-
-func storeFailed(what string, err error) error {
-	return refuse(StoreFailed, "services cannot be changed now: %s: %w", what, err)
-}
-
-// write stores a record and puts it in force.
-func (r *Registry) write(ctx context.Context, record *Record) error {
-	if err := r.store.Put(context.WithoutCancel(ctx), record.Name, EncodeRecord(record)); err != nil {
-		r.doubtful[record.Name] = true
-		return storeFailed("the store did not write the service "+record.Name, err)
-	}
-	r.publish(record.Name, record)
-	return nil
-}
-
-// Load reads all records from the store. It returns an error if the store cannot tell
-// which there are. Records that cannot be read are in Rejected.
-func (r *Registry) Load(ctx context.Context) error {
-	r.turn <- struct{}{}
-	defer r.endTurn()
-	return r.follow(ctx)
-}
-
-// Refresh reads the records of these names, because others have changed them. Without a
-// name it looks whether others have changed anything.
-func (r *Registry) Refresh(ctx context.Context, names ...string) error {
-	r.turn <- struct{}{}
-	defer r.endTurn()
-	if len(names) == 0 || !r.Loaded() {
-		return r.follow(ctx)
-	}
-	return r.reload(ctx, names)
-}
-
-// follow reads what has changed in the store.
-func (r *Registry) follow(ctx context.Context) error {
-	changes, err := r.store.Changes(ctx, r.position)
-	if err != nil {
-		return storeFailed("the store does not tell what has changed", err)
-	}
-	names := changes.Names
-	if changes.All || !r.Loaded() {
-		if names, err = r.store.List(ctx); err != nil {
-			return storeFailed("the store does not list its records", err)
-		}
-		// What is not listed any more may be gone.
-		stored := make(map[string]bool, len(names))
-		for _, name := range names {
-			stored[name] = true
-		}
-		for _, known := range []map[string]*Record{r.live, r.deleted} {
-			for name, record := range known {
-				if !stored[name] && record.Origin == RunTime {
-					names = append(names, name)
-				}
-			}
-		}
-	}
-	for name := range r.doubtful {
-		names = append(names, name)
-	}
-	if err := r.reload(ctx, names); err != nil {
-		return err
-	}
-	r.position = changes.Next
-	r.isLoaded.Store(true)
-	return nil
-}
-
-// loaders is how many records are read at a time.
-const loaders = 8
-
-// Merge takes a record that another Caddy tells, if it is newer than what is known here
-// and in the store. It is written, unless the store has it. The caller trusts the other
-// Caddy: the rules are not asked.
-func (r *Registry) Merge(ctx context.Context, record *Record) error {
-	if known := r.Stored(record.Name); known != nil && !record.Newer(known) {
-		return nil
-	}
-	end, err := r.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer end()
-	if !record.Newer(r.Stored(record.Name)) {
-		return nil
-	}
-	return r.write(ctx, record)
-}
-
-// reload reads records from the store and puts them in force.
-func (r *Registry) reload(ctx context.Context, names []string) error {
-	for chunk := range slices.Chunk(names, 64*loaders) {
-		type result struct {
-			record *Record
-			err    error
-		}
-		results := make([]result, len(chunk))
-		var next atomic.Int64
-		var all sync.WaitGroup
-		for range min(loaders, len(chunk)) {
-			all.Go(func() {
-				for i := next.Add(1) - 1; i < int64(len(chunk)); i = next.Add(1) - 1 {
-					results[i].record, results[i].err = r.load(ctx, chunk[i])
-				}
-			})
-		}
-		all.Wait()
-		for i, name := range chunk {
-			var broken *brokenError
-			switch err := results[i].err; {
-			case errors.As(err, &broken):
-				// What was in force stays.
-				r.broken[name] = broken.err
-			case err != nil:
-				return storeFailed("the store did not read the service "+name, err)
-			default:
-				delete(r.broken, name)
-				r.publish(name, results[i].record)
-			}
-			delete(r.doubtful, name)
-		}
-	}
-	return nil
-}
-
-// brokenError says that a stored record cannot be read.
-type brokenError struct{ err error }
-
-func (e *brokenError) Error() string { return e.err.Error() }
-
-// load returns a stored record, or nil if there is none.
-func (r *Registry) load(ctx context.Context, name string) (*Record, error) {
-	if err := CheckName(name); err != nil {
-		return nil, &brokenError{err}
-	}
-	data, err := r.store.Load(ctx, name)
-	if errors.Is(err, ErrNotStored) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	record, err := DecodeRecord(data)
-	if err == nil && record.Name != name {
-		err = fmt.Errorf("it is the record of %s", record.Name)
-	}
-	if err != nil {
-		return nil, &brokenError{err}
-	}
-	return record, nil
-}
-
-// publish puts a stored record in force, or deletes it. nil: there is none any more.
-func (r *Registry) publish(name string, record *Record) {
-	old, next := r.live[name], record
-	if record != nil && record.IsDeleted() {
-		next = nil
-	}
-	r.mu.Lock()
-	delete(r.live, name)
-	delete(r.deleted, name)
-	switch {
-	case next != nil:
-		r.live[name] = next
-	case record != nil:
-		r.deleted[name] = record
-	}
-	r.count(old, -1)
-	r.count(next, +1)
-	r.claim(name, old, next)
-	r.mu.Unlock()
-	r.tell(old, next)
-}
-
-// tell reports a change of what is in force.
-func (r *Registry) tell(old, next *Record) {
-	if old == nil && next == nil || old != nil && next != nil && old.etag == next.etag && old.Owner == next.Owner && (old.FellBack == nil) == (next.FellBack == nil) {
-		return
-	}
-	r.changed(old, next)
-}
-
-// count counts a stored service in force.
-func (r *Registry) count(record *Record, by int) {
-	if record == nil || record.Origin == Discovered {
-		return
-	}
-	add(r.owners, record.Owner, by)
-	add(r.templates, record.Current().Definition.Template, by)
-}
-
-func add(counts map[string]int, key string, by int) {
-	if counts[key] += by; counts[key] == 0 {
-		delete(counts, key)
-	}
-}
-
-// claim sets which hosts lead to a stored service. If the store has two services that
-// claim a host, which the checks do not permit, the first one by name has it.
-func (r *Registry) claim(name string, old, next *Record) {
-	touched := make(map[string]bool)
-	if old != nil && old.Origin == RunTime {
-		for _, host := range old.Current().Definition.Hosts {
-			touched[host] = true
-			r.claims[host] = slices.DeleteFunc(r.claims[host], func(n string) bool { return n == name })
-		}
-	}
-	if next != nil {
-		for _, host := range next.Current().Definition.Hosts {
-			touched[host] = true
-			r.claims[host] = append(r.claims[host], name)
-			slices.Sort(r.claims[host])
-		}
-	}
-	for host := range touched {
-		if names := r.claims[host]; len(names) > 0 {
-			r.hosts[host] = names[0]
-			continue
-		}
-		delete(r.claims, host)
-		delete(r.hosts, host)
-	}
-}

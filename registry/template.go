@@ -39,13 +39,14 @@ type Param struct {
 type Template struct {
 	service     any
 	backend     string
-	params      map[string]param
+	params      map[string]*param
 	maxServices int
 }
 
 type param struct {
 	Param
 	pattern *regexp.Regexp
+	paths   [][]string // where it stands in the service
 }
 
 // Takes says whether a param may stand at a place in the description of a backend. path
@@ -83,7 +84,7 @@ func NewTemplate(service json.RawMessage, params map[string]Param, takes Takes, 
 	if maxServices < 0 {
 		return nil, fmt.Errorf("max_services is %d; it is 0 or more", maxServices)
 	}
-	t := &Template{service: value, backend: backendType(checked), params: make(map[string]param, len(params)), maxServices: maxServices}
+	t := &Template{service: value, backend: backendType(checked), params: make(map[string]*param, len(params)), maxServices: maxServices}
 	for _, name := range sortedKeys(params) {
 		p, err := newParam(name, params[name])
 		if err != nil {
@@ -97,32 +98,32 @@ func NewTemplate(service json.RawMessage, params map[string]Param, takes Takes, 
 	return t, t.checkUses(takes)
 }
 
-func newParam(name string, p Param) (param, error) {
+func newParam(name string, p Param) (*param, error) {
 	if !paramName.MatchString(name) {
-		return param{}, errors.New("its name is not a letter or '_' and at most 62 more letters, digits, '_' or '-'")
+		return nil, errors.New("its name is not a letter or '_' and at most 62 more letters, digits, '_' or '-'")
 	}
 	if p.Env && !envName.MatchString(name) {
-		return param{}, errors.New("its name cannot be the name of a variable of the environment")
+		return nil, errors.New("its name cannot be the name of a variable of the environment")
 	}
 	if (p.Pattern == "") == (len(p.OneOf) == 0) {
-		return param{}, errors.New("it needs a pattern or one_of, and not both")
+		return nil, errors.New("it needs a pattern or one_of, and not both")
 	}
-	c := param{Param: p}
+	c := &param{Param: p}
 	if p.Pattern != "" {
 		// The pattern alone first: "a)|(b" would be valid only inside of the group.
 		if _, err := regexp.Compile(p.Pattern); err != nil {
-			return param{}, fmt.Errorf("pattern: %w", err)
+			return nil, fmt.Errorf("pattern: %w", err)
 		}
 		c.pattern = regexp.MustCompile(`\A(?:` + p.Pattern + `)\z`)
 	}
 	for _, v := range p.OneOf {
 		if err := checkValue(v); err != nil {
-			return param{}, fmt.Errorf("one_of: %w", err)
+			return nil, fmt.Errorf("one_of: %w", err)
 		}
 	}
 	if p.Default != nil {
 		if err := c.check(*p.Default); err != nil {
-			return param{}, fmt.Errorf("default: %w", err)
+			return nil, fmt.Errorf("default: %w", err)
 		}
 	}
 	return c, nil
@@ -130,7 +131,6 @@ func newParam(name string, p Param) (param, error) {
 
 // checkUses checks where the template has params.
 func (t *Template) checkUses(takes Takes) error {
-	used := make(map[string]bool)
 	err := eachString(t.service, nil, func(path []string, text string, key bool) error {
 		names, err := usesIn(text)
 		if err != nil || len(names) == 0 {
@@ -144,10 +144,11 @@ func (t *Template) checkUses(takes Takes) error {
 			return fmt.Errorf("a param cannot stand at %s: backend %s takes none there", at, t.backend)
 		}
 		for _, name := range names {
-			if _, ok := t.params[name]; !ok {
+			p := t.params[name]
+			if p == nil {
 				return fmt.Errorf("%s has {param.%s}, but the template has no param %s", at, name, name)
 			}
-			used[name] = true
+			p.paths = append(p.paths, slices.Clone(path))
 		}
 		return nil
 	})
@@ -155,11 +156,13 @@ func (t *Template) checkUses(takes Takes) error {
 		return err
 	}
 	for _, name := range sortedKeys(t.params) {
-		if t.params[name].Env {
+		p := t.params[name]
+		if p.Env {
 			if err := t.checkEnv(name, takes); err != nil {
 				return err
 			}
-		} else if !used[name] {
+			p.paths = append(p.paths, []string{"backend", "env", name})
+		} else if p.paths == nil {
 			return fmt.Errorf("param %s is never used: the backend has no {param.%s}", name, name)
 		}
 	}
