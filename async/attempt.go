@@ -223,10 +223,24 @@ func (r *run) withdraw() {
 	}
 }
 
+// What is read of a body that is not wanted, and how long that may take.
+const (
+	restMost    = 4 << 10
+	restTimeout = time.Second
+)
+
 // drop closes a response whose body is not wanted.
 func drop(resp *http.Response) {
-	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
+	readRest(resp.Body)
 	_ = resp.Body.Close()
+}
+
+// readRest reads a body that is not wanted to its end if it is short, so its connection
+// can be used again, and nothing looks as if it was cut off. A slow one is closed.
+func readRest(body io.ReadCloser) {
+	late := time.AfterFunc(restTimeout, func() { _ = body.Close() })
+	defer late.Stop()
+	_, _ = io.CopyN(io.Discard, body, restMost+1)
 }
 
 // sleep waits, or returns why ctx has ended.

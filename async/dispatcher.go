@@ -416,7 +416,9 @@ func (d *Dispatcher) attempt(ctx context.Context, t Task, p Policy, slot Slot, r
 		o = p.failed(t, r.why(ctx, err))
 	} else {
 		defer a.Body.Close()
-		o = p.answered(t, a)
+		if o = p.answered(t, a); o.Answer == nil {
+			readRest(a.Body)
+		}
 	}
 	d.record(ctx, r, o, release, began)
 }

@@ -348,6 +348,65 @@ func TestAFailedAttemptIsRepeatedWithPauses(t *testing.T) {
 	})
 }
 
+// counted is a body that knows whether it was read to its end, and closed.
+type counted struct {
+	io.Reader
+	ended, closed bool
+}
+
+func (c *counted) Read(p []byte) (n int, err error) {
+	n, err = c.Reader.Read(p)
+	c.ended = c.ended || err == io.EOF
+	return n, err
+}
+
+func (c *counted) Close() error {
+	c.closed = true
+	return nil
+}
+
+// An answer that is cut off costs its connection, and the proxy logs it.
+func TestAShortAnswerThatIsNotKeptIsReadToItsEnd(t *testing.T) {
+	for size, ended := range map[int]bool{0: true, 4096: true, 100_000: false} {
+		simulate(t, func(w *world) {
+			w.policy.Attempts = 2
+			first := &counted{Reader: strings.NewReader(strings.Repeat("x", size))}
+			w.answer = func(r *http.Request, _ string) (*http.Response, error) {
+				if r.Header.Get(async.HeaderAttempt) == "1" {
+					return &http.Response{StatusCode: 503, Header: make(http.Header), Body: first, ContentLength: -1}, nil
+				}
+				return respond(200, "fine"), nil
+			}
+			task := w.put(async.NewTask{}, "")
+			w.start("one")
+			time.Sleep(time.Minute)
+			w.want(task, async.Done, "")
+			if first.ended != ended || !first.closed {
+				t.Errorf("%d bytes: read to the end is %t, closed is %t", size, first.ended, first.closed)
+			}
+		})
+	}
+}
+
+// An answer that does not go on keeps the slot for a moment only.
+func TestAnAnswerThatIsNotKeptIsNotWaitedFor(t *testing.T) {
+	simulate(t, func(w *world) {
+		w.policy.Attempts = 2
+		r, end := io.Pipe()
+		defer end.Close()
+		w.answer = func(req *http.Request, _ string) (*http.Response, error) {
+			if req.Header.Get(async.HeaderAttempt) == "1" {
+				return &http.Response{StatusCode: 503, Header: make(http.Header), Body: r, ContentLength: -1}, nil
+			}
+			return respond(200, "fine"), nil
+		}
+		task := w.put(async.NewTask{}, "")
+		w.start("one")
+		time.Sleep(10 * time.Second)
+		w.want(task, async.Done, "")
+	})
+}
+
 func TestAnInstanceCanAskForALongerPause(t *testing.T) {
 	simulate(t, func(w *world) {
 		var at []time.Time
