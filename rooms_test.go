@@ -39,6 +39,7 @@ var rooms = map[string][]string{
 	"scaler/backendtest":      {"scaler"},
 	"scaler/control":          {"reserver", "scaler"},
 	"scaler/discovery":        {"scaler"},
+	"scaler/discoverytest":    {"scaler"},
 	"scaler/policies":         {"scaler"},
 	"kubeaccess":              {},
 	"registry":                {},

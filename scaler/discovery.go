@@ -48,7 +48,10 @@ type DiscoverEnv struct {
 	//
 	// With an error there is no list: the platform cannot be asked, and the
 	// list before stays. It is called once when that begins, and again if the
-	// reason becomes another one; the next list ends it. The receiver logs it.
+	// reason becomes another one. A list comes when it is over. If the error
+	// concerns only a part of the platform, such as one namespace, lists come
+	// meanwhile, too, with what is known of that part. The receiver logs the
+	// error.
 	Report func([]Found, error)
 }
 

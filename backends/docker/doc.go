@@ -2,7 +2,8 @@
 // Engine or of Podman: containers that exist, or containers that Usher makes of
 // an image.
 //
-// It owns the module usher.backends.docker; one connection and one event stream
+// It owns the modules usher.backends.docker and usher.discovery.docker, which
+// makes services of containers with a label; one connection and one event stream
 // per engine, shared by all services on it; what is known of the engine's
 // containers; and the containers that Usher has made.
 //

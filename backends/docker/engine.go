@@ -13,7 +13,7 @@ import (
 )
 
 // engine is the connection to one engine, shared by all revisions of all
-// services on it: a client, the event stream, and what is known of the
+// services on it and by discoveries: a client, the event stream, and what is known of the
 // containers that they mean.
 //
 // Its lock guards all that the runners on it know, too: a container can become
@@ -27,15 +27,16 @@ type engine struct {
 	done   chan struct{} // closed when the watch has ended
 	kicks  chan struct{} // size 1: look at everything now
 
-	mu      sync.Mutex
-	facts   facts
-	runners []*runner
-	views   map[string]*seen
-	calls   uint64            // inspections and lists so far
-	known   bool              // listed at least once
-	outage  *scaler.Failure   // the engine cannot be asked
-	changed chan struct{}     // closed when known or outage has changed
-	kills   map[string]string // the signals that were sent to containers lately
+	mu       sync.Mutex
+	facts    facts
+	runners  []*runner
+	searches []*search // discoveries
+	views    map[string]*seen
+	calls    uint64            // inspections and lists so far
+	known    bool              // listed at least once
+	outage   *scaler.Failure   // the engine cannot be asked
+	changed  chan struct{}     // closed when known or outage has changed
+	kills    map[string]string // the signals that were sent to containers lately
 }
 
 // seen is the last that was seen of a container.
@@ -314,6 +315,7 @@ func (e *engine) settle() {
 	close(e.changed)
 	e.changed = make(chan struct{})
 	e.tell()
+	e.pokeSearches()
 }
 
 // ready waits until the engine has been listed, and returns the failure if it

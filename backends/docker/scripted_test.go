@@ -50,6 +50,7 @@ type box struct {
 	health       string
 	restart      string
 	stopRefusals int
+	created      int64
 }
 
 func newScripted(t *testing.T) *scripted {
@@ -178,7 +179,7 @@ func (s *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/events":
 		s.events(w, r)
 	case path == "/containers/json":
-		s.list(w)
+		s.list(w, r)
 	case path == "/containers/create":
 		s.create(w, r)
 	case strings.HasPrefix(path, "/images/"):
@@ -210,14 +211,31 @@ func (s *scripted) events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *scripted) list(w http.ResponseWriter) {
+func (s *scripted) list(w http.ResponseWriter, r *http.Request) {
+	var filters struct{ Label map[string]bool }
+	_ = json.Unmarshal([]byte(r.FormValue("filters")), &filters)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := []any{}
 	for id, b := range s.containers {
-		all = append(all, map[string]any{"Id": id, "Names": []string{"/" + b.name}, "Labels": b.labels, "State": b.state})
+		if !b.matches(filters.Label) {
+			continue
+		}
+		all = append(all, map[string]any{"Id": id, "Names": []string{"/" + b.name}, "Labels": b.labels, "State": b.state, "Created": b.created})
 	}
 	_ = json.NewEncoder(w).Encode(all)
+}
+
+// matches reports whether a container has all of these labels, as key or as
+// key=value.
+func (b *box) matches(labels map[string]bool) bool {
+	for label := range labels {
+		key, value, exact := strings.Cut(label, "=")
+		if has, ok := b.labels[key]; !ok || exact && has != value {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *scripted) create(w http.ResponseWriter, r *http.Request) {

@@ -168,6 +168,9 @@ func (e *engine) happened(m events.Message) error {
 		e.mu.Unlock()
 	}
 	e.mu.Lock()
+	if !lasting[action] {
+		e.pokeSearches()
+	}
 	before := e.views[m.Actor.ID]
 	concern := before != nil || e.concerns(m.Actor.ID, m.Actor.Attributes["name"], m.Actor.Attributes)
 	e.mu.Unlock()
@@ -182,6 +185,14 @@ func (e *engine) happened(m events.Message) error {
 		e.mu.Unlock()
 	}
 	return err
+}
+
+// lasting are the events after which a container is there as before: with the same
+// name and labels. Others may be those of a container that has come or gone.
+var lasting = map[string]bool{
+	string(events.ActionStart): true, string(events.ActionStop): true, string(events.ActionDie): true, "died": true,
+	string(events.ActionKill): true, string(events.ActionRestart): true, string(events.ActionPause): true,
+	string(events.ActionUnPause): true, string(events.ActionOOM): true, "health_status": true,
 }
 
 // list looks at everything that concerns a runner.

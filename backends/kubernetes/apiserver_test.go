@@ -28,6 +28,7 @@ type object = map[string]any
 // A call is a request as the API server understood it.
 type call struct {
 	verb, resource, name, sub string
+	space                     string // "" is all
 	body                      object
 	query                     map[string]string
 }
@@ -73,6 +74,7 @@ type apiServer struct {
 	calls     []call
 	watches   int
 
+	spaces      bool                     // lists and watches are of their namespaces alone
 	noWatchList bool                     // streaming lists are refused
 	swap        bool                     // watches deliver each pair of events the wrong way round
 	refuse      func(call) (int, string) // a status and its message, or 0
@@ -210,10 +212,16 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 func parseCall(r *http.Request) (call, bool) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	k := slices.Index(parts, "namespaces")
-	if k < 0 || len(parts) < k+3 {
+	if k < 0 && len(parts) > 2 {
+		// A list or a watch of all namespaces.
+		k = len(parts) - 3
+	} else if k < 0 || len(parts) < k+3 {
 		return call{}, false
 	}
 	c := call{resource: parts[k+2], query: make(map[string]string)}
+	if parts[k] == "namespaces" {
+		c.space = parts[k+1]
+	}
 	for name := range r.URL.Query() {
 		c.query[name] = r.URL.Query().Get(name)
 	}
@@ -329,7 +337,9 @@ func (s *apiServer) list(w http.ResponseWriter, c call) {
 	s.mu.Lock()
 	items := []any{}
 	for _, name := range slices.Sorted(maps.Keys(s.objects[c.resource])) {
-		items = append(items, s.objects[c.resource][name])
+		if o := s.objects[c.resource][name]; s.concerns(c, o) {
+			items = append(items, o)
+		}
 	}
 	answer, _ := json.Marshal(object{
 		"apiVersion": "v1", "kind": "List", "metadata": object{"resourceVersion": strconv.Itoa(s.rv)}, "items": items,
@@ -339,10 +349,24 @@ func (s *apiServer) list(w http.ResponseWriter, c call) {
 	_, _ = w.Write(answer)
 }
 
+// concerns reports whether an object is in the namespace of a call.
+func (s *apiServer) concerns(c call, o object) bool {
+	return !s.spaces || c.space == "" || text(child(o, "metadata"), "namespace") == c.space
+}
+
+// keyOf is what an object is kept under.
+func keyOf(o object) string {
+	meta := child(o, "metadata")
+	if space := text(meta, "namespace"); space != "" && space != "default" {
+		return space + "/" + text(meta, "name")
+	}
+	return text(meta, "name")
+}
+
 // store keeps an object under a new version. The lock is held.
 func (s *apiServer) store(resource string, o object) {
 	meta := o["metadata"].(object)
-	name := meta["name"].(string)
+	name := keyOf(o)
 	s.rv++
 	meta["resourceVersion"] = strconv.Itoa(s.rv)
 	kind := "MODIFIED"

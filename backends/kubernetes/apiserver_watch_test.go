@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -21,6 +22,9 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, c call) {
 	switch {
 	case streaming:
 		for _, o := range s.objects[c.resource] {
+			if !s.concerns(c, o) {
+				continue
+			}
 			first = append(first, logged{kind: "ADDED", object: encode(o)})
 		}
 		at = s.rv
@@ -58,7 +62,10 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, c call) {
 		var news []logged
 		if !s.held {
 			for _, e := range s.history {
-				if e.rv > at && e.resource == c.resource {
+				if e.rv <= at || e.resource != c.resource {
+					continue
+				}
+				if o := (object{}); !s.spaces || json.Unmarshal(e.object, &o) == nil && s.concerns(c, o) {
 					news = append(news, e)
 				}
 			}

@@ -2,7 +2,8 @@
 // runs by the scale subresource of the workload and its selector, and changes
 // nothing but the number.
 //
-// It owns the module usher.backends.kubernetes: its configuration; the
+// It owns the modules usher.backends.kubernetes and usher.discovery.kubernetes,
+// which makes services of workloads with an annotation: their configuration; the
 // connections to clusters, one for all services of this Caddy that use the
 // same; the watches, one per cluster, namespace and kind; the words in which a
 // pod says why it does not start; the choice of the pod that goes; and the mark

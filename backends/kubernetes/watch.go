@@ -39,14 +39,14 @@ type identified interface {
 // is the store of a reflector.
 type mirror[T identified] struct {
 	gvr       schema.GroupVersionResource
-	namespace string
+	namespace string // "": all of them
 	cluster   *cluster
 	convert   func(*unstructured.Unstructured) T
 	changed   func(before, after *T) // one object; called without the lock
 	replaced  func(missed bool)      // everything, perhaps after a time when events were missed, or the trouble
 
 	mu      sync.Mutex
-	items   map[string]T // by name; nil before the first list
+	items   map[string]T // by key; nil before the first list
 	gone    map[string]bool
 	trouble *scaler.Failure
 	failed  string // the verb of the call that had the trouble
@@ -87,7 +87,7 @@ func (m *mirror[T]) watch(ctx context.Context, options metav1.ListOptions) (watc
 	slow := time.AfterFunc(slowAfter, func() {
 		m.settle(ctx, "watch", &scaler.Failure{
 			Reason: scaler.ReasonPlatform, Short: "the Kubernetes API does not answer",
-			Detail: "a watch of " + m.gvr.Resource + " in namespace " + m.namespace + " has had no answer for " + slowAfter.String() + "; ready instances go on serving",
+			Detail: "a watch of " + m.objects() + " has had no answer for " + slowAfter.String() + "; ready instances go on serving",
 		})
 	})
 	defer slow.Stop()
@@ -109,12 +109,28 @@ func (m *mirror[T]) watch(ctx context.Context, options metav1.ListOptions) (watc
 	return w, err
 }
 
+// objects names what is watched in messages.
+func (m *mirror[T]) objects() string {
+	if m.namespace == "" {
+		return m.gvr.Resource + " in all namespaces"
+	}
+	return m.gvr.Resource + " in namespace " + m.namespace
+}
+
+// key names an object among the others of the mirror.
+func (m *mirror[T]) key(u *unstructured.Unstructured) string {
+	if m.namespace == "" {
+		return u.GetNamespace() + "/" + u.GetName()
+	}
+	return u.GetName()
+}
+
 // settle takes note of how a call went.
 func (m *mirror[T]) settle(ctx context.Context, verb string, err error) {
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
-	f := apiFailure(err, verb, m.gvr.Resource+" in namespace "+m.namespace)
+	f := apiFailure(err, verb, m.objects())
 	if f != nil && f.Reason == scaler.ReasonNotFound {
 		// The kind of object is not known: an API server that has only begun.
 		f = &scaler.Failure{Reason: scaler.ReasonPlatform, Short: "the Kubernetes API is not complete", Err: err}
@@ -160,10 +176,10 @@ func (m *mirror[T]) Update(obj any) error {
 	if !ok {
 		return nil
 	}
-	item := m.convert(u)
+	item, key := m.convert(u), m.key(u)
 	uid, version := item.identity()
 	m.mu.Lock()
-	before, had := m.items[u.GetName()]
+	before, had := m.items[key]
 	stale := m.items == nil || m.gone[uid]
 	if had {
 		oldUID, oldVersion := before.identity()
@@ -173,7 +189,7 @@ func (m *mirror[T]) Update(obj any) error {
 		m.mu.Unlock()
 		return nil
 	}
-	m.items[u.GetName()] = item
+	m.items[key] = item
 	m.mu.Unlock()
 	if had {
 		m.changed(&before, &item)
@@ -189,8 +205,9 @@ func (m *mirror[T]) Delete(obj any) error {
 	if !ok {
 		return nil
 	}
+	key := m.key(u)
 	m.mu.Lock()
-	before, had := m.items[u.GetName()]
+	before, had := m.items[key]
 	if uid := string(u.GetUID()); had {
 		if old, _ := before.identity(); old != uid {
 			had = false
@@ -201,7 +218,7 @@ func (m *mirror[T]) Delete(obj any) error {
 		m.gone[uid] = true
 	}
 	if had {
-		delete(m.items, u.GetName())
+		delete(m.items, key)
 	}
 	m.mu.Unlock()
 	if had {
@@ -215,7 +232,7 @@ func (m *mirror[T]) Replace(list []any, _ string) error {
 	items := make(map[string]T, len(list))
 	for _, obj := range list {
 		if u, ok := obj.(*unstructured.Unstructured); ok {
-			items[u.GetName()] = m.convert(u)
+			items[m.key(u)] = m.convert(u)
 		}
 	}
 	m.mu.Lock()

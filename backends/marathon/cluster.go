@@ -25,6 +25,7 @@ type cluster struct {
 	mu        sync.Mutex
 	preferred *member // has answered last
 	apps      map[*app]bool
+	searches  []*search // discoveries
 	streaming bool
 	streamErr error
 	warned    bool // of the present loss of the stream
@@ -187,12 +188,18 @@ func (c *cluster) demote(m *member) {
 	}
 }
 
-// logger returns a logger of one of the services on the cluster.
+// logger returns a logger of one of the services on the cluster, or of a
+// discovery.
 func (c *cluster) logger() *slog.Logger {
 	for _, a := range c.interested("") {
 		if l := a.logger(); l != nil {
 			return l
 		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l := c.searchLogger(); l != nil {
+		return l
 	}
 	return slog.New(slog.DiscardHandler)
 }

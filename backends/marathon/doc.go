@@ -2,10 +2,11 @@
 // Marathon cluster. Usher does not own the app: it changes the app's
 // number of instances and nothing else.
 //
-// It owns the module usher.backends.marathon; one set of connections per
-// cluster (an API client for each member, the event stream, failover between
-// the members), shared by all services on it; and one watch per app, which
-// turns what Marathon says into reports.
+// It owns the modules usher.backends.marathon and usher.discovery.marathon, which
+// makes services of apps with a label; one set of connections per cluster
+// (an API client for each member, the event stream, failover between the
+// members), shared by all services on it; and one watch per app, which turns what
+// Marathon says into reports.
 //
 // It promises: every report is a full read of the app, and events only say
 // when to read, so lost, late, doubled and reordered events change nothing in

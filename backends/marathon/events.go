@@ -209,6 +209,7 @@ func (c *cluster) streamBegan(m *member) {
 		log = c.logger().Info
 	}
 	log("listening to Marathon's events", slog.String("member", m.base))
+	c.pokeSearches()
 	for _, a := range c.interested("") {
 		a.kick()
 	}
@@ -230,6 +231,7 @@ func (c *cluster) streamEnded(err error) {
 		c.logger().Debug("the event stream ended", slog.Any("error", err))
 	}
 	if lost {
+		c.pokeSearches()
 		for _, a := range c.interested("") {
 			a.kick()
 		}
@@ -240,6 +242,9 @@ func (c *cluster) streamEnded(err error) {
 // believed: events are late, doubled and out of order, and come before or
 // after the same is to be read.
 func (c *cluster) event(data string) {
+	if changesApps(data) {
+		c.pokeSearches()
+	}
 	for _, id := range concerned(data) {
 		for _, a := range c.interested(id) {
 			a.kick()

@@ -49,7 +49,8 @@ func (s Scheme) Enable() string { return s.Key(keyEnable) }
 
 // Read adds the keys of an object to f, and returns the value of the key port.
 // It returns false if the object says nothing of being a service: then f stays
-// as it is.
+// as it is. A value that could be read as a placeholder makes no service: it
+// would be replaced by what Caddy knows and the object must not.
 func (s Scheme) Read(f *scaler.Found, labels map[string]string) (port string, ok bool) {
 	if labels[s.Enable()] != "true" {
 		return "", false
@@ -62,6 +63,8 @@ func (s Scheme) Read(f *scaler.Found, labels map[string]string) (port string, ok
 		value, given := labels[written]
 		switch {
 		case !given || key == keyEnable:
+		case strings.ContainsFunc(value, acts):
+			f.Problem = written + " holds a brace or a control character: write the value itself"
 		case key == KeyPort:
 			port = value
 		default:
@@ -76,6 +79,9 @@ func (s Scheme) Read(f *scaler.Found, labels map[string]string) (port string, ok
 	slices.Sort(f.Ignored)
 	return port, true
 }
+
+// acts reports whether a character can make a value be read as something else.
+func acts(c rune) bool { return c == '{' || c == '}' || c < ' ' || c == 0x7f }
 
 // Name returns the name of an object in a form that a service can have: lower
 // case, and a hyphen in place of what no name of a service holds.

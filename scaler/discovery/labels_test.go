@@ -3,6 +3,7 @@ package discovery_test
 import (
 	"reflect"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/caddy-usher/usher/scaler"
@@ -19,6 +20,7 @@ func TestKeysAreReadAndOthersAreNamed(t *testing.T) {
 		want    map[string]string
 		port    string
 		ignored []string
+		problem string
 		no      bool
 	}{
 		{name: "nothing", scheme: annotations, no: true},
@@ -40,6 +42,18 @@ func TestKeysAreReadAndOthersAreNamed(t *testing.T) {
 			want:   map[string]string{"idle-timeout": "5m", "name": "x"},
 		},
 		{
+			name: "a placeholder", scheme: variables, labels: map[string]string{"USHER_ENABLE": "true", "USHER_READY": "http /{env.SECRET}"},
+			want: map[string]string{}, problem: "USHER_READY holds",
+		},
+		{
+			name: "a placeholder for a port", scheme: variables, labels: map[string]string{"USHER_ENABLE": "true", "USHER_PORT": "{env.SECRET}"},
+			want: map[string]string{}, problem: "USHER_PORT holds",
+		},
+		{
+			name: "a line of its own", scheme: variables, labels: map[string]string{"USHER_ENABLE": "true", "USHER_HOSTS": "a\nb"},
+			want: map[string]string{}, problem: "USHER_HOSTS holds",
+		},
+		{
 			name: "an object that lies", scheme: annotations,
 			labels: map[string]string{
 				"usher.caddyserver.com/enable": "true", "usher.caddyserver.com/command": "sh", "usher.caddyserver.com/namespace": "kube-system",
@@ -59,8 +73,8 @@ func TestKeysAreReadAndOthersAreNamed(t *testing.T) {
 			if ok == tt.no {
 				t.Fatalf("it is a service: %v", ok)
 			}
-			if !reflect.DeepEqual(f.Labels, tt.want) || port != tt.port || !reflect.DeepEqual(f.Ignored, tt.ignored) {
-				t.Errorf("labels %v, port %q, ignored %q", f.Labels, port, f.Ignored)
+			if !reflect.DeepEqual(f.Labels, tt.want) || port != tt.port || !reflect.DeepEqual(f.Ignored, tt.ignored) || !strings.HasPrefix(f.Problem, tt.problem) || (tt.problem == "") != (f.Problem == "") {
+				t.Errorf("labels %v, port %q, ignored %q, problem %q", f.Labels, port, f.Ignored, f.Problem)
 			}
 		})
 	}

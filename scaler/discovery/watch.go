@@ -23,6 +23,10 @@ const (
 	// retryFirst and retryMost bound the pause after a look that failed.
 	retryFirst = 200 * time.Millisecond
 	retryMost  = 5 * time.Second
+
+	// outageFrom is how long a platform has to be away for that to be reported:
+	// servers change their leader, and connections break.
+	outageFrom = 3 * time.Second
 )
 
 // ErrUnknown is returned by a look that cannot tell yet what there is. It is no
@@ -44,15 +48,17 @@ type Watch struct {
 	end    func()
 
 	last   []scaler.Found
-	told   bool   // last was reported
-	failed int    // looks in a row that have failed
-	reason string // of the failure that was reported last; "" if the last report was a list
+	told   bool      // last was reported
+	failed int       // looks in a row that have failed
+	since  time.Time // when they began
+	reason string    // of the failure that was reported last; "" if the last report was a list
 }
 
-// Start begins a watch. look returns everything that there is, in any order; it
-// is called first after a poke, and never twice at a time. It is called again
-// after every, if that is not 0. end is called once by Close, after the last
-// look.
+// Start begins a watch. look returns everything that there is, in any order. With
+// an error it returns nil, or, if only a part of the platform cannot be asked,
+// what is known all the same. It is called first after a poke, never twice at a
+// time, and again after every, if that is not 0. end is called once by Close,
+// after the last look.
 func Start(report func([]scaler.Found, error), look func(context.Context) ([]scaler.Found, error), every time.Duration, end func()) *Watch {
 	w := &Watch{report: report, look: look, every: every, end: end, pokes: make(chan struct{}, 1), done: make(chan struct{})}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
@@ -126,31 +132,39 @@ func (w *Watch) settle() bool {
 }
 
 // deliver reports what came of a look, if that is new. It returns after which
-// pause to look again.
+// pause to look again; 0 is after the usual one.
 func (w *Watch) deliver(found []scaler.Found, err error) (pause time.Duration) {
 	if errors.Is(err, ErrUnknown) {
 		return 0
 	}
-	if err != nil {
-		w.failed++
-		f := scaler.AsFailure(err)
-		// One answer that fails is no outage: servers change their leader, and
-		// connections break.
-		if reason := string(f.Reason) + " " + f.Short; w.failed > 1 && reason != w.reason {
-			w.reason = reason
-			w.report(nil, err)
-		}
-		pause = min(retryFirst<<min(w.failed-1, 10), retryMost)
-		return pause/2 + rand.N(pause)
+	if err == nil || found != nil {
+		w.deliverList(found, err == nil && w.reason != "")
 	}
-	w.failed = 0
-	slices.SortFunc(found, func(a, b scaler.Found) int { return strings.Compare(a.Object, b.Object) })
-	if w.told && w.reason == "" && reflect.DeepEqual(found, w.last) {
+	if err == nil {
+		w.failed, w.reason = 0, ""
 		return 0
 	}
-	w.last, w.told, w.reason = found, true, ""
+	if w.failed++; w.failed == 1 {
+		w.since = time.Now()
+	}
+	f := scaler.AsFailure(err)
+	if reason := string(f.Reason) + " " + f.Short; time.Since(w.since) >= outageFrom && reason != w.reason {
+		w.reason = reason
+		w.report(nil, err)
+	}
+	pause = min(retryFirst<<min(w.failed-1, 10), retryMost)
+	return pause/2 + rand.N(pause)
+}
+
+// deliverList reports a list, if it is another one than the one before or has to
+// be reported anyway.
+func (w *Watch) deliverList(found []scaler.Found, anyway bool) {
+	slices.SortFunc(found, func(a, b scaler.Found) int { return strings.Compare(a.Object, b.Object) })
+	if w.told && !anyway && reflect.DeepEqual(found, w.last) {
+		return
+	}
+	w.last, w.told = found, true
 	w.report(slices.Clone(found), nil)
-	return 0
 }
 
 // Interface guard.

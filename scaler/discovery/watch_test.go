@@ -22,6 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type platform struct {
 	objects []string
 	err     error
+	partial bool // with err: what is known is returned all the same
 	looks   int
 	reports []string
 	start   time.Time
@@ -35,14 +36,14 @@ func (p *platform) watch(every time.Duration) *discovery.Watch {
 
 func (p *platform) look(context.Context) ([]scaler.Found, error) {
 	p.looks++
-	if p.err != nil {
+	if p.err != nil && !p.partial {
 		return nil, p.err
 	}
 	var all []scaler.Found
 	for _, o := range p.objects {
 		all = append(all, scaler.Found{Object: o, Labels: map[string]string{}})
 	}
-	return all, nil
+	return all, p.err
 }
 
 func (p *platform) report(found []scaler.Found, err error) {
@@ -151,6 +152,30 @@ func TestAPlatformThatIsAwayIsReportedOnce(t *testing.T) {
 		// The same list is news after an outage.
 		if len(p.reports) != 1 || !strings.HasSuffix(p.reports[0], " a") {
 			t.Errorf("of the return was reported %q", p.reports)
+		}
+	})
+}
+
+func TestAPartThatIsAwayHoldsUpNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &platform{objects: []string{"a"}, err: &scaler.Failure{Short: "forbidden"}, partial: true}
+		w := p.watch(0)
+		defer w.Close()
+		w.Poke()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(p.reports) != 2 || p.reports[0] != "100ms a" || !strings.HasSuffix(p.reports[1], " forbidden") {
+			t.Errorf("reported was %q", p.reports)
+		}
+		p.reports, p.objects = nil, []string{"a", "b"}
+		w.Poke()
+		time.Sleep(time.Minute)
+		p.expect(t, "1m0.1s a b")
+		p.err = nil
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if len(p.reports) != 1 || !strings.HasSuffix(p.reports[0], " a b") {
+			t.Errorf("of the end of the trouble was reported %q", p.reports)
 		}
 	})
 }

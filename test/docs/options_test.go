@@ -39,7 +39,7 @@ func TestEveryOptionIsExplained(t *testing.T) {
 			if name != "backend" && !strings.Contains(page, "`"+name+"`") && !strings.Contains(page, "`"+name+" ") {
 				t.Errorf("%s shows %s, but the page does not explain it", b, name)
 			}
-			if outer := []string{"usher", "usher_status", "kubernetes", "marathon", "docker"}; !known[name] && !slices.Contains(outer, name) {
+			if outer := []string{"usher", "usher_status", "kubernetes", "marathon", "docker", "discover"}; !known[name] && !slices.Contains(outer, name) {
 				t.Errorf("%s shows %s, which no parser knows", b, name)
 			}
 		}
@@ -108,16 +108,18 @@ func optionsIn(decl ast.Decl, known map[string]bool) {
 		ast.Inspect(decl, func(n ast.Node) bool { table(n); return true })
 		return
 	}
-	reads := slices.ContainsFunc(f.Type.Params.List, func(p *ast.Field) bool {
-		return types.ExprString(p.Type) == "*caddyfile.Dispenser"
-	})
-	if !reads {
+	// The name of an option is d.Val(), or a variable that has it.
+	names := make(map[string]bool)
+	for _, p := range f.Type.Params.List {
+		if types.ExprString(p.Type) == "*caddyfile.Dispenser" && len(p.Names) == 1 {
+			names[p.Names[0].Name+".Val()"] = true
+		}
+	}
+	if len(names) == 0 {
 		return
 	}
-	// The name of an option is d.Val(), or a variable that has it.
-	names := map[string]bool{"d.Val()": true}
 	ast.Inspect(f, func(n ast.Node) bool {
-		if s, ok := n.(*ast.AssignStmt); ok && len(s.Lhs) == 1 && types.ExprString(s.Rhs[0]) == "d.Val()" {
+		if s, ok := n.(*ast.AssignStmt); ok && len(s.Lhs) == 1 && names[types.ExprString(s.Rhs[0])] {
 			names[types.ExprString(s.Lhs[0])] = true
 		}
 		return true
