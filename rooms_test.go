@@ -52,6 +52,8 @@ var rooms = map[string][]string{
 	"cluster/etcd":            {"cluster", "cluster/coordinator"},
 	"cluster/kubernetes":      {"cluster", "cluster/coordinator", "kubeaccess"},
 	"cluster/link":            {},
+
+	"caddymodule/registrystore": {"registry"},
 }
 
 // pure are the rooms that know neither Caddy nor zap nor a platform.

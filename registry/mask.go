@@ -47,15 +47,48 @@ func (r *Rules) shown(d Definition) Definition {
 	return d
 }
 
-// mask returns a service as a JSON value, with secrets masked.
+// mask returns a service as a JSON value, with secrets masked. All else is as it was
+// written, whatever Mask makes of it: a patch is one of this value.
 func (r *Rules) mask(service json.RawMessage) (any, error) {
-	if r.Mask != nil {
-		var err error
-		if service, err = r.Mask(service); err != nil {
-			return nil, err
-		}
+	value, err := parse(service)
+	if err != nil || r.Mask == nil {
+		return value, err
 	}
-	return parse(service)
+	if service, err = r.Mask(service); err != nil {
+		return nil, err
+	}
+	hidden, err := parse(service)
+	if err != nil {
+		return nil, err
+	}
+	return overlay(value, hidden), nil
+}
+
+// overlay returns value with what hidden masks. A text that hidden does not have is
+// masked, too.
+func overlay(value, hidden any) any {
+	if text, ok := hidden.(string); ok && strings.Contains(text, masked) {
+		return hidden
+	}
+	switch v := value.(type) {
+	case string:
+		if hidden == nil && v != "" {
+			return masked
+		}
+	case []any:
+		list := make([]any, len(v))
+		for i, item := range v {
+			list[i] = overlay(item, at(hidden, []string{strconv.Itoa(i)}))
+		}
+		return list
+	case map[string]any:
+		object := make(map[string]any, len(v))
+		for key, item := range v {
+			object[key] = overlay(item, at(hidden, []string{key}))
+		}
+		return object
+	}
+	return value
 }
 
 // secretParams returns which of d's params are secret: those that stand where the

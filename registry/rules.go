@@ -41,7 +41,8 @@ type Rules struct {
 	// Check returns an error if the service cannot be made. It starts nothing.
 	Check func(name string, service json.RawMessage) error
 
-	// Mask returns the service with its secrets as "***", and nothing else changed.
+	// Mask returns the service with its secrets as "***". Texts that it leaves out are
+	// taken for secrets.
 	Mask func(service json.RawMessage) (json.RawMessage, error)
 
 	// Evict ends an unused variant and returns true, or returns false because something

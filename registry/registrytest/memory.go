@@ -61,6 +61,9 @@ func (s *memoryStore) Load(_ context.Context, name string) ([]byte, error) {
 }
 
 func (s *memoryStore) Put(_ context.Context, name string, record []byte) error {
+	if err := registry.CheckName(name); err != nil {
+		return err
+	}
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	s.m.records[name] = slices.Clone(record)
@@ -69,6 +72,9 @@ func (s *memoryStore) Put(_ context.Context, name string, record []byte) error {
 }
 
 func (s *memoryStore) Remove(_ context.Context, name string) error {
+	if err := registry.CheckName(name); err != nil {
+		return err
+	}
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	delete(s.m.records, name)
