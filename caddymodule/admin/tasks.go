@@ -1,11 +1,8 @@
 package admin
 
 import (
-	"errors"
 	"net/http"
 	"strconv"
-
-	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-usher/usher/async"
 	"github.com/caddy-usher/usher/caddymodule/answer"
@@ -23,20 +20,6 @@ func tasksOf(h *hub.Hub) (*hub.Tasks, error) {
 		}
 	}
 	return nil, answer.ApiError(http.StatusNotFound, "no requests are stored: no configuration has had the option async")
-}
-
-// taskError gives an error of the store its status.
-func taskError(err error) error {
-	status := http.StatusInternalServerError
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, async.ErrNotFound):
-		status = http.StatusNotFound
-	case errors.Is(err, async.ErrFinished), errors.Is(err, async.ErrUnfinished):
-		status = http.StatusConflict
-	}
-	return caddy.APIError{HTTPStatus: status, Err: err}
 }
 
 func listTasks(w http.ResponseWriter, r *http.Request, h *hub.Hub, _ *hub.Service, _ string) error {
@@ -61,7 +44,7 @@ func listTasks(w http.ResponseWriter, r *http.Request, h *hub.Hub, _ *hub.Servic
 		return answer.ApiError(http.StatusBadRequest, "%v", err)
 	}
 	if err != nil {
-		return taskError(err)
+		return answer.OperationError(err)
 	}
 	return answer.WriteJSON(w, list)
 }
@@ -73,7 +56,7 @@ func showTask(w http.ResponseWriter, r *http.Request, h *hub.Hub, _ *hub.Service
 	}
 	task, err := t.Store.Get(r.Context(), id)
 	if err != nil {
-		return taskError(err)
+		return answer.OperationError(err)
 	}
 	return answer.WriteJSON(w, hub.SummarizeTask(task))
 }
@@ -95,7 +78,7 @@ func operateTask(what string) func(http.ResponseWriter, *http.Request, *hub.Hub,
 			task, err = t.Store.Retry(r.Context(), id)
 		}
 		if err != nil {
-			return taskError(err)
+			return answer.OperationError(err)
 		}
 		return answer.WriteJSON(w, hub.SummarizeTask(task))
 	}
@@ -110,7 +93,7 @@ func purgeTask(w http.ResponseWriter, r *http.Request, h *hub.Hub, _ *hub.Servic
 		return err
 	}
 	if err := t.Store.Purge(r.Context(), id); err != nil {
-		return taskError(err)
+		return answer.OperationError(err)
 	}
 	return answer.WriteJSON(w, map[string]string{"purged": id})
 }

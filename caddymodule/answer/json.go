@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-usher/usher/async"
 	"github.com/caddy-usher/usher/caddymodule/hub"
 )
 
@@ -20,12 +21,15 @@ func ApiError(status int, format string, args ...any) error {
 	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
 }
 
-// operationError gives an error of an operation its status. It returns nil for nil.
+// OperationError gives an error of an operation on a service or a task its status. It
+// returns nil for nil.
 func OperationError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, hub.ErrConflict):
+	case errors.Is(err, async.ErrNotFound):
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: err}
+	case errors.Is(err, hub.ErrConflict), errors.Is(err, async.ErrFinished), errors.Is(err, async.ErrUnfinished):
 		return caddy.APIError{HTTPStatus: http.StatusConflict, Err: err}
 	}
 	return caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}

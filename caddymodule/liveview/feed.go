@@ -1,6 +1,7 @@
 package liveview
 
 import (
+	"context"
 	"encoding/json"
 	"reflect"
 	"sync"
@@ -79,10 +80,13 @@ type frame struct {
 	Services []json.RawMessage `json:"services"` // those that are new or have changed, whole
 	Gone     []string          `json:"gone"`
 	Cluster  *clusterView      `json:"cluster,omitempty"` // if it has changed
+	Tasks    *tasksView        `json:"tasks,omitempty"`   // if they have changed
 	News     []newsItem        `json:"news"`
 }
 
-func (f *frame) empty() bool { return len(f.Services)+len(f.Gone)+len(f.News) == 0 && f.Cluster == nil }
+func (f *frame) empty() bool {
+	return len(f.Services)+len(f.Gone)+len(f.News) == 0 && f.Cluster == nil && f.Tasks == nil
+}
 
 // clusterView is the cluster as the live view shows it.
 type clusterView struct {
@@ -131,10 +135,11 @@ func (f *feed) join() (present json.RawMessage, frames <-chan answer.Event, leav
 	f.mu.Lock()
 	if f.viewers++; f.viewers == 1 {
 		f.stop = make(chan struct{})
-		stop, m := f.stop, &frameMaker{hub: f.hub, shown: make(map[string]shownService)}
+		stop, m := f.stop, &frameMaker{hub: f.hub, tasks: new(taskCounter), shown: make(map[string]shownService)}
 		// From here on: the present is later than this.
 		m.make(0)
 		f.done.Go(func() { f.run(stop, m) })
+		f.done.Go(func() { m.tasks.run(f.hub, stop) })
 	}
 	f.mu.Unlock()
 	leave = func() {
@@ -163,10 +168,11 @@ type presentView struct {
 	Services []serviceView `json:"services"`
 	News     []newsItem    `json:"news"`
 	Cluster  *clusterView  `json:"cluster,omitempty"`
+	Tasks    *tasksView    `json:"tasks,omitempty"`
 }
 
 func presentOf(h *hub.Hub) presentView {
-	p := presentView{Time: time.Now(), Services: []serviceView{}, Cluster: clusterOf(h)}
+	p := presentView{Time: time.Now(), Services: []serviceView{}, Cluster: clusterOf(h), Tasks: tasksOf(context.Background(), h)}
 	p.News, _ = newsAfter(h, 0)
 	for _, s := range h.All() {
 		p.Services = append(p.Services, viewOf(s))
@@ -195,8 +201,10 @@ type frameMaker struct {
 	hub   *hub.Hub
 	shown map[string]shownService
 	ofAll *clusterView // that was told last
-	told  uint64       // the number of the last entry of the activity that was looked at
-	from  int          // where the last frame was full
+	tasks *taskCounter
+	count *tasksView // that was told last
+	told  uint64     // the number of the last entry of the activity that was looked at
+	from  int        // where the last frame was full
 }
 
 type shownService struct {
@@ -212,6 +220,9 @@ func (m *frameMaker) make(limit int) *frame {
 	fr.News, m.told = newsAfter(m.hub, m.told)
 	if c := clusterOf(m.hub); !reflect.DeepEqual(c, m.ofAll) {
 		fr.Cluster, m.ofAll = c, c
+	}
+	if t := m.tasks.latest.Load(); t != nil && !t.sameCounts(m.count) {
+		fr.Tasks, m.count = t, t
 	}
 	all := m.hub.All()
 	there := make(map[string]bool, len(all))

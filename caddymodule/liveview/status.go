@@ -3,6 +3,7 @@ package liveview
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -122,7 +123,7 @@ func (h *Status) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.H
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 	case http.MethodPost:
-		return h.operate(w, r, q.Get("service"), q.Get("do"))
+		return h.operate(w, r, q)
 	default:
 		head.Set("Allow", "GET, HEAD, POST")
 		return caddyhttp.Error(http.StatusMethodNotAllowed, fmt.Errorf("the live view is not answered to %s", r.Method))
@@ -148,7 +149,7 @@ func prefersJSON(r *http.Request) bool {
 }
 
 // serveJSON answers a client that asks for JSON.
-func (h *Status) serveJSON(w http.ResponseWriter, _ *http.Request, name string) error {
+func (h *Status) serveJSON(w http.ResponseWriter, r *http.Request, name string) error {
 	if name == "" {
 		return answer.WriteJSON(w, presentOf(h.hub))
 	}
@@ -156,7 +157,9 @@ func (h *Status) serveJSON(w http.ResponseWriter, _ *http.Request, name string) 
 	if s == nil {
 		return answer.AnswerError(w, answer.ApiError(http.StatusNotFound, "there is no service %s", name))
 	}
-	return answer.WriteJSON(w, closeViewOf(s))
+	v := closeViewOf(s)
+	v.DeadLetters = deadLetters(r.Context(), h.hub, name)
+	return answer.WriteJSON(w, v)
 }
 
 // serviceCloseView is one service, and what happened to it.
@@ -168,6 +171,8 @@ type serviceCloseView struct {
 	ColdStarts []hub.ColdStart    `json:"cold_start_list"`
 	Failures   []hub.StartFailure `json:"failures"`
 	Decisions  []decisionView     `json:"decisions"`
+
+	DeadLetters []deadLetter `json:"dead_letters"` // the oldest, and those of callbacks
 }
 
 // decisionView is a decision, in words.
@@ -212,8 +217,7 @@ const viewLines = 100
 var statusOperations = map[string]bool{hub.VerbWake: true, hub.VerbSleep: true, hub.VerbSuspend: true, hub.VerbResume: true}
 
 // operate does what a button asks for, if it is this page's button.
-func (h *Status) operate(w http.ResponseWriter, r *http.Request, name, what string) error {
-	s := h.hub.Service(name)
+func (h *Status) operate(w http.ResponseWriter, r *http.Request, q url.Values) error {
 	switch {
 	case !h.Control:
 		return answer.AnswerError(w, answer.ApiError(http.StatusForbidden, "nothing can be changed here: the configuration does not say `control on`"))
@@ -222,6 +226,23 @@ func (h *Status) operate(w http.ResponseWriter, r *http.Request, name, what stri
 	case r.Header.Get("Content-Type") != answer.TypeJSON:
 		// A form of another site cannot say so, whatever the browser is.
 		return answer.AnswerError(w, answer.ApiError(http.StatusUnsupportedMediaType, "the body has to be %s", answer.TypeJSON))
+	}
+	what := q.Get("do")
+	if q.Has("task") {
+		id := q.Get("task")
+		err := answer.NoBody(r)
+		if err == nil {
+			err = operateTask(r.Context(), h.hub, id, what)
+		}
+		h.note(r, what, err, zap.String("task", id))
+		if err != nil {
+			return answer.AnswerError(w, err)
+		}
+		return answer.WriteJSON(w, map[string]string{"task": id})
+	}
+	name := q.Get("service")
+	s := h.hub.Service(name)
+	switch {
 	case !statusOperations[what]:
 		return answer.AnswerError(w, answer.ApiError(http.StatusBadRequest, "there is nothing like '%s' to do: use wake, sleep, suspend or resume", what))
 	case s == nil:
@@ -234,16 +255,21 @@ func (h *Status) operate(w http.ResponseWriter, r *http.Request, name, what stri
 	if err == nil {
 		err = answer.OperationError(h.hub.Operate(r.Context(), s, what, body.Reason))
 	}
-	user := ""
-	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		user, _ = repl.GetString("http.auth.user.id")
-	}
-	h.logger.Info("asked for in the live view", zap.String("service", name), zap.String("operation", what),
-		zap.String("user", user), zap.String("remote", r.RemoteAddr), zap.NamedError("refused", err))
+	h.note(r, what, err, zap.String("service", name))
 	if err != nil {
 		return answer.AnswerError(w, err)
 	}
 	return answer.WriteJSON(w, s.Summary())
+}
+
+// note logs what a button has asked for.
+func (h *Status) note(r *http.Request, what string, refused error, of zap.Field) {
+	user := ""
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		user, _ = repl.GetString("http.auth.user.id")
+	}
+	h.logger.Info("asked for in the live view", of, zap.String("operation", what),
+		zap.String("user", user), zap.String("remote", r.RemoteAddr), zap.NamedError("refused", refused))
 }
 
 // stream answers with Server-Sent Events: first `present`, then a `frame` for

@@ -31,6 +31,7 @@ func newHandler(o options, deafen func()) http.Handler {
 	mux.HandleFunc("/sse", events)
 	mux.HandleFunc("/ws", websocket)
 	mux.HandleFunc("/hints", hints)
+	mux.HandleFunc("/progress", progress)
 	mux.HandleFunc("/abort", abort)
 	mux.HandleFunc("/reset", reset)
 	mux.HandleFunc("/early", early)
@@ -260,6 +261,15 @@ func hints(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusEarlyHints)
 	w.Header().Del("Link")
 	identify(w, r)
+}
+
+// progress tells that it is so far, ?percent=, and answers as soon as the file ?gate=
+// exists.
+func progress(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Usher-Progress", r.FormValue("percent"))
+	w.WriteHeader(http.StatusProcessing)
+	w.Header().Del("Usher-Progress")
+	hold(w, r)
 }
 
 // abort closes the connection in the middle of the body.

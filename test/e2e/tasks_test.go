@@ -371,3 +371,17 @@ func TestABrowserSeesATaskAsAPage(t *testing.T) {
 		t.Errorf("header %v, the page:\n%s", r.Header, r.Body)
 	}
 }
+
+func TestTheProgressOfATaskIsTold(t *testing.T) {
+	c := newCaddy(t)
+	c.Start(web(c, nil, "async"))
+	s := accepted(t, later(c, "GET", "/progress?percent=40&gate="+c.Path("gate"), ""))
+	harness.Eventually(t, soon, func() bool {
+		s, _ = look(t, c, s.URL)
+		return s.State == "running" && s.Progress != nil && *s.Progress == 40
+	}, "the task is at 40 percent, it is %+v", &s)
+	c.Open("gate")
+	if s, _ = ends(t, c, s.URL, "done"); s.Progress != nil {
+		t.Errorf("a task that is done is at %d percent", *s.Progress)
+	}
+}

@@ -28,6 +28,7 @@ type Task struct {
 	State    string `json:"state"`
 	Reason   string `json:"reason"`
 	Attempts int    `json:"attempts"`
+	Progress *int   `json:"progress"`
 	Status   int    `json:"status"`
 	Size     int    `json:"size"`
 	URL      string `json:"url"`

@@ -35,7 +35,8 @@
 		if (ms < 1000) return ms + " ms";
 		if (ms < 10000) return (ms / 1000).toFixed(1) + " s";
 		if (ms < 60000) return Math.round(ms / 1000) + " s";
-		return Math.floor(ms / 60000) + " min " + Math.floor(ms / 1000) % 60 + " s";
+		if (ms < 3600000) return Math.floor(ms / 60000) + " min " + Math.floor(ms / 1000) % 60 + " s";
+		return Math.floor(ms / 3600000) + " h " + Math.floor(ms / 60000) % 60 + " min";
 	}
 	function clock(iso) {
 		const t = new Date(iso);
@@ -53,6 +54,8 @@
 	let skew = 0; // of the server's clock, in ms
 	let slotsHere = null; // of this Caddy, by service; null without a cluster
 	let drawing = false;
+	const callbacks = "callback:"; // before the name of a service: the queue of its callbacks
+	let queues = new Map(); // of stored requests, by service
 
 	const now = () => (Date.now() + skew) / 1000;
 
@@ -79,6 +82,43 @@
 		const members = c.members.flatMap((m, k) => [k ? ", " : "", make("code", {}, m.member), is(m) ? " (" + is(m) + ")" : ""]);
 		const isolated = c.isolated ? [make("strong", {}, "This Caddy is cut off from its cluster. "), "Requests wait until it is back. "] : [];
 		e.replaceChildren(...isolated, several(c.members.filter((m) => !m.lost).length, "Caddy") + " together: ", ...members);
+	}
+
+	/** learnTasks takes the numbers of stored requests. The page counts on how old they are. */
+	function learnTasks(tasks) {
+		const before = queues;
+		queues = new Map(tasks.queues.map((q) => [q.service, { ...q, since: now() - q.oldest_ms / 1000 }]));
+		for (const name of [...before.keys(), ...queues.keys()]) {
+			const of = name.startsWith(callbacks) ? name.slice(callbacks.length) : name;
+			if (services.has(of)) dirty.add(of);
+		}
+		const strangers = [...queues.values()].filter((q) => !services.has(q.service) && !q.service.startsWith(callbacks) && q.pending + q.running > 0);
+		const e = $("tasks");
+		e.hidden = !tasks.error && !strangers.length;
+		e.replaceChildren(...(tasks.error ? [make("strong", {}, "The store of tasks cannot be read. "), tasks.error + " "] : []),
+			...strangers.map((q) => several(q.pending + q.running, "stored request") + " of " + q.service + (q.pending + q.running === 1 ? " waits" : " wait") + ": no configuration executes them. "));
+	}
+
+	const ended = ["done", "failed", "cancelled"];
+
+	/** stored writes the numbers of stored requests of a queue in words. */
+	function stored(q, what) {
+		const parts = [];
+		if (q.running) parts.push(q.running + " running");
+		if (q.pending) parts.push(q.pending + " pending" + (q.runnable ? ", the oldest for " + took(Math.max(1, Math.floor(now() - q.since)) * 1000) : ""));
+		for (const state of ended) if (q[state]) parts.push(q[state] + " " + state);
+		return what + ": " + (parts.join(", ") || (q.dead ? "" : "none"));
+	}
+
+	/** showTasks writes the stored requests of a service and its callbacks. */
+	function showTasks(s) {
+		const all = [["stored requests", queues.get(s.data.name)], ["callbacks", queues.get(callbacks + s.data.name)]].filter(([, q]) => q);
+		const words = all.map(([what, q]) => [stored(q, what), q.dead ? several(q.dead, "dead letter") : ""]);
+		const key = JSON.stringify(words);
+		if (s.told === key) return;
+		s.told = key;
+		s.tasks.hidden = !words.length;
+		s.tasks.replaceChildren(...words.map(([text, dead]) => make("span", {}, text, ...(dead ? [text.endsWith(" ") ? "" : ", ", make("b", {}, dead)] : []))));
 	}
 
 	function learnNews(items) {
@@ -117,6 +157,7 @@
 		s.heads = make("i");
 		s.queue = make("span");
 		s.line = make("div", { className: "line" }, s.heads, s.queue);
+		s.tasks = make("p", { className: "tasks", hidden: true });
 		s.cold = make("p", { className: "cold" });
 		s.trouble = make("p", { className: "trouble", hidden: true });
 		s.row = make("div", { className: "row" },
@@ -137,7 +178,7 @@
 			}
 			s.row.append(actions);
 		}
-		s.item = make("li", { className: "service" }, s.row, s.trouble);
+		s.item = make("li", { className: "service" }, s.row, s.tasks, s.trouble);
 		s.item.dataset.name = d.name;
 		const at = place(d.name);
 		const next = names[at];
@@ -171,6 +212,7 @@
 			const off = d.state === "suspended", none = d.state === "asleep";
 			allow(s, { wake: !off && (none || d.state === "failing"), resume: off, sleep: !off && !none && d.state !== "failing", suspend: !off });
 		}
+		showTasks(s);
 		s.item.hidden = !matches(d);
 		if (s.detail) look(s);
 	}
@@ -376,6 +418,21 @@
 		}, 500);
 	}
 
+	/** letter is a dead letter, with what can be done with it. */
+	function letter(s, e) {
+		const what = (e.queue === s.data.name ? "" : "callback ") + e.method + " " + e.path;
+		const item = make("li", {}, clock(e.ended), " ", make("b", {}, what), " after " + several(e.attempts, "attempt"), make("small", {}, e.reason), make("small", {}, make("code", {}, e.id)));
+		if (control) {
+			const button = (verb, label) => {
+				const b = make("button", { type: "button", onclick: () => askTask(s, e.id, verb) }, label);
+				b.setAttribute("aria-label", label + " " + e.id);
+				return b;
+			};
+			item.append(make("div", { className: "actions" }, button("retry", "Retry"), button("purge", "Remove")));
+		}
+		return item;
+	}
+
 	function details(s, d) {
 		const part = (heading, ...children) => make("section", {}, make("h4", {}, heading), ...children);
 		const scroll = (...children) => {
@@ -392,12 +449,15 @@
 		const decisions = d.decisions.slice(-30).reverse().map((e) => make("li", {}, clock(e.time), " ", make("b", {}, e.from + " → " + e.to), " " + e.reason, make("small", {}, e.words)));
 		const failures = d.failures.slice().reverse().map((e) => make("li", {}, clock(e.time), " " + e.reason, make("pre", {}, e.message)));
 		const colds = d.cold_start_list.slice().reverse().map((e) => make("li", {}, clock(e.time), " ", make("b", {}, took(e.ms))));
+		const dead = d.dead_letters.map((e) => letter(s, e));
+		const all = [d.name, callbacks + d.name].reduce((n, q) => n + (queues.get(q)?.dead || 0), 0);
 		const kept = [...s.detail.querySelectorAll(".scroll")].map((e) => e.scrollTop);
 		s.detail.replaceChildren(
 			make("div", {},
 				part("Instances over the last hour", plot(d)),
 				part("Instances" + (slotsHere && d.name in slotsHere ? ", of which " + several(slotsHere[d.name], "slot") + (slotsHere[d.name] === 1 ? " is" : " are") + " held here" : ""), rows.length ? scroll(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows))) : none())),
 			make("div", {},
+				...(dead.length ? [part("Dead letters" + (dead.length < all ? ", the oldest " + dead.length + " of " + all : ""), scroll(make("ol", { className: "dead" }, ...dead)))] : []),
 				part("Decisions", decisions.length ? scroll(make("ol", {}, ...decisions)) : none()),
 				part("Cold starts", colds.length ? make("ol", { className: "short" }, ...colds) : none()),
 				part("Failed starts", failures.length ? scroll(make("ol", {}, ...failures)) : none())));
@@ -504,19 +564,28 @@
 			body = await reason(name);
 			if (!body) return;
 		}
+		const now = await post(name, "?service=" + encodeURIComponent(name) + "&do=" + what, body);
+		if (!now) return;
+		const waiting = now.waiting + (now.visitors || 0);
+		let done = { wake: "wakes up", sleep: "goes to sleep", suspend: "is suspended", resume: "is resumed" }[what];
+		if (what === "sleep" && waiting > 0) {
+			done = "wakes again at once: " + waiting + (waiting === 1 ? " request is" : " requests are") + " waiting. Suspend it to stop it anyway.";
+		}
+		say(name + ": " + done, false);
+	}
+
+	async function askTask(s, id, what) {
+		if (await post(id, "?task=" + encodeURIComponent(id) + "&do=" + what)) {
+			say(id + ": " + { retry: "is tried again", purge: "is removed" }[what], false);
+		}
+		if (s.detail) look(s);
+	}
+
+	/** post asks for something, and says it if it is not done. */
+	async function post(of, url, body) {
 		try {
-			const r = await fetch("?service=" + encodeURIComponent(name) + "&do=" + what, {
-				method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body || {}),
-			});
-			if (r.ok) {
-				const now = await r.json(), waiting = now.waiting + (now.visitors || 0);
-				let done = { wake: "wakes up", sleep: "goes to sleep", suspend: "is suspended", resume: "is resumed" }[what];
-				if (what === "sleep" && waiting > 0) {
-					done = "wakes again at once: " + waiting + (waiting === 1 ? " request is" : " requests are") + " waiting. Suspend it to stop it anyway.";
-				}
-				say(name + ": " + done, false);
-				return;
-			}
+			const r = await fetch(url, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body || {}) });
+			if (r.ok) return await r.json();
 			const text = await r.text();
 			let said = text;
 			try {
@@ -524,10 +593,11 @@
 			} catch {
 				// Something in front of Usher has answered.
 			}
-			say(name + ": " + (said || "status " + r.status), true);
+			say(of + ": " + (said || "status " + r.status), true);
 		} catch {
-			say(name + ": the server cannot be reached", true);
+			say(of + ": the server cannot be reached", true);
 		}
+		return null;
 	}
 
 	/** reason asks why, and returns nothing if it is not to be done. */
@@ -578,6 +648,7 @@
 			present.services.forEach(learn);
 			slotsHere = null;
 			showCluster(present.cluster);
+			learnTasks(present.tasks || { queues: [] });
 			// Another Caddy counts from the start again.
 			news = [];
 			$("news").replaceChildren();
@@ -589,6 +660,7 @@
 			const frame = JSON.parse(e.data);
 			frame.services.forEach(learn);
 			if (frame.cluster) showCluster(frame.cluster);
+			if (frame.tasks) learnTasks(frame.tasks);
 			frame.gone.forEach(forget);
 			learnNews(frame.news);
 			soon();
@@ -620,7 +692,7 @@
 	});
 	// The plots move on although nothing happens.
 	setInterval(() => {
-		for (const [name, s] of services) if (s.data.targets.length) dirty.add(name);
+		for (const [name, s] of services) if (s.data.targets.length || queues.has(name)) dirty.add(name);
 		if (dirty.size && !document.hidden) soon();
 	}, 15000);
 	connect();
