@@ -32,6 +32,7 @@ func newHandler(o options, deafen func()) http.Handler {
 	mux.HandleFunc("/ws", websocket)
 	mux.HandleFunc("/hints", hints)
 	mux.HandleFunc("/progress", progress)
+	mux.HandleFunc("/later", answerLater)
 	mux.HandleFunc("/abort", abort)
 	mux.HandleFunc("/reset", reset)
 	mux.HandleFunc("/early", early)
@@ -270,6 +271,15 @@ func progress(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusProcessing)
 	w.Header().Del("Usher-Progress")
 	hold(w, r)
+}
+
+// answerLater answers 202, with the Location ?at= if it is given: it is never done.
+func answerLater(w http.ResponseWriter, r *http.Request) {
+	if at := r.URL.Query().Get("at"); at != "" {
+		w.Header().Set("Location", at)
+	}
+	w.WriteHeader(http.StatusAccepted)
+	fmt.Fprintln(w, "later")
 }
 
 // abort closes the connection in the middle of the body.
