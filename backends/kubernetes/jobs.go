@@ -220,9 +220,16 @@ func (j *jobs) instance(one *job, p *pod) scaler.Instance {
 	case p != nil && p.phase == "Failed":
 		in.Phase, in.Failure = scaler.PhaseEnded, p.exit(end)
 		return in
+	case one.failed != nil && p != nil && p.deleting && end != nil:
+		in.Phase, in.Failure = scaler.PhaseEnded, p.exit(end)
+		return in
 	case one.failed != nil && (p == nil || p.deleting): // else the pod says more, in a moment
 		in.Phase = scaler.PhaseEnded
-		in.Failure = &scaler.Failure{Reason: scaler.ReasonExit, Short: one.failed.reason, Detail: "Job " + one.name + ": " + one.failed.message}
+		in.Failure = &scaler.Failure{
+			Reason: scaler.ReasonExit, Short: "its pod has failed or was deleted",
+			Detail: fmt.Sprintf("Job %s: %s (%s). How its pod has ended is not known, because the pod is gone; `kubectl -n %s describe job %s` has the events",
+				one.name, one.failed.message, one.failed.reason, j.ns.name, one.name),
+		}
 		return in
 	case p == nil && j.ended[one.uid]:
 		in.Phase = scaler.PhaseEnded // the Job says so in a moment

@@ -39,7 +39,8 @@ func (s *apiServer) jobs() (all []object) {
 func TestEachInstanceIsThePodOfAJobThatIsMadeFromTheTemplate(t *testing.T) {
 	s := withJobs(t, object{
 		"parallelism": float64(5), "backoffLimit": float64(6), "suspend": true, "activeDeadlineSeconds": float64(90),
-		"podFailurePolicy": object{"rules": []any{}},
+		// What it ignores would be followed by another pod.
+		"podFailurePolicy": object{"rules": []any{object{"action": "Ignore", "onPodConditions": []any{object{"type": "DisruptionTarget"}}}}},
 	})
 	x := serve(t, s, "job/work", nil)
 	x.inside().Release(reserver.Answered)
@@ -53,7 +54,7 @@ func TestEachInstanceIsThePodOfAJobThatIsMadeFromTheTemplate(t *testing.T) {
 			t.Errorf("%s is %d, want %d", field, got, want)
 		}
 	}
-	if spec["suspend"] != nil || text(child(child(spec, "template"), "spec"), "restartPolicy") != "Never" || child(spec, "podFailurePolicy") == nil {
+	if spec["suspend"] != nil || text(child(child(spec, "template"), "spec"), "restartPolicy") != "Never" || spec["podFailurePolicy"] != nil {
 		t.Errorf("%v", spec)
 	}
 	meta := jobs[0]["metadata"].(object)
@@ -155,7 +156,37 @@ func TestAJobWhosePodIsDeletedIsStopping(t *testing.T) {
 		t.Errorf("after its pod has gone: %+v", rep)
 	}
 	s.change("jobs", name, late(nil))
-	b.settled("after it has failed", func(r scaler.Report) bool { return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseEnded })
+	rep := b.settled("after it has failed", func(r scaler.Report) bool { return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseEnded })
+	// The pod cannot say why any more: the words say where to look.
+	if f := rep.Instances[0].Failure; f == nil || !strings.Contains(f.Error(), "describe job "+name) || !strings.Contains(f.Error(), "it has failed") {
+		t.Errorf("the failure is %v", f)
+	}
+}
+
+// The Job can say that it has failed before the pod is seen to have failed. What
+// its container has said counts, if it is known.
+func TestAJobThatFailsBeforeItsPodIsSeenToSaysWhy(t *testing.T) {
+	s := withJobs(t, nil)
+	b := openOn(t, s, "job/work")
+	b.scale(1)
+	b.has(1, 1)
+	name := nameOf(s.jobs()[0])
+	s.change("jobs", name, func(o object) { merge(o, object{"metadata": object{"annotations": object{"test/late": "yes"}}}) })
+	s.change("pods", name+"-x", func(o object) {
+		merge(o, object{
+			"metadata": object{"annotations": object{"test/lingers": "yes"}, "deletionTimestamp": "2026-01-01T00:00:00Z"},
+			"status": object{"containerStatuses": []any{object{
+				"name": "app", "state": object{"terminated": object{"exitCode": float64(137), "reason": "OOMKilled", "message": "out of memory"}},
+			}}},
+		})
+	})
+	s.do(func() {
+		s.endJob(name, object{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it has failed"})
+	})
+	rep := b.settled("after it has failed", func(r scaler.Report) bool { return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseEnded })
+	if f := rep.Instances[0].Failure; f == nil || !strings.Contains(f.Error(), "OOMKilled") || !strings.Contains(f.Error(), "out of memory") {
+		t.Errorf("the failure is %v", f)
+	}
 }
 
 // What has ended stays so when its pod goes before the Job says how it has ended.

@@ -105,7 +105,9 @@ func (t *template) job(j *jobs, number int) *unstructured.Unstructured {
 	marks := maps.Clone(j.labels)
 	marks[numberKey] = strconv.Itoa(number)
 	spec := (&unstructured.Unstructured{Object: map[string]any{"spec": t.spec}}).DeepCopy().Object["spec"].(map[string]any)
-	for _, name := range []string{"selector", "manualSelector", "suspend", "completionMode", "successPolicy", "backoffLimitPerIndex", "maxFailedIndexes"} {
+	// A failure that podFailurePolicy ignores does not count for backoffLimit: the Job
+	// would get another pod.
+	for _, name := range []string{"selector", "manualSelector", "suspend", "completionMode", "successPolicy", "podFailurePolicy", "backoffLimitPerIndex", "maxFailedIndexes"} {
 		delete(spec, name)
 	}
 	spec["parallelism"], spec["completions"], spec["backoffLimit"] = int64(1), int64(1), int64(0)
