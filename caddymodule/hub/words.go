@@ -48,7 +48,7 @@ func Circumstances(d control.Decision) string {
 		if n == 0 {
 			return ""
 		}
-		return fmt.Sprintf("%d%swaiting in a browser", n, was(n))
+		return fmt.Sprintf("%d%swaiting in a browser or as a stored request", n, was(n))
 	})
 	say("idle_ms", func(ms int) string {
 		if idle := time.Duration(ms) * time.Millisecond; idle >= time.Second && idle < 10*365*24*time.Hour {
