@@ -80,7 +80,7 @@ func unfolded(t *testing.T, b *browser.Browser, address string) *browser.Page {
 	for _, name := range []string{"sockets", "blog.example"} {
 		browser.Must[bool](p, `(() => { document.querySelector('[data-name="`+name+`"] h3 button').click(); return true })()`)
 	}
-	p.Await(soon, `document.querySelectorAll(".detail section").length == 10 && document.querySelectorAll(".written li").length == 12`)
+	p.Await(soon, `document.querySelectorAll(".detail section").length == 11 && document.querySelectorAll(".written li").length == 12`)
 	browser.Must[bool](p, `(() => { `+layoutScript+`; window.look = layout(document); scrollTo(0, 0); return true })()`)
 	return p
 }
