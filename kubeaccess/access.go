@@ -1,8 +1,9 @@
-// Package kubeaccess finds out how to reach a Kubernetes cluster, for the parts
-// of Usher that do: the backend and the coordinator.
+// Package kubeaccess finds out how to reach a Kubernetes cluster, and makes calls of
+// its API, for the parts of Usher that do: the backend and the coordinator.
 //
-// It owns where the configuration is looked for, and what client-go logs on its
-// own: that goes to Caddy's log. It calls no cluster and keeps nothing.
+// It owns where the configuration is looked for, how calls are written and answers
+// read, and what client-go logs on its own: that goes to Caddy's log. It makes no
+// call that it is not told to, and keeps nothing.
 package kubeaccess
 
 import (

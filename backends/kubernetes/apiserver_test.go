@@ -53,7 +53,7 @@ type logged struct {
 }
 
 // apiServer is as much of an API server as a scaler sees of one: it keeps a
-// history with resource versions and enforces them, streams lists in watches,
+// history with resource versions and enforces them,
 // and can be slow, down, forgetful and wrong.
 type apiServer struct {
 	t       *testing.T
@@ -74,13 +74,14 @@ type apiServer struct {
 	calls     []call
 	watches   int
 
-	spaces      bool                     // lists and watches are of their namespaces alone
-	noWatchList bool                     // streaming lists are refused
-	swap        bool                     // watches deliver each pair of events the wrong way round
-	refuse      func(call) (int, string) // a status and its message, or 0
-	before      func(call)               // runs before a call, without the lock
-	reconcile   func(s *apiServer)       // controllers; run with the lock held
-	slow        map[string]chan struct{} // calls that wait
+	spaces    bool                     // lists and watches are of their namespaces alone
+	fleeting  bool                     // watches end at once
+	page      int                      // how many objects a list has, if not all
+	swap      bool                     // watches deliver each pair of events the wrong way round
+	refuse    func(call) (int, string) // a status and its message, or 0
+	before    func(call)               // runs before a call, without the lock
+	reconcile func(s *apiServer)       // controllers; run with the lock held
+	slow      map[string]chan struct{} // calls that wait
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -335,15 +336,17 @@ func (s *apiServer) scaleOf(resource string, o object) object {
 
 func (s *apiServer) list(w http.ResponseWriter, c call) {
 	s.mu.Lock()
-	items := []any{}
+	items, meta := []any{}, object{"resourceVersion": strconv.Itoa(s.rv)}
 	for _, name := range slices.Sorted(maps.Keys(s.objects[c.resource])) {
-		if o := s.objects[c.resource][name]; s.concerns(c, o) {
+		if len(items) == s.page && s.page > 0 {
+			meta["continue"] = name
+			break
+		}
+		if o := s.objects[c.resource][name]; name >= c.query["continue"] && s.concerns(c, o) {
 			items = append(items, o)
 		}
 	}
-	answer, _ := json.Marshal(object{
-		"apiVersion": "v1", "kind": "List", "metadata": object{"resourceVersion": strconv.Itoa(s.rv)}, "items": items,
-	})
+	answer, _ := json.Marshal(object{"apiVersion": "v1", "kind": "List", "metadata": meta, "items": items})
 	s.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(answer)

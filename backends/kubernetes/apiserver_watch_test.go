@@ -7,35 +7,15 @@ import (
 	"strconv"
 )
 
-// watch streams the history from a version on, after the present state if
-// that is asked for.
+// watch streams the history from a version on.
 func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, c call) {
 	s.mu.Lock()
-	streaming := c.query["sendInitialEvents"] == "true"
-	if streaming && s.noWatchList {
-		s.mu.Unlock()
-		status(w, 422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
-		return
-	}
 	at, _ := strconv.Atoi(c.query["resourceVersion"])
 	var first []logged
-	switch {
-	case streaming:
-		for _, o := range s.objects[c.resource] {
-			if !s.concerns(c, o) {
-				continue
-			}
-			first = append(first, logged{kind: "ADDED", object: encode(o)})
-		}
-		at = s.rv
-		first = append(first, logged{kind: "BOOKMARK", object: encode(object{
-			"apiVersion": "v1", "kind": "Bookmark",
-			"metadata": object{"resourceVersion": strconv.Itoa(at), "annotations": object{"k8s.io/initial-events-end": "true"}},
-		})})
-	case at <= s.compacted:
+	if at <= s.compacted {
 		first = append(first, logged{kind: "ERROR", object: encode(statusObject(410, "too old resource version"))})
 	}
-	drops := s.drops
+	drops, fleeting := s.drops, s.fleeting
 	s.watches++
 	s.mu.Unlock()
 	defer func() {
@@ -56,6 +36,9 @@ func (s *apiServer) watch(w http.ResponseWriter, r *http.Request, c call) {
 		if !send(e) || e.kind == "ERROR" {
 			return
 		}
+	}
+	if fleeting {
+		return
 	}
 	for {
 		s.mu.Lock()

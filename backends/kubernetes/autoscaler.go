@@ -7,10 +7,10 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/dynamic"
+
+	"github.com/caddy-usher/usher/kubeaccess"
 )
 
 // autoscaledLife is how long the list of autoscaled workloads counts. There is no
@@ -44,8 +44,8 @@ func (ns *namespace) autoscaler(ctx context.Context, kind schema.GroupKind, name
 	defer a.mu.Unlock()
 	if time.Since(a.at) >= autoscaledLife {
 		var list *unstructured.UnstructuredList
-		err := ns.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
-			list, err = c.Resource(autoscalers).Namespace(ns.name).List(ctx, metav1.ListOptions{})
+		err := ns.cluster.do(ctx, func(ctx context.Context, c *kubeaccess.Client) (err error) {
+			list, err = c.Objects(autoscalers, ns.name).List(ctx, nil)
 			return err
 		})
 		switch {

@@ -9,8 +9,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/dynamic"
 
+	"github.com/caddy-usher/usher/kubeaccess"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -215,8 +215,8 @@ func (c *change) delete(ctx context.Context, victims []*pod) error {
 	var failed error
 	for _, p := range victims {
 		uid := types.UID(p.uid)
-		err := c.cluster.do(ctx, func(ctx context.Context, d dynamic.Interface) error {
-			return d.Resource(pods).Namespace(c.ns.name).Delete(ctx, p.name, metav1.DeleteOptions{
+		err := c.cluster.do(ctx, func(ctx context.Context, d *kubeaccess.Client) error {
+			return d.Objects(pods, c.ns.name).Delete(ctx, p.name, metav1.DeleteOptions{
 				Preconditions: &metav1.Preconditions{UID: &uid},
 			})
 		})

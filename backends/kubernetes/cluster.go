@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -13,8 +12,6 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/flowcontrol"
@@ -60,7 +57,7 @@ type cluster struct {
 	refs  int    // guarded by clusters
 	space string // the namespace for workloads that name none
 
-	client  atomic.Pointer[client]
+	client  atomic.Pointer[kubeaccess.Client]
 	limiter flowcontrol.RateLimiter
 	away    atomic.Int64 // when the API could not be asked last, in Unix nanoseconds
 
@@ -72,12 +69,6 @@ type cluster struct {
 
 	ctx    context.Context // of the watches; ends with the last user
 	cancel context.CancelFunc
-}
-
-// client is what calls are made with.
-type client struct {
-	dynamic.Interface
-	transport http.RoundTripper
 }
 
 // key names the connection among others. KUBECONFIG is a part of it: it may
@@ -131,7 +122,7 @@ func (cl *cluster) leave() {
 		return
 	}
 	cl.cancel()
-	utilnet.CloseIdleConnectionsFor(cl.client.Load().transport)
+	cl.client.Load().Close()
 }
 
 // connect makes the client, from the credentials as they are now, and returns
@@ -144,17 +135,12 @@ func (cl *cluster) connect() (string, error) {
 	config.RateLimiter = cl.limiter
 	// Every call that matters is made again by this package, at its own pace.
 	config.Wrap(kubeaccess.TellBreaks)
-	hc, err := rest.HTTPClientFor(config)
+	client, err := kubeaccess.NewClient(config)
 	if err != nil {
 		return "", configFailure(err)
 	}
-	dyn, err := dynamic.NewForConfigAndClient(config, hc)
-	if err != nil {
-		return "", configFailure(err)
-	}
-	old := cl.client.Swap(&client{Interface: dyn, transport: hc.Transport})
-	if old != nil {
-		utilnet.CloseIdleConnectionsFor(old.transport)
+	if old := cl.client.Swap(client); old != nil {
+		old.Close()
 	}
 	return space, nil
 }
@@ -178,7 +164,7 @@ func configFailure(err error) *scaler.Failure {
 // do makes a call, and does not wait for its answer for longer than
 // answerTimeout. A call without an answer after that time has failed: waiting
 // requests get the failure at once, and it is retried like any other.
-func (cl *cluster) do(ctx context.Context, call func(context.Context, dynamic.Interface) error) error {
+func (cl *cluster) do(ctx context.Context, call func(context.Context, *kubeaccess.Client) error) error {
 	patience, cancel := context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
 	defer cancel()
 	err := cl.ask(patience, call)
@@ -196,7 +182,7 @@ var errNoAnswer = errors.New("no answer")
 // ask makes a call, however long it takes. If the credentials are refused they
 // are read again, since they may have been renewed, and the call is made
 // once more.
-func (cl *cluster) ask(ctx context.Context, call func(context.Context, dynamic.Interface) error) error {
+func (cl *cluster) ask(ctx context.Context, call func(context.Context, *kubeaccess.Client) error) error {
 	// What goes wrong is returned, so the client need not log it.
 	ctx = klog.NewContext(ctx, klog.Logger{})
 	err := call(ctx, cl.client.Load())

@@ -363,7 +363,6 @@ func TestAnotherDiscoveryHasAnotherFingerprint(t *testing.T) {
 func TestTheManifestForDiscoveryGrantsExactlyTheRightsThatAreUsed(t *testing.T) {
 	allowed := rightsOf(t, "discover-rights.yaml")
 	s := newAPIServer(t)
-	s.noWatchList = true // needs the right to list as well
 	s.refuse = func(c call) (int, string) {
 		if !allowed[c.verb+" "+c.resource] {
 			return http.StatusForbidden, "the Role does not say: " + c.verb + " " + c.resource

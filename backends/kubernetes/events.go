@@ -6,10 +6,9 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/client-go/dynamic"
 
+	"github.com/caddy-usher/usher/kubeaccess"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -61,10 +60,8 @@ func (r *runner) alive() int {
 // refusalOf reads the latest refusal to make a pod from the events.
 func (r *runner) refusalOf(ctx context.Context, uid string) *scaler.Failure {
 	var list *unstructured.UnstructuredList
-	err := r.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
-		list, err = c.Resource(events).Namespace(r.ns.name).List(ctx, metav1.ListOptions{
-			FieldSelector: "involvedObject.uid=" + uid + ",reason=FailedCreate",
-		})
+	err := r.cluster.do(ctx, func(ctx context.Context, c *kubeaccess.Client) (err error) {
+		list, err = c.Objects(events, r.ns.name).List(ctx, kubeaccess.Params{"fieldSelector": "involvedObject.uid=" + uid + ",reason=FailedCreate"})
 		return err
 	})
 	if err != nil {

@@ -89,8 +89,8 @@ func newFuzzed(t *testing.T, resource, port string) fuzzed {
 // hears takes in what a cluster says, and reports after each piece of it.
 func (x fuzzed) hears(said answers) {
 	r := x.runner
-	_ = r.ns.pods.Replace(items(said.Pods), "1")
-	_ = r.ns.sets.Replace(items(said.Sets), "1")
+	fill(r.ns.pods, said.Pods)
+	fill(r.ns.sets, said.Sets)
 	r.report()
 	s, failure := r.newScale(wrap(said.Scale))
 	if failure != nil {
@@ -106,29 +106,38 @@ func (x fuzzed) hears(said answers) {
 	r.selector.Store(&s.selector)
 	r.report()
 	for _, o := range items(said.Changed) {
-		_ = r.ns.pods.Update(o)
-		_ = r.ns.sets.Update(o)
+		r.ns.pods.update(&o)
+		r.ns.sets.update(&o)
 		r.report()
 	}
 	for _, o := range items(said.Gone) {
-		_ = r.ns.pods.Delete(o)
-		_ = r.ns.sets.Delete(o)
+		r.ns.pods.remove(&o)
+		r.ns.sets.remove(&o)
 		r.report()
 	}
 	for _, e := range items(said.Events) {
-		eventTime(e.(*unstructured.Unstructured))
-		x.sound(refused(text(e.(*unstructured.Unstructured).Object, "message")))
+		eventTime(&e)
+		x.sound(refused(text(e.Object, "message")))
 	}
 	r.cluster.enter(&runner{plan: r.plan, ns: r.ns, env: r.env})
 	r.report()
 }
 
+// fill lets a mirror have a list.
+func fill[T identified](m *mirror[T], all []object) {
+	list := make(map[string]T)
+	for _, u := range items(all) {
+		list[m.key(&u)] = m.convert(&u)
+	}
+	m.replace(list)
+}
+
 // items are those objects that an API server could hold: their names are names.
-func items(all []object) (list []any) {
+func items(all []object) (list []unstructured.Unstructured) {
 	for _, o := range all {
 		u := wrap(o)
 		if len(validation.IsDNS1123Subdomain(u.GetName())) == 0 && len(validation.IsDNS1123Subdomain(string(u.GetUID()))) == 0 {
-			list = append(list, u)
+			list = append(list, *u)
 		}
 	}
 	return list

@@ -16,8 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/dynamic"
 
+	"github.com/caddy-usher/usher/kubeaccess"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -334,13 +334,13 @@ func (j *jobs) carryOut(ctx context.Context, order scaler.Order) error {
 func (j *jobs) start(ctx context.Context, from *template, number int) error {
 	wanted := from.job(j, number)
 	var made *unstructured.Unstructured
-	err := j.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
-		made, err = c.Resource(jobsResource).Namespace(j.ns.name).Create(ctx, wanted, metav1.CreateOptions{})
+	err := j.cluster.do(ctx, func(ctx context.Context, c *kubeaccess.Client) (err error) {
+		made, err = c.Objects(jobsResource, j.ns.name).Create(ctx, wanted)
 		return err
 	})
 	if apierrors.IsAlreadyExists(err) {
-		err = j.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
-			made, err = c.Resource(jobsResource).Namespace(j.ns.name).Get(ctx, wanted.GetName(), metav1.GetOptions{})
+		err = j.cluster.do(ctx, func(ctx context.Context, c *kubeaccess.Client) (err error) {
+			made, err = c.Objects(jobsResource, j.ns.name).Get(ctx, wanted.GetName())
 			return err
 		})
 		if err == nil && !j.concerns(made.GetLabels()) {
@@ -356,7 +356,8 @@ func (j *jobs) start(ctx context.Context, from *template, number int) error {
 	j.mu.Lock()
 	j.number = max(j.number, number)
 	j.mu.Unlock()
-	return j.ns.jobs.Update(made) // the watch says the same later
+	j.ns.jobs.update(made) // the watch says the same later
+	return nil
 }
 
 // delete deletes Jobs, with their pods.
@@ -368,8 +369,8 @@ func (j *jobs) delete(ctx context.Context, ids []string) error {
 			continue
 		}
 		uid, background := types.UID(one.uid), metav1.DeletePropagationBackground
-		err := j.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) error {
-			return c.Resource(jobsResource).Namespace(j.ns.name).Delete(ctx, one.name, metav1.DeleteOptions{
+		err := j.cluster.do(ctx, func(ctx context.Context, c *kubeaccess.Client) error {
+			return c.Objects(jobsResource, j.ns.name).Delete(ctx, one.name, metav1.DeleteOptions{
 				Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &background,
 			})
 		})

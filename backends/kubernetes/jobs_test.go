@@ -307,7 +307,6 @@ func TestTheManifestForJobsGrantsExactlyTheRightsThatAreUsed(t *testing.T) {
 	used := make(map[string]bool)
 	for _, kind := range []string{"cronjobs", "podtemplates"} {
 		s := newAPIServer(t)
-		s.noWatchList = true // needs the right to list as well
 		s.controllers(running("10.0.0.1", true))
 		if kind == "cronjobs" {
 			s.cronJob("work", nil)

@@ -107,8 +107,7 @@ func TestWatchFaultsAreMadeGood(t *testing.T) {
 			defer s.do(func() { s.held = false })
 			s.dropWatches()
 		},
-		"the wrong way round":           func(s *apiServer) { s.do(func() { s.swap = true }) },
-		"streaming lists are forbidden": func(s *apiServer) { s.do(func() { s.noWatchList = true }); s.compact(); s.dropWatches() },
+		"the wrong way round": func(s *apiServer) { s.do(func() { s.swap = true }) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, b, _ := threeReady(t)
@@ -126,36 +125,55 @@ func TestWatchFaultsAreMadeGood(t *testing.T) {
 	}
 }
 
-func TestAClusterWithoutStreamingListsIsListed(t *testing.T) {
+func TestALongListComesInPages(t *testing.T) {
 	s := newAPIServer(t)
-	s.noWatchList = true
+	s.page = 2
 	s.controllers(running("10.0.0.1", true))
-	s.workload("Deployment", "web", 2)
+	s.workload("Deployment", "web", 5)
 	b := openOn(t, s, "deployment/web")
-	b.has(2, 2)
-	if len(s.made("list pods")) != 1 {
-		t.Fatal("the pods were not listed")
+	b.has(5, 5)
+	if n := len(s.made("list pods")); n != 3 {
+		t.Errorf("the pods were listed in %d pages", n)
 	}
-	b.scale(3)
-	b.has(3, 3)
+	b.scale(6)
+	b.has(6, 6)
+}
+
+// As an API server does from time to time.
+func TestAWatchThatEndsGoesOnWhereItEnded(t *testing.T) {
+	s, b, _ := threeReady(t)
+	for n := range 3 {
+		s.scaleTo("deployments", "web", 4+n)
+		b.has(4+n, 4+n)
+		s.dropWatches()
+	}
+	if n := len(s.made("list pods")); n != 1 {
+		t.Errorf("the pods were listed %d times", n)
+	}
+}
+
+func TestAnAPIServerThatEndsEveryWatchAtOnceIsNotAskedAllTheTime(t *testing.T) {
+	s, b, _ := threeReady(t)
+	s.do(func() { s.fleeting = true })
+	s.dropWatches()
+	time.Sleep(time.Second)
+	if n := len(s.made("watch pods")); n > 6 {
+		t.Errorf("the pods were watched %d times in a second", n)
+	}
+	s.scaleTo("deployments", "web", 4)
+	b.has(4, 4)
 }
 
 func TestWordsThatComeLateDoNotBringAPodBack(t *testing.T) {
 	s, b, _ := threeReady(t)
 	pods := b.runner.ns.pods
 	gone := s.objects["pods"]["web-1-p1"]
-	if err := pods.Delete(wrap(gone)); err != nil {
-		t.Fatal(err)
-	}
-	if err := pods.Update(wrap(gone)); err != nil {
-		t.Fatal(err)
-	}
+	pods.remove(wrap(gone))
+	pods.update(wrap(gone))
 	older := copyOf(s.objects["pods"]["web-1-p2"])
 	older["metadata"].(object)["resourceVersion"] = "1"
 	older["status"].(object)["podIP"] = "10.0.0.99"
-	if err := pods.Update(wrap(older)); err != nil {
-		t.Fatal(err)
-	}
+	pods.update(wrap(older))
 	items, _, _ := pods.all()
 	if len(items) != 2 || slices.ContainsFunc(items, func(p *pod) bool { return p.name == "web-1-p1" || p.ip == "10.0.0.99" }) {
 		t.Fatalf("%+v", items)

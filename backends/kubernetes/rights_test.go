@@ -47,7 +47,6 @@ func TestTheManifestsGrantExactlyTheRightsThatAreUsed(t *testing.T) {
 	used := make(map[string]bool)
 	for _, resource := range []string{"deployment", "statefulset"} {
 		s := newAPIServer(t)
-		s.noWatchList = true // needs the right to list as well
 		s.controllers(running("10.0.0.1", true))
 		s.workload(map[string]string{"deployment": "Deployment", "statefulset": "StatefulSet"}[resource], "web", 0)
 		right := func(c call) string {

@@ -7,13 +7,11 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/dynamic"
 
+	"github.com/caddy-usher/usher/kubeaccess"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -84,8 +82,8 @@ func replicasOf(sub *unstructured.Unstructured) int {
 // get reads the workload, or a subresource of it.
 func (r *runner) get(ctx context.Context, sub ...string) (u *unstructured.Unstructured, err error) {
 	w := r.plan.workload
-	err = r.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) error {
-		u, err = c.Resource(w.gvr).Namespace(r.ns.name).Get(ctx, w.name, metav1.GetOptions{}, sub...)
+	err = r.cluster.do(ctx, func(ctx context.Context, c *kubeaccess.Client) error {
+		u, err = c.Objects(w.gvr, r.ns.name).Get(ctx, w.name, sub...)
 		return err
 	})
 	return u, err
@@ -97,8 +95,8 @@ func (r *runner) patch(ctx context.Context, gvr schema.GroupVersionResource, nam
 	if err != nil {
 		return nil, err
 	}
-	err = r.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) error {
-		u, err = c.Resource(gvr).Namespace(r.ns.name).Patch(ctx, name, types.MergePatchType, body, metav1.PatchOptions{}, sub...)
+	err = r.cluster.do(ctx, func(ctx context.Context, c *kubeaccess.Client) error {
+		u, err = c.Objects(gvr, r.ns.name).Merge(ctx, name, body, sub...)
 		return err
 	})
 	return u, err

@@ -15,8 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/dynamic"
 
+	"github.com/caddy-usher/usher/kubeaccess"
 	"github.com/caddy-usher/usher/scaler"
 )
 
@@ -92,8 +92,8 @@ func (j *jobs) readTemplate(ctx context.Context) (*template, *scaler.Failure) {
 }
 
 func (j *jobs) get(ctx context.Context, gvr schema.GroupVersionResource, name string) (u *unstructured.Unstructured, err error) {
-	err = j.cluster.do(ctx, func(ctx context.Context, c dynamic.Interface) error {
-		u, err = c.Resource(gvr).Namespace(j.ns.name).Get(ctx, name, metav1.GetOptions{})
+	err = j.cluster.do(ctx, func(ctx context.Context, c *kubeaccess.Client) error {
+		u, err = c.Objects(gvr, j.ns.name).Get(ctx, name)
 		return err
 	})
 	return u, err

@@ -3,28 +3,39 @@ package kubernetes
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"math/rand/v2"
+	"strconv"
 	"sync"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/tools/cache"
-	"k8s.io/klog/v2"
 
+	"github.com/caddy-usher/usher/kubeaccess"
 	"github.com/caddy-usher/usher/scaler"
 )
 
 // The pauses between attempts to list and watch again. An API server that was
 // away is noticed to be back within a few seconds.
 var watchBackoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 6, Cap: 5 * time.Second}
+
+const (
+	// watchCalm is how long all must have gone well for the pauses to be short again.
+	watchCalm = 2 * time.Minute
+
+	// watchSeconds is the least time after which the API server ends a watch.
+	watchSeconds = 5 * 60
+
+	// pageSize is how many objects come in one answer. A page is decoded as a whole.
+	pageSize = "500"
+
+	// shortWatch is the least time that a watch lasts on an API server that works.
+	shortWatch = time.Second
+)
 
 // slowAfter is how long the API server may take to begin to answer before that
 // is trouble.
@@ -35,8 +46,7 @@ type identified interface {
 	identity() (uid string, version uint64)
 }
 
-// A mirror is a watched copy of the objects of one kind in one namespace. It
-// is the store of a reflector.
+// A mirror is a watched copy of the objects of one kind in one namespace, or in all.
 type mirror[T identified] struct {
 	gvr       schema.GroupVersionResource
 	namespace string // "": all of them
@@ -58,32 +68,83 @@ const goneKept = 1024
 
 // run keeps the mirror in step with the cluster until the context ends.
 func (m *mirror[T]) run(ctx context.Context) {
-	// What goes wrong is reported by list and watch themselves.
-	var quiet klog.Logger
-	ctx = klog.NewContext(ctx, quiet)
-	lw := &cache.ListWatch{ListWithContextFunc: m.list, WatchFuncWithContext: m.watch}
-	backoff := watchBackoff
-	cache.NewReflectorWithOptions(lw, nil, m, cache.ReflectorOptions{
-		Name: "usher", TypeDescription: m.gvr.Resource, Backoff: &backoff, Logger: &quiet,
-	}).RunWithContext(ctx)
+	pause := watchBackoff
+	for ctx.Err() == nil {
+		began := time.Now()
+		version, err := m.list(ctx)
+		for err == nil {
+			version, err = m.watch(ctx, version)
+		}
+		if time.Since(began) > watchCalm {
+			pause = watchBackoff
+		}
+		select {
+		case <-time.After(pause.Step()):
+		case <-ctx.Done():
+		}
+	}
 }
 
-func (m *mirror[T]) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+// list takes what there is, and returns the version of it.
+func (m *mirror[T]) list(ctx context.Context) (version string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
-	var list *unstructured.UnstructuredList
-	err := m.cluster.ask(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
-		list, err = c.Resource(m.gvr).Namespace(m.namespace).List(ctx, options)
-		return err
-	})
-	m.settle(ctx, "list", err)
-	if err != nil {
-		return nil, err
+	items := make(map[string]T)
+	for next := ""; version == "" || next != ""; {
+		var page *unstructured.UnstructuredList
+		err := m.cluster.ask(ctx, func(ctx context.Context, c *kubeaccess.Client) (err error) {
+			page, err = c.Objects(m.gvr, m.namespace).List(ctx, kubeaccess.Params{"limit": pageSize, "continue": next})
+			return err
+		})
+		if err == nil && page.GetResourceVersion() == "" {
+			err = errors.New("the answer is no list of the Kubernetes API")
+		}
+		if err != nil {
+			m.settle(ctx, "list", err)
+			return "", err
+		}
+		for k := range page.Items {
+			u := &page.Items[k]
+			items[m.key(u)] = m.convert(u)
+		}
+		version, next = page.GetResourceVersion(), page.GetContinue()
 	}
-	return list, nil
+	m.settle(ctx, "list", nil)
+	m.replace(items)
+	return version, nil
 }
 
-func (m *mirror[T]) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+// watch takes what happens after a version until the API server ends the watch, and
+// returns the version from which it goes on. After an error it does not go on: there
+// may be events that are lost, or that the API server has forgotten.
+func (m *mirror[T]) watch(ctx context.Context, version string) (string, error) {
+	began := time.Now()
+	w, err := m.openWatch(ctx, version)
+	if err != nil {
+		return "", err
+	}
+	defer w.Close()
+	for events := 0; ; events++ {
+		kind, u, err := w.Next()
+		switch {
+		case errors.Is(err, io.EOF) && (events > 0 || time.Since(began) >= shortWatch):
+			return version, nil
+		case err != nil:
+			return "", err
+		}
+		version = u.GetResourceVersion()
+		switch kind {
+		case watch.Added, watch.Modified:
+			m.update(u)
+		case watch.Deleted:
+			m.remove(u)
+		}
+	}
+}
+
+// openWatch begins a watch. The API server ends it, at a time that differs between
+// watches, so that none goes on for ever over a connection that is of no use.
+func (m *mirror[T]) openWatch(ctx context.Context, version string) (w *kubeaccess.Watch, err error) {
 	slow := time.AfterFunc(slowAfter, func() {
 		m.settle(ctx, "watch", &scaler.Failure{
 			Reason: scaler.ReasonPlatform, Short: "the Kubernetes API does not answer",
@@ -91,21 +152,15 @@ func (m *mirror[T]) watch(ctx context.Context, options metav1.ListOptions) (watc
 		})
 	})
 	defer slow.Stop()
-	var w watch.Interface
-	err := m.cluster.ask(ctx, func(ctx context.Context, c dynamic.Interface) (err error) {
-		w, err = c.Resource(m.gvr).Namespace(m.namespace).Watch(ctx, options)
+	err = m.cluster.ask(ctx, func(ctx context.Context, c *kubeaccess.Client) (err error) {
+		w, err = c.Objects(m.gvr, m.namespace).Watch(ctx, kubeaccess.Params{
+			"resourceVersion":     version,
+			"allowWatchBookmarks": "true",
+			"timeoutSeconds":      strconv.Itoa(watchSeconds + rand.IntN(watchSeconds)),
+		})
 		return err
 	})
-	if options.SendInitialEvents != nil && apierrors.IsInvalid(err) {
-		// This cluster does not stream lists. The reflector asks for one.
-		return nil, err
-	}
 	m.settle(ctx, "watch", err)
-	if utilnet.IsConnectionRefused(err) || apierrors.IsTooManyRequests(err) {
-		// The reflector would sleep over these without listening to its
-		// context. What it does not know makes it list, after a pause.
-		err = errors.New(err.Error())
-	}
 	return w, err
 }
 
@@ -166,16 +221,8 @@ func (m *mirror[T]) all() (items []T, synced bool, trouble *scaler.Failure) {
 	return items, m.items != nil, m.trouble
 }
 
-// Add is called by the reflector for a new object, which may be one of which
-// an event was missed.
-func (m *mirror[T]) Add(obj any) error { return m.Update(obj) }
-
-// Update is called by the reflector for a changed object.
-func (m *mirror[T]) Update(obj any) error {
-	u, ok := obj.(*unstructured.Unstructured)
-	if !ok {
-		return nil
-	}
+// update takes a new or changed object. It may be one of which an event was missed.
+func (m *mirror[T]) update(u *unstructured.Unstructured) {
 	item, key := m.convert(u), m.key(u)
 	uid, version := item.identity()
 	m.mu.Lock()
@@ -187,7 +234,7 @@ func (m *mirror[T]) Update(obj any) error {
 	}
 	if stale {
 		m.mu.Unlock()
-		return nil
+		return
 	}
 	m.items[key] = item
 	m.mu.Unlock()
@@ -196,15 +243,10 @@ func (m *mirror[T]) Update(obj any) error {
 	} else {
 		m.changed(nil, &item)
 	}
-	return nil
 }
 
-// Delete is called by the reflector for an object that is gone.
-func (m *mirror[T]) Delete(obj any) error {
-	u, ok := obj.(*unstructured.Unstructured)
-	if !ok {
-		return nil
-	}
+// remove takes out an object that is gone.
+func (m *mirror[T]) remove(u *unstructured.Unstructured) {
 	key := m.key(u)
 	m.mu.Lock()
 	before, had := m.items[key]
@@ -224,17 +266,10 @@ func (m *mirror[T]) Delete(obj any) error {
 	if had {
 		m.changed(&before, nil)
 	}
-	return nil
 }
 
-// Replace is called by the reflector with a complete list.
-func (m *mirror[T]) Replace(list []any, _ string) error {
-	items := make(map[string]T, len(list))
-	for _, obj := range list {
-		if u, ok := obj.(*unstructured.Unstructured); ok {
-			items[m.key(u)] = m.convert(u)
-		}
-	}
+// replace takes all that there is.
+func (m *mirror[T]) replace(items map[string]T) {
 	m.mu.Lock()
 	old := m.items
 	m.items, m.gone = items, make(map[string]bool)
@@ -251,7 +286,6 @@ func (m *mirror[T]) Replace(list []any, _ string) error {
 		}
 	}
 	m.replaced(old != nil)
-	return nil
 }
 
 // get returns the object of that name, and whether it is known.
@@ -261,9 +295,3 @@ func (m *mirror[T]) get(name string) (T, bool) {
 	item, ok := m.items[name]
 	return item, ok
 }
-
-// Resync is called by the reflector, never with a period of 0.
-func (m *mirror[T]) Resync() error { return nil }
-
-// Interface guard.
-var _ cache.ReflectorStore = (*mirror[*pod])(nil)

@@ -11,10 +11,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/klog/v2"
 
 	"github.com/caddy-usher/usher/cluster"
@@ -42,7 +40,7 @@ type store struct {
 	conns connections
 
 	mu      sync.Mutex
-	client  dynamic.ResourceInterface
+	client  kubeaccess.Objects
 	renewed time.Time // when the credentials were read last
 }
 
@@ -62,14 +60,14 @@ func (s *store) connect() error {
 	config.QPS = -1 // a call a second needs no limit
 	config.Dial = s.conns.dial
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return onlyOnce{kubeaccess.TellBreaks(next)} })
-	client, err := dynamic.NewForConfig(config)
+	client, err := kubeaccess.NewClient(config)
 	if err != nil {
 		return err
 	}
 	if s.namespace == "" {
 		s.namespace = space
 	}
-	s.client = client.Resource(configMaps).Namespace(s.namespace)
+	s.client = client.Objects(configMaps, s.namespace)
 	s.renewed = time.Now()
 	return nil
 }
@@ -83,9 +81,9 @@ func (s *store) String() string {
 // was read: what Put puts back with another view.
 func (s *store) Get(ctx context.Context) (value []byte, revision string, err error) {
 	var found *unstructured.Unstructured
-	_, err = s.call(ctx, func(ctx context.Context, client dynamic.ResourceInterface) (err error) {
+	_, err = s.call(ctx, func(ctx context.Context, client kubeaccess.Objects) (err error) {
 		// Without a resource version the answer comes from etcd, by a majority.
-		found, err = client.Get(ctx, s.name, metav1.GetOptions{})
+		found, err = client.Get(ctx, s.name)
 		return err
 	})
 	switch {
@@ -137,11 +135,11 @@ func (s *store) Put(ctx context.Context, value []byte, revision string) (cluster
 	if err := unstructured.SetNestedField(object.Object, string(value), "data", entry); err != nil {
 		return cluster.Failed, err
 	}
-	sent, err := s.call(ctx, func(ctx context.Context, client dynamic.ResourceInterface) (err error) {
+	sent, err := s.call(ctx, func(ctx context.Context, client kubeaccess.Objects) (err error) {
 		if revision == "" {
-			_, err = client.Create(ctx, object, metav1.CreateOptions{})
+			_, err = client.Create(ctx, object)
 		} else {
-			_, err = client.Update(ctx, object, metav1.UpdateOptions{})
+			_, err = client.Update(ctx, object)
 		}
 		return err
 	})
@@ -183,7 +181,7 @@ var errClosed = errors.New("the coordinator is closed")
 // call makes a call, and says whether it may have been sent. If the credentials
 // are refused they are read again, since they may have been renewed, and the
 // call is made once more.
-func (s *store) call(ctx context.Context, do func(context.Context, dynamic.ResourceInterface) error) (sent bool, err error) {
+func (s *store) call(ctx context.Context, do func(context.Context, kubeaccess.Objects) error) (sent bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	stop := context.AfterFunc(s.ctx, cancel)
@@ -214,7 +212,7 @@ func (s *store) call(ctx context.Context, do func(context.Context, dynamic.Resou
 }
 
 // once makes a call once. It was not sent if it never had a connection.
-func (s *store) once(ctx context.Context, do func(context.Context, dynamic.ResourceInterface) error) (sent bool, err error) {
+func (s *store) once(ctx context.Context, do func(context.Context, kubeaccess.Objects) error) (sent bool, err error) {
 	var connected atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
 	// What goes wrong is returned, so the client need not log it.
