@@ -60,7 +60,7 @@ func (r *Registry) changeable(call Call, name string) (*Record, error) {
 		return nil, refuse(Conflict, "the service %s is in the configuration; change it there", name)
 	}
 	if err := r.broken[name]; err != nil {
-		return nil, refuse(Conflict, "the stored record of %s cannot be read, so it stays as it is: %w", name, err)
+		return nil, refuse(Conflict, "the stored record of %s cannot be read: %w; an operator can delete it with If-Match: *", name, err)
 	}
 	old := r.Find(name)
 	if old != nil && old.Origin == Discovered {

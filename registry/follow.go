@@ -10,16 +10,24 @@ import (
 	"sync/atomic"
 )
 
+// takeTurn waits until no other change is made.
+func (r *Registry) takeTurn(ctx context.Context) error {
+	select {
+	case r.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return storeFailed("another change takes too long", ctx.Err())
+	}
+}
+
 // endTurn lets the next change begin.
 func (r *Registry) endTurn() { <-r.turn }
 
 // begin begins a change: this one alone, in all processes, with all that was changed
 // before. end ends it.
 func (r *Registry) begin(ctx context.Context) (end func(), err error) {
-	select {
-	case r.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, storeFailed("the registry is busy", ctx.Err())
+	if err := r.takeTurn(ctx); err != nil {
+		return nil, err
 	}
 	unlock, err := r.store.Lock(ctx)
 	if err != nil {
@@ -54,7 +62,9 @@ func (r *Registry) write(ctx context.Context, record *Record) error {
 // Load reads all records from the store. It returns an error if the store cannot tell
 // which there are. Records that cannot be read are in Rejected.
 func (r *Registry) Load(ctx context.Context) error {
-	r.turn <- struct{}{}
+	if err := r.takeTurn(ctx); err != nil {
+		return err
+	}
 	defer r.endTurn()
 	return r.follow(ctx)
 }
@@ -62,7 +72,9 @@ func (r *Registry) Load(ctx context.Context) error {
 // Refresh reads the records of these names, because others have changed them. Without a
 // name it looks whether others have changed anything.
 func (r *Registry) Refresh(ctx context.Context, names ...string) error {
-	r.turn <- struct{}{}
+	if err := r.takeTurn(ctx); err != nil {
+		return err
+	}
 	defer r.endTurn()
 	if len(names) == 0 || !r.Loaded() {
 		return r.follow(ctx)

@@ -238,13 +238,17 @@ func (r *Registry) Rollback(ctx context.Context, call Call, name string, to int)
 }
 
 // Delete ends a service. It needs If-Match. The service can be brought back for
-// DeletedKept.
+// DeletedKept. A stored record that cannot be read is removed for good, for an operator
+// with If-Match: *.
 func (r *Registry) Delete(ctx context.Context, call Call, name string) error {
 	end, err := r.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
+	if r.broken[name] != nil && call.Operator && strings.TrimSpace(call.IfMatch) == "*" {
+		return r.remove(ctx, name)
+	}
 	old, err := r.changeable(call, name)
 	if err != nil {
 		return err

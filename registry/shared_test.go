@@ -246,4 +246,12 @@ func TestARecordThatCannotBeReadHarmsNoOther(t *testing.T) {
 	if err := w.Refresh(t.Context(), "bad"); err != nil || w.Get("bad") == nil || len(w.Rejected()) != 4 {
 		t.Errorf("after the repair there is %+v, error %v", w.Get("bad"), err)
 	}
+	// Another one is given up.
+	operator := registry.Call{Operator: true, Now: w.now}
+	w.want(w.Delete(t.Context(), operator, "half"), registry.Conflict, "If-Match: *")
+	operator.IfMatch = "*"
+	if err := w.Delete(t.Context(), operator, "half"); err != nil || w.Find("half") != nil || len(w.Rejected()) != 3 {
+		t.Errorf("after the deletion there is %+v, error %v", w.Rejected(), err)
+	}
+	w.put(w.owner("bob"), "half", web("x"))
 }

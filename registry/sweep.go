@@ -66,12 +66,10 @@ func (r *Registry) Sweep(ctx context.Context, now time.Time, used func(name stri
 // mayForget says whether services can be forgotten: not soon after the program began. It may
 // have been away for so long that all services are unused.
 func (r *Registry) mayForget(ctx context.Context, now time.Time, forget time.Duration) (bool, error) {
-	select {
-	case r.turn <- struct{}{}:
-		defer r.endTurn()
-	case <-ctx.Done():
-		return false, storeFailed("the registry is busy", ctx.Err())
+	if err := r.takeTurn(ctx); err != nil {
+		return false, err
 	}
+	defer r.endTurn()
 	if r.swept.IsZero() {
 		r.swept = now
 	}
@@ -123,10 +121,16 @@ func (r *Registry) purge(ctx context.Context, name string, now time.Time) error 
 	if record == nil || now.Sub(record.Deleted) < DeletedKept {
 		return nil
 	}
+	return r.remove(ctx, name)
+}
+
+// remove removes a record from the store.
+func (r *Registry) remove(ctx context.Context, name string) error {
 	if err := r.store.Remove(context.WithoutCancel(ctx), name); err != nil {
 		r.doubtful[name] = true
 		return storeFailed("the store did not remove the service "+name, err)
 	}
+	r.setBroken(name, nil)
 	r.publish(name, nil)
 	return nil
 }

@@ -17,6 +17,7 @@ type variant struct {
 	by             *Template
 	service        json.RawMessage
 	used           uint64 // when it was asked for last, in the order of all calls
+	evicting       bool   // Evict was asked and has not answered: it counts, and is not given out
 }
 
 // variantName returns the name of the variant of a service with these values of all params.
@@ -81,8 +82,11 @@ func (r *Registry) variant(rules *Rules, record *Record, t *Template, values map
 	}
 	made := &variant{base: record.Name, template: record.InForce().Definition.Template, record: record, by: t, service: service}
 	for !r.addVariant(name, made, t.maxServices) {
-		if r.Get(record.Name) == nil {
+		switch {
+		case r.Get(record.Name) == nil:
 			return "", nil, notFound(record.Name)
+		case r.isEvicting(name):
+			return "", nil, refuse(TooMany, "the variant is being ended, so that another one has room; try again")
 		}
 		if err := r.makeRoom(rules, made.template); err != nil {
 			return "", nil, err
@@ -96,7 +100,7 @@ func (r *Registry) knownVariant(name string, record *Record, t *Template) json.R
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v := r.variants[name]
-	if v == nil || v.record.etag != record.etag || v.record.InForce().Number != record.InForce().Number || v.by != t {
+	if v == nil || v.evicting || v.record.etag != record.etag || v.record.InForce().Number != record.InForce().Number || v.by != t {
 		return nil
 	}
 	r.asked++
@@ -112,7 +116,9 @@ func (r *Registry) addVariant(name string, made *variant, limit int) bool {
 	if r.live[made.base] == nil {
 		return false
 	}
-	if r.variants[name] == nil {
+	if v := r.variants[name]; v != nil && v.evicting {
+		return false
+	} else if v == nil {
 		if _, full := r.room(made.template, limit); full {
 			return false
 		}
@@ -135,15 +141,49 @@ func (r *Registry) room(template string, limit int) (variants []string, full boo
 	return variants, r.templates[template]+len(variants) >= limit
 }
 
-// evict ends one variant of those, if one is unused.
+func (r *Registry) isEvicting(name string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	v := r.variants[name]
+	return v != nil && v.evicting
+}
+
+// evict ends one variant of those, if one is unused. One that is given out meanwhile would
+// run and not count, so it is not.
 func (r *Registry) evict(rules *Rules, names []string) bool {
+	if rules.Evict == nil {
+		return false
+	}
 	for _, name := range names {
-		if rules.Evict != nil && rules.Evict(name) {
-			r.DropVariant(name)
+		v := r.setEvicting(name)
+		if v == nil {
+			continue
+		}
+		gone := rules.Evict(name)
+		r.mu.Lock()
+		v.evicting = false
+		if gone && r.variants[name] == v {
+			delete(r.variants, name)
+		}
+		r.mu.Unlock()
+		if gone {
 			return true
 		}
 	}
 	return false
+}
+
+// setEvicting returns a variant that is not given out from then on, or nil if there is none
+// that another call does not evict already.
+func (r *Registry) setEvicting(name string) *variant {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v := r.variants[name]
+	if v == nil || v.evicting {
+		return nil
+	}
+	v.evicting = true
+	return v
 }
 
 // DropVariant says that a variant has ended: it does not count any more.

@@ -118,3 +118,31 @@ func TestVariantsCountAsServices(t *testing.T) {
 }
 
 func sorted(names []string) []string { return slices.Sorted(slices.Values(names)) }
+
+func TestAVariantThatIsBeingEndedIsNotGivenOut(t *testing.T) {
+	w := newWorld(t)
+	w.sizes(2)
+	w.put(w.owner("ann"), "shop", web("shop"))
+	variant := func(size string) error {
+		_, _, err := w.Variant("shop", map[string]string{"SIZE": size})
+		return err
+	}
+	for _, gone := range []bool{false, true} {
+		w.rules.Evict = func(string) bool {
+			// A request for the very variant, and one for another, come meanwhile.
+			w.want(variant("1"), registry.TooMany, "being ended")
+			w.want(variant("3"), registry.TooMany, "limit")
+			return gone
+		}
+		w.Use(registry.Rules{Templates: w.rules.Templates, AllowTemplates: w.rules.AllowTemplates, Evict: w.rules.Evict})
+		if err := variant("1"); err != nil {
+			t.Fatal(err)
+		}
+		if err := variant("2"); (err == nil) != gone {
+			t.Errorf("with the other one gone (%t) the variant is refused with %v", gone, err)
+		}
+	}
+	if len(w.Variants("shop")) != 1 {
+		t.Errorf("the variants are %q", w.Variants("shop"))
+	}
+}
