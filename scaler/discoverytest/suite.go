@@ -237,12 +237,12 @@ func lives(b *bench) {
 }
 
 func enabled(b *bench) {
-	b.Platform.Put(b.T, "a", nil)
-	b.Platform.Put(b.T, "b", map[string]string{"enable": "false", "hosts": "b.example"})
-	b.Platform.Put(b.T, "c", map[string]string{"enable": "True"})
-	b.Platform.Put(b.T, "d", map[string]string{"hosts": "d.example"})
-	b.Platform.Put(b.T, "e", on())
-	b.has("e")
+	b.Platform.Put(b.T, "app-a", nil)
+	b.Platform.Put(b.T, "app-b", map[string]string{"enable": "false", "hosts": "b.example"})
+	b.Platform.Put(b.T, "app-c", map[string]string{"enable": "True"})
+	b.Platform.Put(b.T, "app-d", map[string]string{"hosts": "d.example"})
+	b.Platform.Put(b.T, "app-e", on())
+	b.has("app-e")
 }
 
 func lies(b *bench) {

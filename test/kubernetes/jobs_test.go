@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -47,19 +45,7 @@ type task struct {
 func jobsSpace(t *testing.T) *space {
 	t.Helper()
 	s := &space{Caddy: harness.New(t), t: t, name: makeNamespace(t, "")}
-	for _, name := range []string{"rights.yaml", "job-rights.yaml"} {
-		text, err := os.ReadFile(filepath.Join("..", "..", "deploy", "kubernetes", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		account, user := "  - kind: ServiceAccount\n    name: usher", "  - kind: User\n    apiGroup: rbac.authorization.k8s.io\n    name: usher"
-		if strings.Count(string(text), account) != 1 {
-			t.Fatalf("%s does not grant its rights to the service account usher:\n%s", name, text)
-		}
-		if _, err := cluster.Kubectl(strings.Replace(string(text), account, user, 1), "apply", "-n", s.name, "-f", "-"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	grant(t, s.name, "rights.yaml", "job-rights.yaml")
 	s.pods = watchPods(t, s.name)
 	pod := strings.Replace(s.podSpec(workload{}), "terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 2", 1)
 	apply(t, fmt.Sprintf(`

@@ -63,7 +63,8 @@ var namespaces int
 func makeNamespace(t *testing.T, rules string) string {
 	t.Helper()
 	namespaces++
-	name := fmt.Sprintf("%s-%d", strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name())), namespaces)
+	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ",", "").Replace(t.Name()))
+	name = fmt.Sprintf("%s-%d", name[:min(len(name), 50)], namespaces)
 	apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+name+"}\n")
 	if rules != "" {
 		apply(t, fmt.Sprintf(`
