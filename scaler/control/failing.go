@@ -24,6 +24,7 @@ func (l *Loop) startFailed(f *scaler.Failure, now time.Time) {
 		Failure: f, InARow: int(l.failures), Attempts: l.settings.startAttempts(), Pause: pause, Serving: l.served(),
 	})
 	l.permanentFailure = l.permanentFailure || f.ForGood
+	l.fallBack(now)
 	l.refuse(now)
 }
 
@@ -74,7 +75,7 @@ func (l *Loop) countFailures(now time.Time) {
 
 // failing says whether starts fail and none is ready.
 func (l *Loop) failing() bool {
-	return (l.permanentFailure || int(l.failures) >= l.settings.startAttempts()) && l.reserver.Stats().Open == 0
+	return l.exhausted() && !l.fallingBack() && l.reserver.Stats().Open == 0
 }
 
 // refuse tells the reserver whether requests may wait now. The weightiest

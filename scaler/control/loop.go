@@ -76,6 +76,7 @@ type Loop struct {
 
 	lastFailure  *failureAt
 	backoffUntil time.Time
+	fallback     *fallback // nil unless one is at hand
 
 	sharing *sharing // nil unless it shares its instances with other loops
 
