@@ -19,14 +19,15 @@ const module = "github.com/caddy-usher/usher"
 // docs/architecture.md.
 var rooms = map[string][]string{
 	".":                       {"async/file", "backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview", "cluster/etcd", "cluster/kubernetes"},
-	"caddymodule":             {"async", "async/callback", "caddymodule/answer", "caddymodule/hub", "caddymodule/option", "reserver", "scaler", "scaler/control", "scaler/policies"},
-	"caddymodule/admin":       {"async", "caddymodule/answer", "caddymodule/hub", "scaler/control"},
+	"caddymodule":             {"async", "async/callback", "caddymodule/answer", "caddymodule/hub", "caddymodule/option", "caddymodule/registryapi", "registry", "reserver", "scaler", "scaler/control", "scaler/policies"},
+	"caddymodule/admin":       {"async", "caddymodule/answer", "caddymodule/hub", "caddymodule/registryapi", "scaler/control"},
 	"caddymodule/command":     {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
 	"caddymodule/liveview":    {"async", "caddymodule/answer", "caddymodule/hub", "caddymodule/option", "scaler/control"},
 	"caddymodule/answer":      {"async", "caddymodule/hub", "scaler"},
 	"caddymodule/option":      {},
 	"caddymodule/zones":       {},
-	"caddymodule/hub":         {"async", "caddymodule/zones", "cluster", "cluster/coordinator", "cluster/driver", "cluster/link", "reserver", "scaler", "scaler/control", "scaler/policies"},
+	"caddymodule/hub":         {"async", "caddymodule/registrystore", "caddymodule/zones", "cluster", "cluster/coordinator", "cluster/driver", "cluster/link", "registry", "reserver", "scaler", "scaler/control", "scaler/policies"},
+	"caddymodule/registryapi": {"caddymodule/answer", "caddymodule/hub", "registry"},
 	"async":                   {},
 	"async/callback":          {"async"},
 	"async/file":              {"async"},

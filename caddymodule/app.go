@@ -54,6 +54,13 @@ type App struct {
 	// on platforms that all of them see. Default: none.
 	Cluster *hub.ClusterConfig `json:"cluster,omitempty"`
 
+	// What services may be made of while Caddy runs, by name. Default: nothing.
+	Templates map[string]*Template `json:"templates,omitempty"`
+
+	// Which services may be made while Caddy runs, and by which means. Default:
+	// none.
+	Registry *Registry `json:"registry,omitempty"`
+
 	backends   backendDefaults
 	ctx        caddy.Context
 	hub        *hub.Hub
@@ -130,7 +137,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	// Their provisioned form is kept, not this one.
 	a.Services = nil
-	return nil
+	return a.provisionRegistry(ctx)
 }
 
 // Hub returns what outlives the configuration.

@@ -61,8 +61,8 @@ var owned = map[string]string{
 
 // parseDirective reads the directive. Syntax:
 //
-//	usher [<matcher>] <service> {
-//		# of the service
+//	usher [<matcher>] <service>|<placeholder> {
+//		# of the service, where it is named
 //		backend <type> <args...> { ... }
 //		instances <min> [<max>]
 //		overlap on|off
@@ -82,6 +82,7 @@ var owned = map[string]string{
 //		session_timeout <duration>
 //
 //		# of this place
+//		from <pattern>
 //		wait_timeout <duration>
 //		wake <matcher>
 //		server_timing
@@ -110,8 +111,10 @@ func parseDirective(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error)
 	}
 	p := &directiveParser{helper: h, handler: &Handler{Service: d.Val()}, seen: make(map[string]bool)}
 	name := d.Token()
-	if err := hub.CheckName(p.handler.Service); err != nil {
-		return nil, d.WrapErr(err)
+	if !isPlaceholder(p.handler.Service) {
+		if err := hub.CheckName(p.handler.Service); err != nil {
+			return nil, d.WrapErr(err)
+		}
 	}
 	if d.NextArg() {
 		return nil, d.Errf("unexpected argument '%s': the instances of service %s come from its backend, not from addresses", d.Val(), p.handler.Service)
@@ -152,7 +155,7 @@ type directiveParser struct {
 
 // placeOptions are the names of the options of the place. Each may stand once,
 // but for priority.
-var placeOptions = []string{"wait_timeout", "wake", "server_timing", "waiting_page", "priority", "fair_by", "async", "php", optionStreamCloseDelay}
+var placeOptions = []string{"from", "wait_timeout", "wake", "server_timing", "waiting_page", "priority", "fair_by", "async", "php", optionStreamCloseDelay}
 
 // option reads one option, whose name is the current token.
 func (p *directiveParser) option(d *caddyfile.Dispenser) error {
@@ -179,6 +182,14 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 		return err
 	case "wake":
 		return p.wake(d)
+	case "from":
+		if !d.AllArgs(&p.handler.From) {
+			return d.ArgErr()
+		}
+		if !isPlaceholder(p.handler.Service) {
+			return d.Errf("from is for a service that a placeholder names, and %s is a name", p.handler.Service)
+		}
+		return nil
 	case "server_timing":
 		if d.NextArg() {
 			return d.ArgErr()
@@ -268,6 +279,15 @@ func (p *directiveParser) waitingPage(d *caddyfile.Dispenser) error {
 func (p *directiveParser) definition(name caddyfile.Token) error {
 	d := caddyfile.NewDispenser([]caddyfile.Token{name})
 	d.Next()
+	if isPlaceholder(p.handler.Service) {
+		if p.first != nil {
+			return atToken(*p.first).Errf("%s belongs to the definition of a service, and %s names one that is made while Caddy runs: put it into a template", p.first.Text, p.handler.Service)
+		}
+		if _, err := newLookup(p.handler.Service, p.handler.From); err != nil {
+			return d.WrapErr(err)
+		}
+		return nil
+	}
 	if !p.seen["backend"] {
 		if p.first != nil {
 			return atToken(*p.first).Errf("%s belongs where service %s is defined: to the block with its backend", p.first.Text, p.handler.Service)

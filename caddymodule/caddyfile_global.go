@@ -26,6 +26,8 @@ func init() {
 //		max_waiting <n>
 //		on_exit stop|keep
 //		cluster [<name>] { options of the cluster }
+//		template <name> { options of the services, and params }
+//		registry { which services may be made while Caddy runs }
 //		<backend> { options that its services share }
 //	}
 //
@@ -51,7 +53,7 @@ func parseGlobal(d *caddyfile.Dispenser, existing any) (any, error) {
 
 func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
 	name := d.Val()
-	if map[string]bool{"ports": a.Ports != "", "start_limit": a.StartLimit != 0, "max_waiting": a.MaxWaiting != nil, "on_exit": a.OnExit != "", "cluster": a.Cluster != nil}[name] {
+	if map[string]bool{"ports": a.Ports != "", "start_limit": a.StartLimit != 0, "max_waiting": a.MaxWaiting != nil, "on_exit": a.OnExit != "", "cluster": a.Cluster != nil, "registry": a.Registry != nil}[name] {
 		return d.Errf("%s is given twice", name)
 	}
 	switch name {
@@ -79,11 +81,15 @@ func (a *App) parseOption(d *caddyfile.Dispenser) (err error) {
 		}
 	case "cluster":
 		a.Cluster, err = parseCluster(d)
+	case "template":
+		return a.parseTemplate(d)
+	case "registry":
+		a.Registry, err = parseRegistry(d)
 	default:
 		if ok, err := a.parseDefaults(d); ok {
 			return err
 		}
-		return d.Errf("unknown option '%s' of usher: use service, ports, start_limit, max_waiting, on_exit or cluster", name)
+		return d.Errf("unknown option '%s' of usher: use service, template, registry, ports, start_limit, max_waiting, on_exit or cluster", name)
 	}
 	return err
 }

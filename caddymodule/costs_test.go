@@ -80,7 +80,7 @@ func TestAStreamIsNoMeasureOfServiceTime(t *testing.T) {
 			f.manual = true
 			start(t, site(f.usher()))
 			s := serving(t, f.name)
-			q := newRequest(&Handler{service: s, shared: &serverShared{}}, httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil), false)
+			q := newRequest(&Handler{service: s, shared: &serverShared{}}, s, httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil), false)
 			q.granted = time.Now().Add(-3 * time.Hour)
 			q.writer.Header().Set("Content-Type", x.contentType)
 			if x.status == 101 {

@@ -30,8 +30,16 @@ func init() {
 // has to follow in the same route.
 type Handler struct {
 	// The name of the service. It is defined here, in `define`, or by the
-	// app `usher`, or by another handler.
+	// app `usher`, or by another handler. Or one placeholder, which gives the name
+	// for each request: it finds services that were made while Caddy runs, and no
+	// others unless `from` says so. `{http.request.host}` finds a service by the
+	// hosts that it has, not by its name.
 	Service string `json:"service,omitempty"`
+
+	// A regular expression that the name has to match if `service` is a
+	// placeholder. It is required where clients choose the value freely, and lets
+	// services of the configuration be found, too.
+	From string `json:"from,omitempty"`
 
 	// The definition of the service.
 	Define *hub.ServiceConfig `json:"define,omitempty"`
@@ -82,7 +90,8 @@ type Handler struct {
 	Async *Async `json:"async,omitempty"`
 
 	wake    caddyhttp.MatcherSets
-	service *hub.Service
+	service *hub.Service // nil with a finder
+	finder  finder       // nil if the name is constant
 	shared  *serverShared
 }
 
@@ -105,8 +114,10 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up the handler. It touches nothing that runs.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	if err := hub.CheckName(h.Service); err != nil {
-		return err
+	if !isPlaceholder(h.Service) {
+		if err := hub.CheckName(h.Service); err != nil {
+			return err
+		}
 	}
 	appAny, err := ctx.App("usher")
 	if err != nil {
@@ -115,6 +126,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	app := appAny.(*App)
 	server, _ := ctx.Context.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	h.shared = app.sharedOf(server)
+	if isPlaceholder(h.Service) {
+		if err := h.provisionLookup(app); err != nil {
+			return fmt.Errorf("service %s (%s): %w", h.Service, h.shared.name, err)
+		}
+	} else if h.From != "" {
+		return fmt.Errorf("service %s: from is for a service that a placeholder names", h.Service)
+	}
 	if h.Define != nil {
 		if err := app.define(ctx, h.Service, h.Define, h.shared.name); err != nil {
 			return err
@@ -122,7 +140,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		// Its provisioned form is kept, not this one.
 		h.Define = nil
 	}
-	h.service = app.use(h.Service, h.shared.name)
+	if h.finder == nil {
+		h.service = app.use(h.Service, h.shared.name)
+	}
 
 	if h.WaitTimeout == 0 {
 		h.WaitTimeout = caddy.Duration(hub.DefaultWaitTimeout)
@@ -222,6 +242,13 @@ func (a *App) sharedOf(server *caddyhttp.Server) *serverShared {
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	s := h.service
+	if h.finder != nil {
+		var answered bool
+		if s, answered = h.finder.find(h, w, r); answered {
+			return nil
+		}
+	}
 	if h.Async != nil {
 		if done, err := h.serveAsync(w, r); done || err != nil {
 			return err
@@ -231,20 +258,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err != nil {
 		return err
 	}
-	turn, err := h.turnOf(r, quiet)
+	turn, err := h.turnOf(s, r, quiet)
 	if err != nil {
 		return err
 	}
 	waitsInBrowser := false
 	if h.WaitingPage != nil {
 		if listens(r) {
-			return h.stream(w, r, quiet, turn)
+			return h.stream(s, w, r, quiet, turn)
 		}
 		if waitsInBrowser, err = h.WaitingPage.wants(r); err != nil {
 			return err
 		}
 	}
-	q := newRequest(h, w, r, quiet)
+	q := newRequest(h, s, w, r, quiet)
 	defer q.end()
 	q.turn = turn
 	if waitsInBrowser {

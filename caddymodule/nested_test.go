@@ -51,9 +51,9 @@ func TestPlaceholdersBelongToTheOuterUsherAgainWhenTheInnerOneHasEnded(t *testin
 	a, b := serving(t, serviceFor(t)), c.app.hub.Service("other."+serviceFor(t)[:min(50, len(serviceFor(t)))])
 	h := func(s *hub.Service) *Handler { return &Handler{service: s, shared: &serverShared{}} }
 	service := func() string { s, _ := repl.GetString("http.usher.service"); return s }
-	outer := newRequest(h(a), httptest.NewRecorder(), r, false)
-	inner := newRequest(h(b), httptest.NewRecorder(), r, false)
-	third := newRequest(h(a), httptest.NewRecorder(), r, false)
+	outer := newRequest(h(a), a, httptest.NewRecorder(), r, false)
+	inner := newRequest(h(b), b, httptest.NewRecorder(), r, false)
+	third := newRequest(h(a), a, httptest.NewRecorder(), r, false)
 	if service() != a.Name || third.outer != inner {
 		t.Errorf("with three: %s", service())
 	}

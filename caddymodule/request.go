@@ -123,8 +123,8 @@ func requestOf(ctx context.Context) *request {
 	return q
 }
 
-func newRequest(h *Handler, w http.ResponseWriter, r *http.Request, quiet bool) *request {
-	q := &request{handler: h, service: h.service, quiet: quiet}
+func newRequest(h *Handler, s *hub.Service, w http.ResponseWriter, r *http.Request, quiet bool) *request {
+	q := &request{handler: h, service: s, quiet: quiet}
 	q.take(w, r)
 	return q
 }

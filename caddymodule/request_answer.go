@@ -420,7 +420,7 @@ type problem struct {
 	Status     int    `json:"status"`
 	Detail     string `json:"detail"`
 	Code       string `json:"code"`
-	Service    string `json:"service"`
+	Service    string `json:"service,omitempty"`
 	RetryAfter int    `json:"retry_after,omitempty"`
 	WaitedMS   int64  `json:"waited_ms"`
 }
@@ -437,7 +437,7 @@ var page = template.Must(template.New("error").Parse(`<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{.Title}}</title>
 <style>:root{color-scheme:light dark}body{font:1rem/1.5 system-ui,sans-serif;max-width:36rem;margin:20vh auto 0;padding:0 1rem}p{opacity:.8}</style>
-</head><body><h1>{{.Title}}</h1><p>{{.Detail}}</p><p>{{if .RetryAfter}}Try again in {{.RetryAfter}} s. {{end}}<small>{{.Service}}: {{.Code}}</small></p></body></html>
+</head><body><h1>{{.Title}}</h1><p>{{.Detail}}</p><p>{{if .RetryAfter}}Try again in {{.RetryAfter}} s. {{end}}<small>{{with .Service}}{{.}}: {{end}}{{.Code}}</small></p></body></html>
 `))
 
 // answer writes Usher's own answer, in the form that the client prefers.
@@ -449,12 +449,17 @@ func (q *request) answer(w http.ResponseWriter) {
 	if q.service.Live.Load().DetailFull {
 		p.Detail = q.why.fullDetail
 	}
-	if contentType := grpcType(q.came.Header); contentType != "" {
+	writeProblem(w, q.came, p)
+}
+
+// writeProblem writes p in the form that the client of r prefers.
+func writeProblem(w http.ResponseWriter, r *http.Request, p problem) {
+	if contentType := grpcType(r.Header); contentType != "" {
 		answerGRPC(w, contentType, p)
 		return
 	}
 	form := answer.TypeProblem
-	if accept := answer.Preferences(q.came.Header, "Accept"); accept != "" {
+	if accept := answer.Preferences(r.Header, "Accept"); accept != "" {
 		if n := goautoneg.Negotiate(accept, []string{answer.TypeProblem, answer.TypeJSON, answer.TypeHTML, answer.TypePlain}); n != "" {
 			form = n
 		}
@@ -485,7 +490,7 @@ func (q *request) answer(w http.ResponseWriter) {
 	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(p.Status)
-	if q.came.Method != http.MethodHead {
+	if r.Method != http.MethodHead {
 		_, _ = w.Write(body)
 	}
 }

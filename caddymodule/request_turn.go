@@ -113,9 +113,9 @@ type turn struct {
 // its time, so that none waits in vain.
 func (h *Handler) risesAfter() time.Duration { return time.Duration(h.WaitTimeout) / 4 }
 
-// turnOf says how r asks for its slot; nil if it asks as all others do.
-func (h *Handler) turnOf(r *http.Request, quiet bool) (*turn, error) {
-	sessions := h.service.Sessions.Load()
+// turnOf says how r asks for its slot on s; nil if it asks as all others do.
+func (h *Handler) turnOf(s *hub.Service, r *http.Request, quiet bool) (*turn, error) {
+	sessions := s.Sessions.Load()
 	if sessions == nil && h.Priority == nil && h.FairBy == nil {
 		return nil, nil
 	}

@@ -40,8 +40,7 @@ const retryPause = 250 * time.Millisecond
 // see, `go` when it is its turn, `bye` when the server ends. It takes no slot
 // and is no held request, but as long as it is there, so is the visitor's
 // place in the queue.
-func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool, turn *turn) error {
-	s := h.service
+func (h *Handler) stream(s *hub.Service, w http.ResponseWriter, r *http.Request, quiet bool, turn *turn) error {
 	w = answer.Seal(w)
 	if !s.Visitors.Open() {
 		w.Header().Set("Retry-After", strconv.Itoa(h.WaitingPage.refreshSeconds()))
@@ -67,7 +66,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool, tur
 	defer watching.Wait()
 	defer close(done)
 
-	l := &listener{handler: h, translation: translationFor(answer.Preferences(r.Header, "Accept-Language")), key: keyOf(r), quiet: quiet, turn: turn}
+	l := &listener{handler: h, service: s, translation: translationFor(answer.Preferences(r.Header, "Accept-Language")), key: keyOf(r), quiet: quiet, turn: turn}
 	defer l.leave(h.WaitingPage.linger())
 	return l.run(r, out)
 }
@@ -75,6 +74,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, quiet bool, tur
 // listener is one open page.
 type listener struct {
 	handler     *Handler
+	service     *hub.Service
 	translation *translation
 	key         hub.VisitorKey
 	quiet       bool
@@ -89,23 +89,22 @@ type listener struct {
 func (l *listener) leave(linger time.Duration) {
 	if l.visitor != nil {
 		l.stop()
-		l.handler.service.Visitors.Leave(l.visitor, linger)
+		l.service.Visitors.Leave(l.visitor, linger)
 		l.visitor = nil
 	}
 }
 
 // request is what the page waits with.
 func (l *listener) request() *request {
-	return &request{handler: l.handler, service: l.handler.service, quiet: l.quiet, turn: l.turn}
+	return &request{handler: l.handler, service: l.service, quiet: l.quiet, turn: l.turn}
 }
 
 // enter takes a place in the queue, if that is possible now.
 func (l *listener) enter() {
-	s := l.handler.service
-	l.visitor, l.refusal = s.Visitors.Invite(l.key, l.request().asks())
+	l.visitor, l.refusal = l.service.Visitors.Invite(l.key, l.request().asks())
 	l.again = time.Time{}
 	if v := l.visitor; v != nil {
-		l.stop, _ = s.Visitors.Seek(l.key, func(p hub.Place) { v.Advance(p.Age) })
+		l.stop, _ = l.service.Visitors.Seek(l.key, func(p hub.Place) { v.Advance(p.Age) })
 	}
 	if r, ok := errors.AsType[*control.Refusal](l.refusal); ok {
 		l.again = r.Until
@@ -120,7 +119,7 @@ func (l *listener) run(r *http.Request, out *answer.EventWriter) error {
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
 	for {
-		changed := l.handler.service.Changes.Next()
+		changed := l.service.Changes.Next()
 		if l.visitor == nil {
 			if l.enter(); !l.again.IsZero() {
 				// What ends at that time ends a moment later.
@@ -149,7 +148,7 @@ func (l *listener) run(r *http.Request, out *answer.EventWriter) error {
 					return nil
 				}
 				l.stop()
-				l.handler.service.Visitors.End(l.visitor)
+				l.service.Visitors.End(l.visitor)
 				l.visitor, again = nil, true
 			case <-changed:
 				again = true
@@ -171,8 +170,7 @@ func (l *listener) run(r *http.Request, out *answer.EventWriter) error {
 
 // state is what there is to see now.
 func (l *listener) state() answer.Event {
-	s := l.handler.service
-	d := look(s, l.translation, l.visitor, l.request(), l.refusal)
+	d := look(l.service, l.translation, l.visitor, l.request(), l.refusal)
 	b, err := json.Marshal(map[string]any{
 		"state": d.State, "status": d.Status, "detail": d.Detail, "reason": d.Reason, "place": d.Place,
 		"usual": d.Usual, "elapsed": d.Elapsed, "waiting": d.Waiting, "attempts": d.Attempts,

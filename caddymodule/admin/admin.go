@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddy-usher/usher/caddymodule/answer"
 	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/caddymodule/registryapi"
 )
 
 func init() {
@@ -38,6 +39,9 @@ func (a Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	var call func(http.ResponseWriter, *http.Request, *hub.Hub, *hub.Service, string) error
 	method := http.MethodGet
 	named := len(parts) >= 2 && parts[0] == "services"
+	if named && registryapi.Handles(r.Method, parts) && hasRegistry() {
+		return changeService(w, r, parts)
+	}
 	switch {
 	case len(parts) == 1 && parts[0] == "services":
 		call = listServices
@@ -47,6 +51,8 @@ func (a Admin) serve(w http.ResponseWriter, r *http.Request) error {
 		call = showCluster
 	case len(parts) == 2 && parts[0] == "cluster" && parts[1] == "forget":
 		call, method = forgetMember, http.MethodPost
+	case len(parts) == 1 && parts[0] == "registry":
+		call = showRegistry
 	case len(parts) == 1 && parts[0] == "tasks":
 		call = listTasks
 	case len(parts) == 2 && parts[0] == "tasks" && r.Method == http.MethodDelete:
@@ -74,6 +80,13 @@ func (a Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	if named {
 		if h != nil {
 			s = h.Service(parts[1])
+		}
+		if s == nil && len(parts) == 2 && h != nil {
+			// It may be one that does not run: its definition cannot be used, or it was
+			// deleted.
+			if v, err := h.Made(parts[1]); err != nil || v != nil {
+				return changeService(w, r, parts)
+			}
 		}
 		if s == nil {
 			return answer.ApiError(http.StatusNotFound, "there is no service %s", parts[1])
@@ -164,12 +177,39 @@ func listServices(w http.ResponseWriter, _ *http.Request, h *hub.Hub, _ *hub.Ser
 	return answer.WriteJSON(w, list)
 }
 
-func showService(w http.ResponseWriter, r *http.Request, _ *hub.Hub, s *hub.Service, _ string) error {
+func showService(w http.ResponseWriter, r *http.Request, h *hub.Hub, s *hub.Service, _ string) error {
 	details, err := s.Details(r.Context())
 	if err != nil {
 		return caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
 	}
+	if details.Made, err = h.Made(s.Name); err != nil {
+		return caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
+	}
+	if details.Made != nil && details.Made.ETag != "" {
+		w.Header().Set("ETag", details.Made.ETag)
+	}
 	return answer.WriteJSON(w, details)
+}
+
+// changeService is a call that changes a service that is made while Caddy runs, or
+// shows what is kept of it. Those who reach the admin API are operators.
+func changeService(w http.ResponseWriter, r *http.Request, parts []string) error {
+	return registryapi.Serve(w, r, hub.Latest.Load(), registryapi.Caller{Name: "the admin API", Operator: true}, parts)
+}
+
+func hasRegistry() bool {
+	h := hub.Latest.Load()
+	return h != nil && h.Registry() != nil
+}
+
+// showRegistry shows what is found on platforms.
+func showRegistry(w http.ResponseWriter, _ *http.Request, h *hub.Hub, _ *hub.Service, _ string) error {
+	if h != nil {
+		if v := h.RegistryView(); v != nil {
+			return answer.WriteJSON(w, v)
+		}
+	}
+	return answer.ApiError(http.StatusNotFound, "%v", hub.ErrNoRegistry)
 }
 
 func listDecisions(w http.ResponseWriter, _ *http.Request, _ *hub.Hub, s *hub.Service, _ string) error {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -21,6 +22,8 @@ type Definition struct {
 	Place   string
 	Backend scaler.Backend
 	Missing *scaler.Failure // what this machine lacks for it; nil if nothing is known
+
+	summed atomic.Pointer[string] // sum; nil before it was asked for
 }
 
 // Options are the provisioned form of all that a Service says beside its

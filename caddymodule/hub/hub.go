@@ -94,6 +94,7 @@ type Hub struct {
 	memories     memories
 	member       atomic.Pointer[membership] // in a cluster; nil without one
 	tasks        atomic.Pointer[Tasks]      // nil until a configuration has stored requests
+	keeper       atomic.Pointer[keeper]     // nil until services can be made while Caddy runs
 
 	host *scaler.Host
 
@@ -133,6 +134,11 @@ type Generation struct {
 	Cluster     *Cluster             // nil without one
 	TaskStore   *TaskStore           // nil without stored requests
 	Tasks       map[string]TaskPlace // where those of a service are executed
+	Made        *MadeRules           // nil if no services can be made while Caddy runs
+
+	// made is true for the services of a registry, which come one by one: not all of
+	// what is stored is listed for each of them.
+	made bool
 }
 
 func newHub() *Hub {
@@ -205,6 +211,19 @@ func (h *Hub) Acquire(name string) *Service {
 
 // Activate puts g in force.
 func (h *Hub) Activate(g *Generation) error {
+	if err := h.activate(g); err != nil {
+		return err
+	}
+	// Now that nothing can refuse the configuration any more.
+	h.useMade(g)
+	h.recoverOnce.Do(func() { h.recoverInstances(g) })
+	if m := h.member.Load(); m != nil {
+		return m.define()
+	}
+	return nil
+}
+
+func (h *Hub) activate(g *Generation) error {
 	if err := h.openTasks(g); err != nil {
 		return err
 	}
@@ -233,14 +252,8 @@ func (h *Hub) Activate(g *Generation) error {
 		return err
 	}
 	h.applyMemories(g, learned)
-	if m := h.member.Load(); m != nil {
-		if err := m.define(g); err != nil {
-			return err
-		}
-	}
 	h.generations = append(h.generations, g)
 	h.useTasks()
-	h.recoverOnce.Do(func() { h.recoverInstances(g) })
 	return nil
 }
 
@@ -272,6 +285,19 @@ func (h *Hub) applyServices(g *Generation) error {
 // and what none of them names is retired.
 func (h *Hub) Deactivate(g *Generation) {
 	h.saveLast(g)
+	h.deactivate(g)
+	h.mu.Lock()
+	var newest *Generation
+	if n := len(h.generations); n > 0 {
+		newest = h.generations[n-1]
+	}
+	h.mu.Unlock()
+	if !caddy.Exiting() {
+		h.useMade(newest)
+	}
+}
+
+func (h *Hub) deactivate(g *Generation) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if k := slices.Index(h.generations, g); k >= 0 {
@@ -396,6 +422,7 @@ func (h *Hub) Exit() {
 		m.leave()
 	}
 	h.endTasks()
+	h.endMade()
 	for _, s := range h.All() {
 		s.Loop.Exit()
 		s.Outputs().Close()
@@ -412,6 +439,7 @@ func (h *Hub) Destruct() error {
 	h.Activity.changed.end()
 	h.emitter.use(nil)
 	h.closeAttached()
+	h.endMade()
 	if caddy.Exiting() {
 		return h.closeAll()
 	}
@@ -474,14 +502,15 @@ func (h *Hub) closeAll() error {
 func dataDir() string { return filepath.Join(caddy.AppDataDir(), "usher") }
 
 // recoverInstances lets every kind of backend end what an earlier Caddy left
-// and no service has adopted. The lock is held.
+// and no service has adopted.
 func (h *Hub) recoverInstances(g *Generation) {
 	for _, info := range caddy.GetModules("usher.backends") {
 		r, ok := info.New().(scaler.Recoverer)
 		if !ok {
 			continue
 		}
-		left := scaler.Recovery{DataDir: h.host.DataDir, Backends: g.backendsOf(info.ID.Name()), Logger: slogTo(g.Logger)}
+		backends := append(g.backendsOf(info.ID.Name()), h.madeBackends(info.ID.Name())...)
+		left := scaler.Recovery{DataDir: h.host.DataDir, Backends: backends, Logger: slogTo(g.Logger)}
 		h.background.Go(func() { r.Recover(h.ctx, left) })
 	}
 }

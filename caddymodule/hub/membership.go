@@ -2,15 +2,10 @@ package hub
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"reflect"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -225,29 +220,6 @@ func (m *membership) known(name string) *sharedService {
 		m.services[name] = k
 	}
 	return k
-}
-
-// define tells the others what this Caddy's configuration says of its services.
-func (m *membership) define(g *Generation) error {
-	var all []cluster.Definition
-	for _, name := range slices.Sorted(maps.Keys(g.Definitions)) {
-		d := g.Definitions[name]
-		if !d.shared() {
-			continue
-		}
-		fields, err := d.Fields()
-		if err != nil {
-			return err
-		}
-		b, err := json.Marshal(fields)
-		if err != nil {
-			return err
-		}
-		sum := sha256.Sum256(b)
-		all = append(all, cluster.Definition{Service: name, Hash: hex.EncodeToString(sum[:8])})
-	}
-	m.driver.Define(all)
-	return nil
 }
 
 // needPause is the least time between two readings of what a service needs.
@@ -504,6 +476,7 @@ func (m *membership) Isolated(on bool) {
 	default:
 		m.log().Info("this Caddy may send requests")
 		m.hub.background.Go(func() { m.fetchAllPlaced(m.all()) })
+		m.hub.background.Go(m.fetchMade)
 	}
 }
 

@@ -27,6 +27,9 @@ type question struct {
 	Reason string `json:"reason,omitempty"` // with suspend
 
 	Instance string `json:"instance,omitempty"` // with askStop
+
+	Made  *MadeChange       `json:"made,omitempty"`  // with askMade
+	Known map[string]string `json:"known,omitempty"` // with askAllMade: states of records by the names of services
 }
 
 const (
@@ -34,6 +37,8 @@ const (
 	askDetails = "details"       // the service as the one that is asked sees it
 	askInside  = "inside"        // how many requests of the one that is asked are inside each instance
 	askPlaced  = "placed"        // the keys of sessions, with their instances
+	askMade    = "made"          // change a service that is made while Caddy runs
+	askAllMade = "all_made"      // all records of such services that are not as known
 )
 
 // reply is what it is answered.
@@ -44,6 +49,12 @@ type reply struct {
 	Details  *ServiceDetails `json:"details,omitempty"`
 	Inside   map[string]int  `json:"inside,omitempty"`
 	Placed   []byte          `json:"placed,omitempty"`
+
+	Kind    int      `json:"kind,omitempty"`    // of an error of the registry
+	Created bool     `json:"created,omitempty"` // with askMade
+	Record  []byte   `json:"record,omitempty"`
+	Records [][]byte `json:"records,omitempty"` // with askAllMade
+	Lacking []string `json:"lacking,omitempty"` // services of which the one that asked knows something newer
 }
 
 // ErrNoInstance says that a service has no such instance.
@@ -123,6 +134,16 @@ func (m *membership) answer(ctx context.Context, asked []byte) []byte {
 }
 
 func (m *membership) reply(ctx context.Context, q question) (r reply, err error) {
+	switch q.Do {
+	case askMade, askAllMade:
+		if !m.leading() {
+			return r, conflict(fmt.Sprintf("the Caddy at %s leads no longer: try again in a moment", m.cluster.config.Advertise))
+		}
+		if q.Do == askMade {
+			return m.replyMade(ctx, q.Made)
+		}
+		return m.replyAllMade(q.Known)
+	}
 	_, s := m.of(q.Service, nil)
 	if s == nil {
 		return r, conflict(fmt.Sprintf("the Caddy at %s has no service %s: give all the same configuration", m.cluster.config.Advertise, q.Service))

@@ -110,8 +110,15 @@ func (m *membership) Told(from, subject string, body []byte) (passOn bool) {
 	if name, ok := strings.CutPrefix(subject, newsVisitor); ok {
 		return m.hearVisitor(from, name, body)
 	}
-	if subject == newsEvent {
+	if name, ok := strings.CutPrefix(subject, newsVariant); ok {
+		m.hearVariant(name, body)
+		return true
+	}
+	switch subject {
+	case newsEvent:
 		m.hearEvent(body)
+	case newsMade:
+		m.hearRecord(body)
 	}
 	return true
 }

@@ -30,6 +30,16 @@ func (h *Hub) readStored(g *Generation, prefix string, wanted func(*Definition) 
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
 	defer cancel()
+	if g.made && len(fresh) == 1 {
+		for name, s := range fresh {
+			key := path.Join(prefix, name)
+			if g.Storage.Exists(ctx, key) {
+				b, err := g.Storage.Load(ctx, key)
+				read(s, key, b, err)
+			}
+		}
+		return nil
+	}
 	keys, err := g.Storage.List(ctx, prefix, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -29,6 +29,12 @@ type ServiceSummary struct {
 	LastColdStartMS int64          `json:"last_cold_start_ms"`
 	LastError       *string        `json:"last_error"`
 	Start           *StartSummary  `json:"start,omitempty"` // while one is in progress, or after some have failed
+
+	// Where it comes from, if not from the configuration: `run_time` or `discovered`;
+	// with its owner and the revision in force.
+	Origin   string `json:"origin,omitempty"`
+	Owner    string `json:"owner,omitempty"`
+	Revision int    `json:"revision,omitempty"`
 }
 
 // Outlook is what a service needs now and what is expected of it.
@@ -95,6 +101,9 @@ type ServiceDetails struct {
 	// The Caddys that share the service and have not answered, so that their part
 	// is missing.
 	Without []string `json:"without,omitempty"`
+
+	// What is kept of it, if it was made while Caddy runs; set by those who ask.
+	Made *MadeView `json:"made,omitempty"`
 
 	Outlook
 }
@@ -168,6 +177,7 @@ func (s *Service) Summary() ServiceSummary {
 		}
 	}
 	sum.Start = summarizeStart(st.Start, Cut)
+	sum.Origin, sum.Owner, sum.Revision = s.origin()
 	return sum
 }
 

@@ -1,0 +1,191 @@
+package caddymodule
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-usher/usher/caddymodule/answer"
+	"github.com/caddy-usher/usher/caddymodule/hub"
+)
+
+// The codes of the answers to requests for which there is no service.
+const (
+	codeUnknownService      = "unknown_service"
+	codeRegistryUnavailable = "registry_unavailable"
+	codeBadParam            = "bad_param"
+	codeTooManyServices     = "too_many_services"
+)
+
+// lookup finds the service of each request by what a placeholder says.
+type lookup struct {
+	placeholder string
+	from        *regexp.Regexp // nil without
+	byHost      bool           // by the hosts that services have, not by their names
+	configured  map[string]*hub.Service
+	hub         *hub.Hub
+}
+
+// fromHost are the placeholders that say to which host a request was sent. The
+// site of the handler says which hosts there are, so clients cannot choose freely.
+const (
+	placeholderHost  = "http.request.host"
+	placeholderLabel = "http.request.host.labels."
+)
+
+// chosenByClient begins the placeholders whose value a client chooses freely.
+const chosenByClient = "http.request."
+
+// isPlaceholder says whether the name of a service stands in the request.
+func isPlaceholder(service string) bool { return strings.Contains(service, "{") }
+
+// newLookup checks what the handler says. The configuration's services are added
+// when it comes into force.
+func newLookup(service, from string) (*lookup, error) {
+	name, err := hub.PlaceholderName(service)
+	if err != nil {
+		return nil, err
+	}
+	if hub.IsLearned(name) {
+		return nil, fmt.Errorf("%s has no value when a request comes", service)
+	}
+	l := &lookup{placeholder: name, byHost: name == placeholderHost}
+	if from != "" {
+		if l.from, err = regexp.Compile(from); err != nil {
+			return nil, fmt.Errorf("from: %w", err)
+		}
+		return l, nil
+	}
+	if strings.HasPrefix(name, chosenByClient) && !l.byHost && !strings.HasPrefix(name, placeholderLabel) {
+		return nil, fmt.Errorf("clients choose %s freely, and could reach every service by it: say with 'from' and a pattern which names they may use", service)
+	}
+	return l, nil
+}
+
+// finder finds the service of a request, where that is not the same for all. If
+// there is none it answers.
+type finder interface {
+	find(h *Handler, w http.ResponseWriter, r *http.Request) (s *hub.Service, answered bool)
+}
+
+// provisionLookup lets h find its service for each request.
+func (h *Handler) provisionLookup(app *App) error {
+	switch {
+	case h.Define != nil:
+		return errors.New("a service that a placeholder names is not defined here: it is made while Caddy runs, from a template")
+	case h.Async != nil:
+		return errors.New("async: requests are stored for a service that the configuration names, not for one that a placeholder names")
+	}
+	l, err := newLookup(h.Service, h.From)
+	if err != nil {
+		return err
+	}
+	// It is complete when the configuration comes into force, and does not change
+	// after that.
+	l.hub, l.configured = app.hub, app.generation.Services
+	h.finder = l
+	return nil
+}
+
+// find implements finder.
+func (l *lookup) find(h *Handler, w http.ResponseWriter, r *http.Request) (s *hub.Service, answered bool) {
+	replacer, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	name := hub.Evaluate(replacer, l.placeholder)
+	if l.from != nil && !l.from.MatchString(name) {
+		name = ""
+	}
+	made := l.made(name)
+	if made == nil {
+		if s := l.configured[name]; s != nil && l.from != nil {
+			return s, false
+		}
+		if !l.hub.MadeKnown() {
+			h.refuseUnknown(w, r, http.StatusServiceUnavailable, codeRegistryUnavailable, "the services that were made while the server runs could not be read yet")
+			return nil, true
+		}
+		h.refuseUnknown(w, r, http.StatusNotFound, codeUnknownService, "there is no such service")
+		return nil, true
+	}
+	if made.Trouble != nil {
+		h.refuseUnknown(w, r, http.StatusServiceUnavailable, codeStartFailed, "the definition of the service cannot be used")
+		return nil, true
+	}
+	if len(made.RequestParams) == 0 {
+		return made.Service, false
+	}
+	var values map[string]string
+	for _, p := range made.RequestParams {
+		if v := r.Header.Values(p.Header); len(v) > 0 {
+			if values == nil {
+				values = make(map[string]string)
+			}
+			values[p.Name] = strings.Join(v, ",")
+		}
+	}
+	if values == nil {
+		return made.Service, false
+	}
+	s, err := l.hub.Variant(made, values)
+	switch {
+	case err == nil:
+		return s, false
+	case errors.Is(err, hub.ErrTooManyServices):
+		h.refuseUnknown(w, r, http.StatusTooManyRequests, codeTooManyServices, err.Error())
+	default:
+		h.refuseUnknown(w, r, http.StatusBadRequest, codeBadParam, err.Error())
+	}
+	return nil, true
+}
+
+func (l *lookup) made(name string) *hub.Made {
+	if l.byHost {
+		return l.hub.FindHost(strings.ToLower(strings.TrimSuffix(name, ".")))
+	}
+	if strings.HasPrefix(l.placeholder, placeholderLabel) {
+		name = strings.ToLower(name)
+	}
+	return l.hub.Find(name)
+}
+
+var unknownTitles = map[string]string{
+	codeStartFailed:         titles[codeStartFailed],
+	codeUnknownService:      "There is no such service",
+	codeRegistryUnavailable: "The service cannot be looked up",
+	codeBadParam:            "The request asks for a service that there cannot be",
+	codeTooManyServices:     "There are too many services of this kind",
+}
+
+// refuseUnknown answers a request that has no service. Nothing is kept of it, and
+// nothing is counted by its name.
+func (h *Handler) refuseUnknown(w http.ResponseWriter, r *http.Request, status int, code, detail string) {
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Set(zap.Dict("usher", zap.String("error", code)))
+	}
+	w = answer.Seal(w)
+	own := http.Header{"Cache-Control": {"no-store"}, answer.HeaderError: {code}}
+	p := problem{Title: unknownTitles[code], Status: status, Detail: detail, Code: code}
+	if status != http.StatusNotFound && status != http.StatusBadRequest {
+		p.RetryAfter = int(retryUnknown.Seconds())
+		own.Set("Retry-After", strconv.Itoa(p.RetryAfter))
+	}
+	if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		replacer.Set(placeholderPrefix+"error", code)
+		replacer.Set(placeholderPrefix+"error.detail", detail)
+	}
+	err := caddyhttp.Error(status, fmt.Errorf("%s: %s", code, detail))
+	if h.shared.errors.answered(h.shared.server, w, r, err, own) {
+		return
+	}
+	for name, v := range own {
+		w.Header()[name] = v
+	}
+	writeProblem(w, r, p)
+}
