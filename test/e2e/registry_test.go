@@ -162,7 +162,7 @@ func TestAServiceMadeWhileCaddyRuns(t *testing.T) {
 		return r.Status == 200 && variable(r, "WHO") == "moon" && r.Header.Get("X-Pid") != pid
 	}, "the new revision does not serve")
 	back := mustCall(t, c, http.StatusOK, "POST", "hello/rollback", `{}`, next.ETag)
-	if back.Revision != 3 || back.Definition.Params["WHO"] != "world" {
+	if back.Revision != 3 || back.Definition.Params["WHO"] != "***" { // it is a variable, which may be a secret
 		t.Fatalf("%+v", back)
 	}
 
