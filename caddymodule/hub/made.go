@@ -47,7 +47,7 @@ type MadeRules struct {
 type keeper struct {
 	hub      *Hub
 	registry *registry.Registry
-	storage  *registrystore.Store
+	storage  registry.Store
 	names    madeIndex // services by name
 	hosts    madeIndex // services by host
 	variants madeIndex // services for params of requests, by variantKey

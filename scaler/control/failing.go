@@ -75,7 +75,7 @@ func (l *Loop) countFailures(now time.Time) {
 
 // failing says whether starts fail and none is ready.
 func (l *Loop) failing() bool {
-	return l.exhausted() && !l.fallingBack() && l.reserver.Stats().Open == 0
+	return l.exhausted() && !l.givesWay && l.reserver.Stats().Open == 0
 }
 
 // refuse tells the reserver whether requests may wait now. The weightiest

@@ -28,8 +28,7 @@ type Fallback struct {
 // fallback is a Fallback and how far it has come.
 type fallback struct {
 	Fallback
-	ends  time.Time // zero until the first start has succeeded or failed
-	taken bool
+	ends time.Time // zero until the first start has succeeded or failed
 }
 
 // SetFallback sets what is done if the starts of a backend fail, in place of what
@@ -53,7 +52,7 @@ func (l *Loop) atHand(now time.Time) *fallback {
 	if f.ends.IsZero() {
 		f.ends = now.Add(f.For)
 	}
-	if !f.taken && now.After(f.ends) {
+	if now.After(f.ends) {
 		l.fallback = nil
 		return nil
 	}
@@ -69,23 +68,19 @@ func (l *Loop) exhausted() bool {
 // starts have failed. The lock is held.
 func (l *Loop) fallBack(now time.Time) {
 	f := l.atHand(now)
-	if f == nil || f.taken || !l.exhausted() {
+	if f == nil || l.givesWay || !l.exhausted() {
 		return
 	}
 	failure := l.lastFailure.Failure
-	f.taken = l.background(func() {
+	l.fallback = nil
+	l.givesWay = l.background(func() {
 		l.log().Warn("the new definition cannot be started: the one of before takes its place again",
 			slog.String("reason", string(failure.Reason)), slog.Any("error", failure))
 		f.Take(failure)
 		l.mu.Lock()
-		if l.fallback == f {
-			l.fallback = nil
-		}
+		l.givesWay = false
 		l.refuse(time.Now())
 		l.mu.Unlock()
 		l.Trigger()
 	})
 }
-
-// fallingBack says whether a fallback is being taken. The lock is held.
-func (l *Loop) fallingBack() bool { return l.fallback != nil && l.fallback.taken }

@@ -21,6 +21,9 @@ func (b *bench) replace(old, next *platform, window time.Duration) *[]*scaler.Fa
 	taken := new([]*scaler.Failure)
 	b.SetFallback(Fallback{Backend: next, For: window, Take: func(f *scaler.Failure) {
 		*taken = append(*taken, f)
+		b.SetFallback(Fallback{})
+		b.Trigger()
+		time.Sleep(time.Second) // until it is stored, say: requests go on waiting
 		if err := b.SetBackend(old); err != nil {
 			b.t.Error(err)
 		}

@@ -77,6 +77,7 @@ type Loop struct {
 	lastFailure  *failureAt
 	backoffUntil time.Time
 	fallback     *fallback // nil unless one is at hand
+	givesWay     bool      // a fallback is being taken
 
 	sharing *sharing // nil unless it shares its instances with other loops
 
