@@ -91,7 +91,9 @@ func fullDisk(t *testing.T, c *harness.Caddy, words string, fill func(*harness.C
 	}
 
 	lift()
-	accepted(t, later(c, "POST", "/echo", strings.Repeat("x", 100_000)))
+	last := accepted(t, later(c, "POST", "/echo", strings.Repeat("x", 100_000)))
 	c.Post("web/resume", "")
 	ends(t, c, waits.URL, "done")
+	ends(t, c, last.URL, "done")
+	c.Stop() // before the file system goes
 }
