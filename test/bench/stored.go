@@ -261,8 +261,8 @@ func (b *bench) pending(keepers []*keeper) error {
 		}
 	}
 	b.compared(keepers, []kept{
-		{fmt.Sprintf("memory of a Caddy with %d pending tasks, above one without", n), func(k *keeper) series { return k.heap }, mebi, atMost("P16", 50<<20, "≤ 50 MB")},
-		{"the same, with what the collector has not given back", func(k *keeper) series { return k.anonymous }, mebi, atMost("P16", 50<<20, "≤ 50 MB")},
+		{fmt.Sprintf("memory of a Caddy with %d pending tasks, above one without", n), func(k *keeper) series { return k.heap }, mebi, atMost("P16", 50e6, "≤ 50 MB")},
+		{"the same, with what the collector has not given back", func(k *keeper) series { return k.anonymous }, mebi, atMost("P16", 50e6, "≤ 50 MB")},
 		{"start after kill -9, until a task is accepted", func(k *keeper) series { return k.answers }, milli, atMost("P16", 5e9, "≤ 5 s")},
 		{"start after kill -9, until a task is executed", func(k *keeper) series { return k.goOn }, milli, atMost("P16", 5e9, "≤ 5 s")},
 	})
