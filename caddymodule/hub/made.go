@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -48,9 +49,10 @@ type keeper struct {
 	hub      *Hub
 	registry *registry.Registry
 	storage  registry.Store
-	names    madeIndex // services by name
-	hosts    madeIndex // services by host
-	variants madeIndex // services for params of requests, by variantKey
+	stays    atomic.Bool // no variant is taken away: the one that asks holds working
+	names    madeIndex   // services by name
+	hosts    madeIndex   // services by host
+	variants madeIndex   // services for params of requests, by variantKey
 
 	ended  context.CancelFunc // of the background
 	ending sync.WaitGroup
@@ -364,7 +366,7 @@ func (k *keeper) redefine(r *registry.Record) {
 		v := k.made[name]
 		before := v.record
 		v.record = r
-		now, raw, err := k.registry.Variant(r.Name, v.params)
+		now, raw, err := k.variantOf(r.Name, v.params)
 		if err != nil || now != name {
 			// The template has other params now.
 			k.remove(name)
@@ -691,24 +693,28 @@ func (h *Hub) Variant(made *Made, params map[string]string) (*Service, error) {
 
 // vary makes a variant of a service, or finds it.
 func (k *keeper) vary(name string, params map[string]string) (*madeService, error) {
+	// Without the lock: to make room, others are taken away.
+	if _, _, err := k.registry.Variant(name, params); err != nil {
+		if registry.KindOf(err) == registry.TooMany {
+			err = fmt.Errorf("%w: %w", ErrTooManyServices, err)
+		}
+		return nil, err
+	}
 	k.working.Lock()
 	defer k.working.Unlock()
 	base := k.made[name]
 	if base == nil || base.definition == nil || base.shadowed {
 		return nil, errors.New("the service is gone")
 	}
-	variant, raw, err := k.registry.Variant(name, params)
-	switch {
-	case registry.KindOf(err) == registry.TooMany:
-		return nil, fmt.Errorf("%w: %w", ErrTooManyServices, err)
-	case err != nil:
+	variant, raw, err := k.variantOf(name, params)
+	if err != nil {
 		return nil, err
 	}
 	if variant == name {
 		return base, nil // the params are those that it has
 	}
 	if m := k.made[variant]; m != nil {
-		return m, nil // another request has made it meanwhile, or the order of its params is another one
+		return m, nil // another request has made it meanwhile
 	}
 	m := &madeService{name: variant, record: base.record, params: params, variant: true, used: time.Now()}
 	k.made[variant] = m
@@ -718,8 +724,9 @@ func (k *keeper) vary(name string, params map[string]string) (*madeService, erro
 	k.varied[name][variant] = true
 	k.apply([]*step{{m: m, raw: raw}})
 	if m.trouble != nil {
+		err := m.trouble
 		k.remove(variant)
-		return nil, m.trouble
+		return nil, err
 	}
 	m.revision = base.revision
 	k.publish(m, nil)
@@ -727,9 +734,22 @@ func (k *keeper) vary(name string, params map[string]string) (*madeService, erro
 	return m, nil
 }
 
+// variantOf asks the registry for a variant while the lock is held: nothing is taken
+// away for it.
+func (k *keeper) variantOf(name string, params map[string]string) (string, json.RawMessage, error) {
+	k.stays.Store(true)
+	defer k.stays.Store(false)
+	return k.registry.Variant(name, params)
+}
+
 // evict takes a variant away to make room for another one, if it has neither requests
-// nor instances. The registry calls it from Variant, so the lock is held.
+// nor instances. The registry calls it while it changes something.
 func (k *keeper) evict(name string) bool {
+	if k.stays.Load() {
+		return false
+	}
+	k.working.Lock()
+	defer k.working.Unlock()
 	m := k.made[name]
 	if m == nil {
 		return true
