@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -16,6 +17,7 @@ type finding struct {
 	discovery   scaler.Discovery // nil if it could not begin
 	fingerprint string
 	trouble     error
+	said        map[string]bool // what was logged of the objects that there are; only reports use it
 }
 
 // find lets the discoverers look for services, and ends the search of others. What
@@ -86,4 +88,29 @@ func (k *keeper) found(name string, all []scaler.Found, err error) {
 		list = append(list, registry.Found(f))
 	}
 	k.registry.SetFound(name, name, list)
+	f.said = k.sayFound(name, all, f.said)
+}
+
+// sayFound logs once what of the objects on a platform has no effect, and which of
+// them are no services. It returns what there is to say now.
+func (k *keeper) sayFound(name string, all []scaler.Found, said map[string]bool) map[string]bool {
+	now := make(map[string]bool)
+	say := func(object, message string, what zap.Field, text string) {
+		key := object + " " + message + " " + text
+		if now[key] = true; !said[key] {
+			k.log().Warn(message, zap.String("discover", name), zap.String("object", object), what)
+		}
+	}
+	for _, f := range all {
+		if len(f.Ignored) > 0 {
+			say(f.Object, "an object says more of its service than it may, or in a word that is not known: that has no effect",
+				zap.Strings("ignored", f.Ignored), strings.Join(f.Ignored, " "))
+		}
+	}
+	for _, r := range k.registry.Rejected() {
+		if r.Source == name {
+			say(r.Object, "an object that says that it is a service is none", zap.String("reason", r.Reason), r.Reason)
+		}
+	}
+	return now
 }

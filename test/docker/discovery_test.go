@@ -5,13 +5,16 @@ package docker
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
 	backend "github.com/caddy-usher/usher/backends/docker"
 	"github.com/caddy-usher/usher/scaler/discoverytest"
+	"github.com/caddy-usher/usher/test/harness"
 )
 
 // containers is a discoverytest.Platform: the containers of an engine behind a
@@ -88,6 +91,39 @@ func TestDiscoveryConforms(t *testing.T) {
 					Key: func(key string) string { return "usher." + key },
 				}
 			})
+		})
+	}
+}
+
+// A container with a label is a service that is reached by its host. It is
+// started when a request comes, and no service any more when it is removed.
+func TestALabelMakesAService(t *testing.T) {
+	for _, s := range []*shared{&docker, &podman} {
+		t.Run(s.name(), func(t *testing.T) {
+			w := newWorld(t, s)
+			w.Start(harness.Config{
+				Usher: "docker {\n\thost " + w.e.Host() + "\n}\nregistry {\n\tdiscover docker\n}",
+				Site:  "usher {http.request.host}",
+			})
+			ask := func(host string) harness.Response { return w.Do(harness.Request{Path: "/", Host: host}) }
+			unknown := func(host string) {
+				t.Helper()
+				w.await(host+" is the host of no service", func() bool { return ask(host).UsherError() == "unknown_service" })
+			}
+			unknown("shop.example.com")
+			other := w.create(spec{name: "other"})
+			id := w.create(spec{name: "shop", labels: map[string]string{
+				"usher.enable": "true", "usher.hosts": "shop.example.com", "usher.port": "8080", "usher.ready": "http /healthz",
+				"usher.container": other, "usher.image": "evil:1", "usher.command": "sh",
+			}})
+			w.await("the host is served", func() bool { return ask("shop.example.com").Status == http.StatusOK })
+			if w.state(id) != container.StateRunning || w.state(other) == container.StateRunning {
+				t.Errorf("the container is %s, and another one %s", w.state(id), w.state(other))
+			}
+			if _, err := w.e.Client.ContainerRemove(t.Context(), id, client.ContainerRemoveOptions{Force: true}); err != nil {
+				t.Fatal(err)
+			}
+			unknown("shop.example.com")
 		})
 	}
 }

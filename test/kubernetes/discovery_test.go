@@ -7,16 +7,19 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
 	backend "github.com/caddy-usher/usher/backends/kubernetes"
 	"github.com/caddy-usher/usher/scaler/discoverytest"
+	"github.com/caddy-usher/usher/test/harness"
 	"github.com/caddy-usher/usher/test/kubernetes/kube"
 )
 
@@ -107,6 +110,48 @@ func TestDiscoveryConforms(t *testing.T) {
 			},
 		}
 	})
+}
+
+// A workload with an annotation is a service that is reached by its host. Without
+// the annotation it is none, and the workload stays as it is. Usher has the rights
+// of rights.yaml and discover-rights.yaml, and nothing more.
+func TestAnAnnotationMakesAService(t *testing.T) {
+	s := &space{Caddy: harness.New(t), t: t, name: makeNamespace(t, "")}
+	grant(t, s.name, "rights.yaml", "discover-rights.yaml")
+	s.pods = watchPods(t, s.name)
+	s.create(workload{})
+	s.create(workload{name: "other"})
+	s.Start(harness.Config{
+		Usher: fmt.Sprintf("kubernetes {\n\tkubeconfig %s\n}\nregistry {\n\tdiscover kubernetes {\n\t\tnamespace %s\n\t}\n}", cluster.Kubeconfig(kube.Usher), s.name),
+		Site:  "log\nusher {http.request.host}",
+	})
+	ask := func() harness.Response { return s.Do(harness.Request{Path: "/", Host: "shop.example.com"}) }
+	unknown := func() {
+		t.Helper()
+		harness.Eventually(t, soon, func() bool { return ask().UsherError() == "unknown_service" }, "shop.example.com is the host of no service")
+	}
+	unknown()
+	start := time.Now()
+	// What it says of others has no effect.
+	s.kubectl("annotate", "deployment/web", annotation("enable")+"=true", annotation("hosts")+"=shop.example.com", annotation("port")+"=http",
+		annotation("namespace")+"=kube-system", annotation("resource")+"=deployment/other", annotation("command")+"=sh")
+	harness.Eventually(t, soon, func() bool { return ask().Status == http.StatusOK }, "shop.example.com is served")
+	figure(t, "from the annotation to the first answer of a pod that had to start: %s ms", ms(time.Since(start)))
+	for _, life := range s.pods.live() {
+		if !strings.HasPrefix(life.Metadata.Name, "web-") {
+			t.Errorf("the pod %s runs", life.Metadata.Name)
+		}
+	}
+	s.kubectl("annotate", "deployment/web", annotation("enable")+"-")
+	unknown()
+	if n := len(s.pods.live()); n != 1 {
+		t.Errorf("%d pods of the workload run after it is no service any more", n)
+	}
+	// As it was, it is one again.
+	s.kubectl("annotate", "deployment/web", annotation("enable")+"=true")
+	harness.Eventually(t, soon, func() bool { return ask().Status == http.StatusOK }, "shop.example.com is served again")
+	s.kubectl("delete", "deployment/web")
+	unknown()
 }
 
 // A line leads to the API server, and can be cut.
