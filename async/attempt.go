@@ -36,8 +36,17 @@ type run struct {
 	task       Task
 	policy     *Policy
 	slot       Slot
-	monitor    *url.URL // where the instance is asked, after a 202; nil without
+	body       io.Closer // of the request; nil before it is there
+	monitor    *url.URL  // where the instance is asked, after a 202; nil without
 	progressed time.Time
+}
+
+// close closes the body of the request, when the attempt has ended. Before, an instance
+// may still read it, also if it has begun to answer.
+func (r *run) close() {
+	if r.body != nil {
+		_ = r.body.Close()
+	}
 }
 
 // why returns why an attempt has ended that did so with err.
@@ -59,7 +68,7 @@ func (r *run) send(ctx context.Context) (*Answer, error) {
 	if err != nil {
 		return nil, &NotSentError{err}
 	}
-	defer body.Close()
+	r.body = body
 	req, err := r.request(ctx, body)
 	if err != nil {
 		return nil, err

@@ -407,6 +407,7 @@ func (d *Dispatcher) attempt(ctx context.Context, t Task, p Policy, slot Slot, r
 		delete(d.running, key)
 	}()
 	r := &run{dispatcher: d, task: t, policy: &p, slot: slot}
+	defer r.close()
 	var o Outcome
 	if t.Counted >= p.Attempts {
 		// It had all its attempts, and that was not known when the latest one ended, or

@@ -29,7 +29,8 @@ type world struct {
 	policy async.Policy
 	grace  time.Duration
 	answer func(r *http.Request, body string) (*http.Response, error)
-	end    func() // ends Run and waits for it
+	stream func(r *http.Request) (*http.Response, error) // in place of answer; it reads the body itself
+	end    func()                                        // ends Run and waits for it
 
 	slots   chan struct{}
 	unknown map[string]bool // queues
@@ -139,6 +140,9 @@ type slot struct {
 func (s *slot) Send(r *http.Request) (*http.Response, error) {
 	if s.released {
 		s.w.Error("a slot is used after it was given back")
+	}
+	if s.w.stream != nil {
+		return s.w.stream(r)
 	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -344,6 +348,26 @@ func TestAFailedAttemptIsRepeatedWithPauses(t *testing.T) {
 		}
 		if got := w.result(task); got != "503 busy 5" {
 			t.Errorf("the answer that is kept is %q", got)
+		}
+	})
+}
+
+// An instance may begin to answer before it has read the whole request.
+func TestAnInstanceReadsWhileItAnswers(t *testing.T) {
+	simulate(t, func(w *world) {
+		w.stream = func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Header: make(http.Header), Body: io.NopCloser(r.Body), ContentLength: -1}, nil
+		}
+		for _, size := range []int{10, 100_000} {
+			body := strings.Repeat("x", size)
+			task := w.put(async.NewTask{}, body)
+			if w.d == nil {
+				w.start("one")
+			}
+			time.Sleep(time.Minute)
+			if got := w.want(task, async.Done, ""); got.Attempt != 1 || w.result(task) != "200 "+body {
+				t.Errorf("with %d bytes the task is %+v", size, got)
+			}
 		}
 	})
 }
