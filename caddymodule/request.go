@@ -125,6 +125,7 @@ func requestOf(ctx context.Context) *request {
 
 func newRequest(h *Handler, s *hub.Service, w http.ResponseWriter, r *http.Request, quiet bool) *request {
 	q := &request{handler: h, service: s, quiet: quiet}
+	q.reservation.Interrupter = q
 	q.take(w, r)
 	return q
 }
@@ -135,7 +136,6 @@ func (q *request) take(w http.ResponseWriter, r *http.Request) {
 	q.came, q.ctx = r, r.Context()
 	q.writer.ResponseWriter = w
 	q.writer.request = q
-	q.reservation.Interrupter = q
 	// Caddy wraps every body, so that one that is not there looks like one
 	// that is; the length tells.
 	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 {

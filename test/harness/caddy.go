@@ -368,8 +368,8 @@ func (c *Caddy) end() {
 	}
 	log := c.RawLog()
 	for _, sign := range []string{"DATA RACE", "panic serving", "panic: ", "fatal error: "} {
-		if strings.Contains(log, sign) {
-			t.Errorf("caddy's log has %q", sign)
+		if _, trace, found := strings.Cut(log, sign); found {
+			t.Errorf("caddy's log has %q:\n%.6000s", sign, trace)
 		}
 	}
 }
