@@ -292,9 +292,14 @@ func (a *App) Start() error {
 	if err := hub.CheckNeeds(a.generation.Definitions); err != nil {
 		return err
 	}
+	if err := hub.CheckSplits(a.generation); err != nil {
+		return err
+	}
 	for _, h := range a.draft.ordered {
-		if err := h.checkQueue(a.generation.Definitions[h.Service]); err != nil {
-			return fmt.Errorf("service %s (%s): %w", h.Service, h.shared.name, err)
+		for _, name := range h.services() {
+			if err := h.checkQueue(a.generation.Definitions[name]); err != nil {
+				return fmt.Errorf("service %s (%s): %w", name, h.shared.name, err)
+			}
 		}
 	}
 	a.draft = newDraft()

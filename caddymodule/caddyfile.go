@@ -155,7 +155,7 @@ type directiveParser struct {
 
 // placeOptions are the names of the options of the place. Each may stand once,
 // but for priority.
-var placeOptions = []string{"from", "wait_timeout", "wake", "server_timing", "waiting_page", "priority", "fair_by", "async", "php", optionStreamCloseDelay}
+var placeOptions = []string{"from", "wait_timeout", "wake", "server_timing", "waiting_page", "priority", "fair_by", "async", "php", "split", optionStreamCloseDelay}
 
 // option reads one option, whose name is the current token.
 func (p *directiveParser) option(d *caddyfile.Dispenser) error {
@@ -206,6 +206,8 @@ func (p *directiveParser) option(d *caddyfile.Dispenser) error {
 		return p.async(d)
 	case "php":
 		return p.parsePHP(d)
+	case "split":
+		return p.split(d)
 	}
 	p.transport = p.transport || name == "transport"
 	p.proxy = append(p.proxy, d.NextSegment()...)
@@ -279,6 +281,15 @@ func (p *directiveParser) waitingPage(d *caddyfile.Dispenser) error {
 func (p *directiveParser) definition(name caddyfile.Token) error {
 	d := caddyfile.NewDispenser([]caddyfile.Token{name})
 	d.Next()
+	if p.handler.Split != nil {
+		if p.first != nil {
+			return atToken(*p.first).Errf("%s belongs to the definition of a service, and %s is a split: put it where its sides are defined", p.first.Text, p.handler.Service)
+		}
+		if err := p.handler.checkSplit(); err != nil {
+			return d.Errf("split %s: %v", p.handler.Service, err)
+		}
+		return p.checkSides(d)
+	}
 	if isPlaceholder(p.handler.Service) {
 		if p.first != nil {
 			return atToken(*p.first).Errf("%s belongs to the definition of a service, and %s names one that is made while Caddy runs: put it into a template", p.first.Text, p.handler.Service)

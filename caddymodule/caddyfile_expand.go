@@ -81,8 +81,13 @@ func (p *directiveParser) checkFastCGI(d *caddyfile.Dispenser, proxy *reversepro
 		places = make(map[string]string)
 		p.helper.State[fastCGIKey] = places
 	}
-	places[p.handler.Service] = placeOfToken(d)
-	return refuseHTTPCheck(d, p.handler.Service, defs[p.handler.Service], places[p.handler.Service])
+	for _, name := range p.handler.services() {
+		places[name] = placeOfToken(d)
+		if err := refuseHTTPCheck(d, name, defs[name], places[name]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // refuseHTTPCheck returns an error if a definition has a readiness check by

@@ -41,6 +41,10 @@ type Handler struct {
 	// services of the configuration be found, too.
 	From string `json:"from,omitempty"`
 
+	// The services between which the requests of this place are divided. `service`
+	// is the name of the split then, and no service has that name. Default: none.
+	Split *hub.SplitConfig `json:"split,omitempty"`
+
 	// The definition of the service.
 	Define *hub.ServiceConfig `json:"define,omitempty"`
 
@@ -126,11 +130,16 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	app := appAny.(*App)
 	server, _ := ctx.Context.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	h.shared = app.sharedOf(server)
-	if isPlaceholder(h.Service) {
+	switch {
+	case h.Split != nil:
+		if err := h.provisionSplit(app); err != nil {
+			return fmt.Errorf("split %s (%s): %w", h.Service, h.shared.name, err)
+		}
+	case isPlaceholder(h.Service):
 		if err := h.provisionLookup(app); err != nil {
 			return fmt.Errorf("service %s (%s): %w", h.Service, h.shared.name, err)
 		}
-	} else if h.From != "" {
+	case h.From != "":
 		return fmt.Errorf("service %s: from is for a service that a placeholder names", h.Service)
 	}
 	if h.Define != nil {
@@ -242,10 +251,10 @@ func (a *App) sharedOf(server *caddyhttp.Server) *serverShared {
 
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	s := h.service
+	f := found{service: h.service}
 	if h.finder != nil {
 		var answered bool
-		if s, answered = h.finder.find(h, w, r); answered {
+		if f, answered = h.finder.find(h, w, r); answered {
 			return nil
 		}
 	}
@@ -258,36 +267,45 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err != nil {
 		return err
 	}
-	turn, err := h.turnOf(s, r, quiet)
+	turn, err := h.turnOf(f.service, r, quiet)
 	if err != nil {
 		return err
 	}
 	waitsInBrowser := false
 	if h.WaitingPage != nil {
 		if listens(r) {
-			return h.stream(s, w, r, quiet, turn)
+			return h.stream(f.service, w, r, quiet, turn)
 		}
 		if waitsInBrowser, err = h.WaitingPage.wants(r); err != nil {
 			return err
 		}
 	}
-	q := newRequest(h, s, w, r, quiet)
+	q := newRequest(h, f.service, w, r, quiet)
 	defer q.end()
-	q.turn = turn
+	q.turn, q.choice = turn, f.choice
 	if waitsInBrowser {
 		key := keyOf(r)
 		q.page, q.key = h.WaitingPage, &key
 	}
 
-	if err := q.reserve(); err != nil {
-		return q.refuse(err)
-	}
-	if h.Proxy != nil {
+	for {
+		if err := q.reserve(); err != nil {
+			if q.nextSide(err) {
+				continue
+			}
+			q.countSide()
+			return q.refuse(err)
+		}
+		q.countSide()
+		if h.Proxy == nil {
+			return q.finish(next.ServeHTTP(&q.writer, q.forwarded()))
+		}
 		err = h.Proxy.ServeHTTP(&q.writer, q.forwarded(), next)
-	} else {
-		err = next.ServeHTTP(&q.writer, q.forwarded())
+		if q.unsent() && q.nextSide(q.refusal) {
+			continue
+		}
+		return q.finish(err)
 	}
-	return q.finish(err)
 }
 
 // quiet says whether the request is one that does not wake the service.

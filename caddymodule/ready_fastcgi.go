@@ -117,7 +117,9 @@ func (w *routeWalk) proxy(proxy *reverseproxy.Handler, reserving *Handler) {
 	if _, ok := s.RoundTripper.(*fastcgi.Transport); !ok {
 		return
 	}
-	if d := w.app.generation.Definitions[reserving.Service]; d != nil && d.ProbesHTTP() && w.mistaken == nil {
-		w.service, w.mistaken = reserving.Service, d
+	for _, name := range reserving.services() {
+		if d := w.app.generation.Definitions[name]; d != nil && d.ProbesHTTP() && w.mistaken == nil {
+			w.service, w.mistaken = name, d
+		}
 	}
 }

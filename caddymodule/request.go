@@ -32,6 +32,7 @@ type request struct {
 	body        *requestBody // nil if there is none
 	replacer    *caddy.Replacer
 	vars        map[string]any
+	choice      choice // of its side; only with a split
 
 	// how it asks for its slot; nil if it asks as most do
 	turn *turn

@@ -115,6 +115,10 @@ func (q *request) interrupted() error {
 // requests of their own with the same context, to authorize this one, say:
 // what their transports report is none of the attempt's.
 func (q *request) traced() *httptrace.ClientTrace {
+	if q.trace.GetConn != nil {
+		// Of a side of a split that could not serve: the transport may still look at it.
+		q.trace = new(httptrace.ClientTrace)
+	}
 	*q.trace = httptrace.ClientTrace{
 		GetConn: func(addr string) {
 			if a := q.attempt.Load(); a.sending.Load() {

@@ -32,6 +32,8 @@ func (q *request) placeholder(key string) (any, bool) {
 	switch name {
 	case "service":
 		return q.service.Name, true
+	case "split":
+		return q.split(), true
 	case "wait_ms":
 		return q.waited.Milliseconds(), true
 	case "cold":
@@ -64,6 +66,9 @@ func (q *request) placeholder(key string) (any, bool) {
 
 // MarshalLogObject implements zapcore.ObjectMarshaler for the access log.
 func (q *request) MarshalLogObject(enc zapcore.ObjectEncoder) error {
+	if name := q.split(); name != "" {
+		enc.AddString("split", name)
+	}
 	enc.AddString("service", q.service.Name)
 	if q.instance != nil {
 		enc.AddString("instance", q.instance.ID)

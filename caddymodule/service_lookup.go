@@ -73,8 +73,29 @@ func newLookup(service, from string) (*lookup, error) {
 // finder finds the service of a request, where that is not the same for all. If
 // there is none it answers.
 type finder interface {
-	find(h *Handler, w http.ResponseWriter, r *http.Request) (s *hub.Service, answered bool)
+	find(h *Handler, w http.ResponseWriter, r *http.Request) (f found, answered bool)
 }
+
+// found is the service of a request. Of a split it is that of a side.
+type found struct {
+	service *hub.Service
+	choice  choice // only with a split
+}
+
+// noService is why a request has no service.
+type noService struct {
+	status       int
+	code, detail string
+}
+
+// isOfRequest says whether the request is wrong: no other service would take it.
+func (n *noService) isOfRequest() bool { return n.code == codeBadParam }
+
+var (
+	noneKnown      = &noService{http.StatusServiceUnavailable, codeRegistryUnavailable, "the services that were made while the server runs could not be read yet"}
+	noneOfThatName = &noService{http.StatusNotFound, codeUnknownService, "there is no such service"}
+	noneUsable     = &noService{http.StatusServiceUnavailable, codeStartFailed, "the definition of the service cannot be used"}
+)
 
 // provisionLookup lets h find its service for each request.
 func (h *Handler) provisionLookup(app *App) error {
@@ -96,7 +117,7 @@ func (h *Handler) provisionLookup(app *App) error {
 }
 
 // find implements finder.
-func (l *lookup) find(h *Handler, w http.ResponseWriter, r *http.Request) (s *hub.Service, answered bool) {
+func (l *lookup) find(h *Handler, w http.ResponseWriter, r *http.Request) (f found, answered bool) {
 	replacer, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	name := hub.Evaluate(replacer, l.placeholder)
 	if l.from != nil && !l.from.MatchString(name) {
@@ -105,21 +126,27 @@ func (l *lookup) find(h *Handler, w http.ResponseWriter, r *http.Request) (s *hu
 	made := l.made(name)
 	if made == nil {
 		if s := l.configured[name]; s != nil && l.from != nil {
-			return s, false
+			return found{service: s}, false
 		}
-		if !l.hub.MadeKnown() {
-			h.refuseUnknown(w, r, http.StatusServiceUnavailable, codeRegistryUnavailable, "the services that were made while the server runs could not be read yet")
-			return nil, true
-		}
-		h.refuseUnknown(w, r, http.StatusNotFound, codeUnknownService, "there is no such service")
-		return nil, true
 	}
-	if made.Trouble != nil {
-		h.refuseUnknown(w, r, http.StatusServiceUnavailable, codeStartFailed, "the definition of the service cannot be used")
-		return nil, true
+	s, none := madeFor(l.hub, made, r)
+	if none != nil {
+		h.refuseUnknown(w, r, none)
+		return found{}, true
 	}
-	if len(made.RequestParams) == 0 {
-		return made.Service, false
+	return found{service: s}, false
+}
+
+// madeFor returns the service for r: made itself, or the variant of it with the
+// params that r has. made is nil if there is none of that name.
+func madeFor(h *hub.Hub, made *hub.Made, r *http.Request) (*hub.Service, *noService) {
+	switch {
+	case made == nil && !h.MadeKnown():
+		return nil, noneKnown
+	case made == nil:
+		return nil, noneOfThatName
+	case made.Trouble != nil:
+		return nil, noneUsable
 	}
 	var values map[string]string
 	for _, p := range made.RequestParams {
@@ -131,18 +158,16 @@ func (l *lookup) find(h *Handler, w http.ResponseWriter, r *http.Request) (s *hu
 		}
 	}
 	if values == nil {
-		return made.Service, false
+		return made.Service, nil
 	}
-	s, err := l.hub.Variant(made, values)
+	s, err := h.Variant(made, values)
 	switch {
 	case err == nil:
-		return s, false
+		return s, nil
 	case errors.Is(err, hub.ErrTooManyServices):
-		h.refuseUnknown(w, r, http.StatusTooManyRequests, codeTooManyServices, err.Error())
-	default:
-		h.refuseUnknown(w, r, http.StatusBadRequest, codeBadParam, err.Error())
+		return nil, &noService{http.StatusTooManyRequests, codeTooManyServices, err.Error()}
 	}
-	return nil, true
+	return nil, &noService{http.StatusBadRequest, codeBadParam, err.Error()}
 }
 
 func (l *lookup) made(name string) *hub.Made {
@@ -165,7 +190,8 @@ var unknownTitles = map[string]string{
 
 // refuseUnknown answers a request that has no service. Nothing is kept of it, and
 // nothing is counted by its name.
-func (h *Handler) refuseUnknown(w http.ResponseWriter, r *http.Request, status int, code, detail string) {
+func (h *Handler) refuseUnknown(w http.ResponseWriter, r *http.Request, none *noService) {
+	status, code, detail := none.status, none.code, none.detail
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Dict("usher", zap.String("error", code)))
 	}

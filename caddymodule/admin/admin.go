@@ -42,6 +42,9 @@ func (a Admin) serve(w http.ResponseWriter, r *http.Request) error {
 	if named && registryapi.Handles(r.Method, parts) && hasRegistry() {
 		return changeService(w, r, parts)
 	}
+	if parts[0] == "splits" {
+		return serveSplits(w, r, parts[1:])
+	}
 	switch {
 	case len(parts) == 1 && parts[0] == "services":
 		call = listServices

@@ -37,7 +37,7 @@ array per command, one object per line and event from 'watch', and for each
 line of output from 'logs --follow'.
 
 Exit status: 0 when it is done; 1 when the command is wrong, or Caddy does not
-answer; 4 when there is no such service, task or cluster; 5 when Usher
+answer; 4 when there is no such service, split, task or cluster; 5 when Usher
 refuses, such as to wake a suspended service, or to put one to sleep that an
 awake one needs.`,
 		CobraFunc: commands{time.Now}.add,
@@ -106,6 +106,7 @@ func (cs commands) add(cmd *cobra.Command) {
 		},
 	})
 	cs.addTasks(cmd)
+	cs.addSplit(cmd)
 	operate := func(verb, short string, done outcome) *cobra.Command {
 		return ofService(add(verb+" <service>...", short, cobra.MinimumNArgs(1), func(c *console, names []string) error {
 			return c.operate(names, verb, done, nil)
@@ -196,6 +197,11 @@ func refusal(err error) error {
 // call asks the admin API for what is below /usher/. The caller closes the
 // body of the answer.
 func (c *console) call(method, path string, body any) (*http.Response, error) {
+	return c.callIf(method, path, nil, body)
+}
+
+// callIf is call, with headers that say on which condition.
+func (c *console) callIf(method, path string, conditions http.Header, body any) (*http.Response, error) {
 	var rd io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -204,7 +210,7 @@ func (c *console) call(method, path string, body any) (*http.Response, error) {
 		}
 		rd = bytes.NewReader(b)
 	}
-	resp, err := caddycmd.AdminAPIRequest(c.address, method, "/usher/"+path, nil, rd)
+	resp, err := caddycmd.AdminAPIRequest(c.address, method, "/usher/"+path, conditions, rd)
 	if err == nil {
 		return resp, nil
 	}
@@ -220,6 +226,11 @@ func (c *console) ask(method, path string, body, v any) (json.RawMessage, error)
 	if err != nil {
 		return nil, err
 	}
+	return c.decode(resp, v)
+}
+
+// decode reads an answer to its end, and decodes it into v.
+func (c *console) decode(resp *http.Response, v any) (json.RawMessage, error) {
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(resp.Body)
 	if err != nil {

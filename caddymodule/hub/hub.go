@@ -111,6 +111,8 @@ type Hub struct {
 	services    map[string]*Service
 	groups      map[string]*control.Group // by name; nil until one is used
 	generations []*Generation             // active ones, oldest first
+
+	splitWeights map[string]*setWeights // what was set at run time, by split; known for those that were in force
 }
 
 // Globals are the options that hold for all services.
@@ -135,6 +137,7 @@ type Generation struct {
 	TaskStore   *TaskStore           // nil without stored requests
 	Tasks       map[string]TaskPlace // where those of a service are executed
 	Made        *MadeRules           // nil if no services can be made while Caddy runs
+	Splits      map[string]*Split    // by name
 
 	// made is true for the services of a registry, which come one by one: not all of
 	// what is stored is listed for each of them.
@@ -147,6 +150,8 @@ func newHub() *Hub {
 		waiting:  new(reserver.Limit),
 		logs:     newLogSwitch(),
 		services: make(map[string]*Service),
+
+		splitWeights: make(map[string]*setWeights),
 	}
 	h.host = &scaler.Host{
 		DataDir: dataDir(),
@@ -215,6 +220,7 @@ func (h *Hub) Activate(g *Generation) error {
 		return err
 	}
 	// Now that nothing can refuse the configuration any more.
+	h.settleSplits()
 	h.useMade(g)
 	h.recoverOnce.Do(func() { h.recoverInstances(g) })
 	if m := h.member.Load(); m != nil {
@@ -227,8 +233,8 @@ func (h *Hub) activate(g *Generation) error {
 	if err := h.openTasks(g); err != nil {
 		return err
 	}
-	suspended, learned := h.readSuspensions(g), h.readMemories(g)
-	notes := h.readNotes(g, suspended)
+	suspended, learned, weights := h.readSuspensions(g), h.readMemories(g), h.readSplits(g)
+	notes := h.readNotes(g, suspended, weights)
 	h.loadSeal(g)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -252,6 +258,7 @@ func (h *Hub) activate(g *Generation) error {
 		return err
 	}
 	h.applyMemories(g, learned)
+	h.applySplits(g, weights)
 	h.generations = append(h.generations, g)
 	h.useTasks()
 	return nil
@@ -293,6 +300,7 @@ func (h *Hub) Deactivate(g *Generation) {
 	}
 	h.mu.Unlock()
 	if !caddy.Exiting() {
+		h.settleSplits()
 		h.useMade(newest)
 	}
 }
@@ -307,6 +315,7 @@ func (h *Hub) deactivate(g *Generation) {
 		}
 		h.useTasks()
 	}
+	h.forgetSplits(g)
 	for name, d := range g.Definitions {
 		s := g.Services[name]
 		if s.definition != d {

@@ -52,7 +52,7 @@ type keeper struct {
 	stays    atomic.Bool // no variant is taken away: the one that asks holds working
 	names    madeIndex   // services by name
 	hosts    madeIndex   // services by host
-	variants madeIndex   // services for params of requests, by variantKey
+	derived  madeIndex   // services that are derived from others, by madeService.key
 
 	ended  context.CancelFunc // of the background
 	ending sync.WaitGroup
@@ -62,8 +62,9 @@ type keeper struct {
 	logger    *zap.Logger
 	ctx       caddy.Context // of the configuration in force
 	options   map[string]*Options
-	made      map[string]*madeService    // by name, variants included
-	varied    map[string]map[string]bool // the names of variants, by the services of which they are some
+	made      map[string]*madeService    // by name, derived ones included
+	varied    map[string]map[string]bool // the names of derived ones, by the services from which they are derived
+	named     map[string]map[int]bool    // the revisions that splits name, by service
 	loading   bool                       // the storage is being read for the first time
 	scratch   caddy.Context              // to provision modules with
 	scratched int                        // how often it was
@@ -72,14 +73,17 @@ type keeper struct {
 	tellCost  time.Duration              // how long that took last
 }
 
-// madeService is a service of the registry, or a variant of one, as it runs.
+// madeService is a service of the registry as it runs, or one that is derived from
+// such a one: a variant with the params of requests, or a revision beside the one in
+// force.
 // Guarded by the keeper's working.
 type madeService struct {
 	name       string
 	service    *Service
-	record     *registry.Record // of a variant: that of the service of which it is one
+	record     *registry.Record // of a derived one: that of the service from which it is derived
 	params     map[string]string
-	variant    bool
+	variant    bool        // it is derived by params
+	fixed      int         // the revision that it is derived by; 0 if it is not
 	revision   int         // of the record that is in force
 	from       [32]byte    // the hash of the JSON that the definition comes from
 	definition *Definition // nil if it could not be made one
@@ -216,7 +220,7 @@ func (k *keeper) log() *zap.Logger { return k.hub.logs.logger.Named("registry") 
 func (k *keeper) use(g *Generation) {
 	k.working.Lock()
 	if g == nil || g.Made == nil {
-		k.rules = nil
+		k.rules, k.named = nil, nil
 		for name := range k.made {
 			k.remove(name)
 		}
@@ -234,6 +238,7 @@ func (k *keeper) use(g *Generation) {
 	rules.Check, rules.Mask, rules.Evict = k.check, k.mask, k.evict
 	k.working.Unlock()
 	k.registry.Use(rules)
+	k.useRevisions()
 	if !k.registry.Loaded() {
 		if err := k.load(k.hub.ctx); err != nil {
 			k.log().Error("the services that were made at run time cannot be read from the storage: their requests are refused until they can", zap.Error(err))
@@ -357,13 +362,21 @@ func (k *keeper) define(records ...*registry.Record) {
 			k.redefine(r)
 		}
 	}
+	for _, r := range records {
+		if k.named[r.Name] != nil {
+			k.makeRevisions(r.Name)
+		}
+	}
 	k.tellCluster()
 }
 
-// redefine lets the variants of a service follow it. The lock is held.
+// redefine lets what is derived from a service follow it. The lock is held.
 func (k *keeper) redefine(r *registry.Record) {
 	for name := range k.varied[r.Name] {
 		v := k.made[name]
+		if v.fixed > 0 {
+			continue
+		}
 		before := v.record
 		v.record = r
 		now, raw, err := k.variantOf(r.Name, v.params)
@@ -568,7 +581,7 @@ func (s *Service) usedWithin(d time.Duration) bool {
 func (k *keeper) fallback(m *madeService, d *Definition, before *registry.Record) control.Fallback {
 	last := m.record.Current()
 	window, ok := last.Definition.FallbackAfter()
-	if !ok || before == nil || m.definition == nil || m.record.FellBack != nil || len(m.record.Revisions) < 2 || m.definition.Backend.Fingerprint() == d.Backend.Fingerprint() {
+	if !ok || m.fixed > 0 || before == nil || m.definition == nil || m.record.FellBack != nil || len(m.record.Revisions) < 2 || m.definition.Backend.Fingerprint() == d.Backend.Fingerprint() {
 		return control.Fallback{}
 	}
 	name, number, old, variant := m.name, last.Number, m.definition, m.variant
@@ -611,8 +624,8 @@ func (k *keeper) takeBack(name string, number int, old *Definition) {
 func (k *keeper) publish(m *madeService, hosts []string) {
 	var found *Made
 	if m.definition != nil && !m.shadowed {
-		found = &Made{Service: m.service}
-		if !m.variant {
+		found = &Made{Service: m.service, revision: m.revision}
+		if !m.derived() {
 			found.RequestParams = k.requestParams(m.record)
 		}
 	} else if m.trouble != nil && !m.shadowed {
@@ -620,8 +633,8 @@ func (k *keeper) publish(m *madeService, hosts []string) {
 	} else {
 		hosts = nil
 	}
-	if m.variant {
-		k.variants.set(variantKey(m.record.Name, m.params), found)
+	if m.derived() {
+		k.derived.set(m.key(), found)
 		return
 	}
 	m.found = found
@@ -660,6 +673,17 @@ func (k *keeper) requestParams(r *registry.Record) (all []RequestParam) {
 // HeaderParam is the header by which a request gives a param.
 func HeaderParam(name string) string { return http.CanonicalHeaderKey("Usher-Param-" + name) }
 
+// derived says whether m is derived from a service of the registry.
+func (m *madeService) derived() bool { return m.variant || m.fixed > 0 }
+
+// key is by which a derived service is found.
+func (m *madeService) key() string {
+	if m.fixed > 0 {
+		return m.name
+	}
+	return variantKey(m.record.Name, m.params)
+}
+
 // variantKey is by which a variant is found.
 func variantKey(name string, params map[string]string) string {
 	var b strings.Builder
@@ -678,7 +702,7 @@ var ErrTooManyServices = errors.New("too many services were made of the template
 func (h *Hub) Variant(made *Made, params map[string]string) (*Service, error) {
 	k := h.keeper.Load()
 	key := variantKey(made.Service.Name, params)
-	if v := k.variants.find(key); v != nil {
+	if v := k.derived.find(key); v != nil {
 		return v.Service, nil
 	}
 	m, err := k.vary(made.Service.Name, params)
@@ -717,11 +741,7 @@ func (k *keeper) vary(name string, params map[string]string) (*madeService, erro
 		return m, nil // another request has made it meanwhile
 	}
 	m := &madeService{name: variant, record: base.record, params: params, variant: true, used: time.Now()}
-	k.made[variant] = m
-	if k.varied[name] == nil {
-		k.varied[name] = make(map[string]bool)
-	}
-	k.varied[name][variant] = true
+	k.derive(name, m)
 	k.apply([]*step{{m: m, raw: raw}})
 	if m.trouble != nil {
 		err := m.trouble
@@ -740,6 +760,15 @@ func (k *keeper) variantOf(name string, params map[string]string) (string, json.
 	k.stays.Store(true)
 	defer k.stays.Store(false)
 	return k.registry.Variant(name, params)
+}
+
+// derive takes m up as one that is derived from a service. The lock is held.
+func (k *keeper) derive(service string, m *madeService) {
+	k.made[m.name] = m
+	if k.varied[service] == nil {
+		k.varied[service] = make(map[string]bool)
+	}
+	k.varied[service][m.name] = true
 }
 
 // evict takes a variant away to make room for another one, if it has neither requests
@@ -782,17 +811,19 @@ func (k *keeper) remove(name string) {
 		return
 	}
 	delete(k.made, name)
-	if m.variant {
-		k.variants.set(variantKey(m.record.Name, m.params), nil)
+	if m.derived() {
+		k.derived.set(m.key(), nil)
 		delete(k.varied[m.record.Name], name)
-		k.registry.DropVariant(name)
+		if m.variant {
+			k.registry.DropVariant(name)
+		}
 	} else {
 		k.names.set(name, nil)
 		for _, host := range m.hosts {
 			k.lead(host)
 		}
-		for variant := range k.varied[name] {
-			k.remove(variant)
+		for derived := range k.varied[name] {
+			k.remove(derived)
 		}
 		delete(k.varied, name)
 	}
@@ -884,9 +915,13 @@ func (k *keeper) sweep(ctx context.Context) {
 	var idle []string
 	for name, m := range k.made {
 		m.look(now)
-		if !m.variant {
-			used[name], inside[name] = m.used, !m.unused()
-		} else if now.Sub(m.used) > variantIdle && m.unused() {
+		service := m.record.Name // what is derived from a service is a use of it
+		if m.used.After(used[service]) {
+			used[service] = m.used
+		}
+		unused := m.unused()
+		inside[service] = inside[service] || !unused
+		if m.variant && unused && now.Sub(m.used) > variantIdle {
 			idle = append(idle, name)
 		}
 	}

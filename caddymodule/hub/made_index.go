@@ -17,6 +17,8 @@ type Made struct {
 	// Trouble says why its definition cannot be used; nil if it can. There is no
 	// Service then.
 	Trouble error
+
+	revision int // that it is of
 }
 
 // RequestParam is a param that may come with a request.

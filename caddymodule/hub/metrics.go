@@ -77,6 +77,11 @@ var (
 		Help: "Requests that should have been stored and were answered 503, by reason.",
 	}, []string{"service", "reason"})
 
+	splitRequestsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "usher", Name: "split_requests_total",
+		Help: "Requests of a split, by the side that they went to.",
+	}, []string{"split", "service"})
+
 	gauges = newGaugeCollector()
 )
 
@@ -84,7 +89,7 @@ var (
 func RegisterMetrics(reg *prometheus.Registry) error {
 	for _, c := range []prometheus.Collector{
 		waitSeconds, coldStartSeconds, reservationsTotal, decisionsTotal, startFailuresTotal, sessionsTotal, handoverSeconds,
-		taskAttemptsTotal, taskWaitSeconds, taskDurationSeconds, tasksRefusedTotal, gauges,
+		taskAttemptsTotal, taskWaitSeconds, taskDurationSeconds, tasksRefusedTotal, splitRequestsTotal, gauges,
 	} {
 		if err := reg.Register(c); err != nil {
 			if _, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); !ok {
@@ -177,7 +182,7 @@ func (m *serviceMetrics) forget(name string) {
 
 // gaugeCollector reads the gauges from the services when they are asked for.
 type gaugeCollector struct {
-	clusterMembers, clusterView, clusterIsolated, shares, tasks, tasksOldest, taskStoreUp *prometheus.Desc
+	clusterMembers, clusterView, clusterIsolated, shares, tasks, tasksOldest, taskStoreUp, splitWeight *prometheus.Desc
 
 	waiting, waitingBound, sessionKeys, visitors, maxWaiting, slots, instances, target, predicted, idleSeconds, avoidable, platformUp, state *prometheus.Desc
 }
@@ -194,6 +199,7 @@ func newGaugeCollector() *gaugeCollector {
 		tasks:           desc("tasks", "Stored requests, by state.", "state"),
 		tasksOldest:     desc("tasks_oldest_seconds", "For how long the oldest stored request that could begin has waited since it was accepted."),
 		taskStoreUp:     prometheus.NewDesc("caddy_usher_task_store_up", "Whether the store of tasks can be read.", nil, nil),
+		splitWeight:     prometheus.NewDesc("caddy_usher_split_weight", "The weight in force of a side of a split.", []string{"split", "service"}, nil),
 		waiting:         desc("waiting", "Requests in the queue."),
 		waitingBound:    desc("waiting_bound", "Requests in the queue that wait for the instance of their session alone."),
 		sessionKeys:     desc("session_keys", "Keys of sessions that are remembered."),
@@ -212,7 +218,7 @@ func newGaugeCollector() *gaugeCollector {
 
 // Describe implements prometheus.Collector.
 func (g *gaugeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.clusterIsolated, g.shares, g.tasks, g.tasksOldest, g.taskStoreUp, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
+	for _, d := range []*prometheus.Desc{g.clusterMembers, g.clusterView, g.clusterIsolated, g.shares, g.tasks, g.tasksOldest, g.taskStoreUp, g.splitWeight, g.waiting, g.waitingBound, g.sessionKeys, g.visitors, g.maxWaiting, g.slots, g.instances, g.target, g.predicted, g.idleSeconds, g.avoidable, g.platformUp, g.state} {
 		ch <- d
 	}
 }
@@ -225,6 +231,7 @@ func (g *gaugeCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	g.collectCluster(h, ch)
 	g.collectTasks(h, ch)
+	g.collectSplits(h, ch)
 	for _, s := range h.All() {
 		gauge := func(d *prometheus.Desc, v int, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), append([]string{s.Name}, labels...)...)

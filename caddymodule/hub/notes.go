@@ -18,31 +18,36 @@ import (
 // The notes on the board of a cluster. A note `suspended/<service>` has the
 // suspension of a service, and is taken away by resume. A note
 // `refused/<service>` says why the leader's loop lets no request wait. See also
-// noteAccount.
+// noteAccount and noteSplit.
 const (
 	noteSuspended = "suspended/"
 	noteRefused   = "refused/"
 )
 
-// notesPrefix is where notes about suspensions are kept in Caddy's storage, beside
-// the suspensions themselves: a Caddy that comes back must not bring back what was
-// taken away meanwhile.
-const notesPrefix = "usher/cluster/suspended"
+// notesPrefix is where notes about suspensions and the weights of splits are kept in
+// Caddy's storage, beside these themselves: a Caddy that comes back must not bring
+// back what was taken away meanwhile.
+const notesPrefix = "usher/cluster"
 
-func noteKey(name string) string { return path.Join(notesPrefix, name) }
+// noteKey is where the note with that key is kept.
+func noteKey(key string) string { return path.Join(notesPrefix, key) }
 
 // readNotes returns the notes that the storage has, and one for each of the
-// suspensions of before there was a cluster. Those are older than any note. The
-// hub's lock is not held.
-func (h *Hub) readNotes(g *Generation, suspended map[*Service]*Suspension) (notes []cluster.Note) {
+// suspensions and the weights of before there was a cluster. Those are older than any
+// note. The hub's lock is not held.
+func (h *Hub) readNotes(g *Generation, suspended map[*Service]*Suspension, weights map[string]*SplitWeights) (notes []cluster.Note) {
 	if g.Cluster == nil || h.member.Load() != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
 	defer cancel()
-	keys, err := g.Storage.List(ctx, notesPrefix, false)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		g.Logger.Error("the storage does not tell what the cluster knew of suspensions; the other Caddys will", zap.Error(err))
+	var keys []string
+	for _, kind := range []string{noteSuspended, noteSplit} {
+		some, err := g.Storage.List(ctx, noteKey(kind), false)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			g.Logger.Error("the storage does not tell what the cluster knew of suspensions and weights; the other Caddys will", zap.Error(err))
+		}
+		keys = append(keys, some...)
 	}
 	known := make(map[string]bool)
 	for _, key := range keys {
@@ -52,7 +57,7 @@ func (h *Hub) readNotes(g *Generation, suspended map[*Service]*Suspension) (note
 			err = json.Unmarshal(b, &n)
 		}
 		if err != nil {
-			g.Logger.Error("what the cluster knew of a suspension cannot be read; the other Caddys will tell", zap.String("key", key), zap.Error(err))
+			g.Logger.Error("what the cluster knew cannot be read; the other Caddys will tell", zap.String("key", key), zap.Error(err))
 			continue
 		}
 		known[n.Key] = true
@@ -65,7 +70,7 @@ func (h *Hub) readNotes(g *Generation, suspended map[*Service]*Suspension) (note
 			}
 		}
 	}
-	return notes
+	return append(notes, splitNotes(weights, known)...)
 }
 
 // suspensions returns the services of g that have never been in force and that
@@ -103,19 +108,20 @@ func (m *membership) tellSuspended(ctx context.Context, name string, sus *Suspen
 		}
 		n = m.driver.Put(noteSuspended+name, string(b))
 	}
-	m.keepNote(ctx, name, n)
+	m.keepNote(ctx, n)
 }
 
-func (m *membership) keepNote(ctx context.Context, name string, n cluster.Note) {
+// keepNote keeps a note in the storage.
+func (m *membership) keepNote(ctx context.Context, n cluster.Note) {
 	storage, err := m.hub.storage()
 	if err == nil {
 		var b []byte
 		if b, err = json.Marshal(n); err == nil {
-			err = storage.Store(ctx, noteKey(name), b)
+			err = storage.Store(ctx, noteKey(n.Key), b)
 		}
 	}
 	if err != nil {
-		m.log().Warn("what the cluster knows of a suspension could not be stored: after a restart the other Caddys have to tell", zap.String("service", name), zap.Error(err))
+		m.log().Warn("what the cluster knows could not be stored: after a restart the other Caddys have to tell", zap.String("note", n.Key), zap.Error(err))
 	}
 }
 
@@ -123,6 +129,9 @@ func (m *membership) keepNote(ctx context.Context, name string, n cluster.Note) 
 func (m *membership) Noted(n cluster.Note) {
 	if name, ok := strings.CutPrefix(n.Key, noteSuspended); ok {
 		m.hub.background.Go(func() { m.followSuspension(name) }) // the storage can take its time
+	}
+	if name, ok := strings.CutPrefix(n.Key, noteSplit); ok {
+		m.hub.background.Go(func() { m.followSplit(name) })
 	}
 	if name, ok := strings.CutPrefix(n.Key, noteAccount); ok {
 		if _, s := m.of(name, nil); s != nil {
@@ -144,7 +153,7 @@ func (m *membership) followSuspension(name string) {
 	n := m.driver.Note(noteSuspended + name)
 	ctx, cancel := context.WithTimeout(h.ctx, storageTimeout)
 	defer cancel()
-	m.keepNote(ctx, name, n)
+	m.keepNote(ctx, n)
 	var sus *Suspension
 	var err error
 	if n.Gone {

@@ -94,7 +94,7 @@ func TestTheLatestWordAboutASuspensionOutlivesCaddy(t *testing.T) {
 	g := &Generation{Storage: storage, Logger: zap.NewNop(), Cluster: new(Cluster)}
 	again := newHub()
 	t.Cleanup(again.cancel)
-	was := again.readNotes(g, map[*Service]*Suspension{s: {Reason: "stored beside it"}})
+	was := again.readNotes(g, map[*Service]*Suspension{s: {Reason: "stored beside it"}}, nil)
 	if len(was) != 1 || was[0].Stamp.Count == 0 {
 		t.Fatalf("%+v", was)
 	}
@@ -109,7 +109,7 @@ func TestTheLatestWordAboutASuspensionOutlivesCaddy(t *testing.T) {
 
 	// One of before there was a cluster is older than any word of it.
 	alone := &Generation{Storage: &memory{files: make(map[string][]byte)}, Logger: zap.NewNop(), Cluster: new(Cluster)}
-	before := again.readNotes(alone, map[*Service]*Suspension{s: {Reason: "alone"}})
+	before := again.readNotes(alone, map[*Service]*Suspension{s: {Reason: "alone"}}, nil)
 	if len(before) != 1 || before[0].Stamp != (cluster.Stamp{}) || suspensionOf(before[0]).Reason != "alone" {
 		t.Errorf("%+v", before)
 	}

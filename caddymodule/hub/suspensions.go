@@ -100,7 +100,7 @@ func (h *Hub) tellSuspended(ctx context.Context, name string, sus *Suspension) {
 		return
 	}
 	if storage, err := h.storage(); err == nil {
-		_ = storage.Delete(ctx, noteKey(name)) // mostly there is none
+		_ = storage.Delete(ctx, noteKey(noteSuspended+name)) // mostly there is none
 	}
 }
 

@@ -102,6 +102,9 @@ type ServiceDetails struct {
 	// is missing.
 	Without []string `json:"without,omitempty"`
 
+	// The splits of which it is a side.
+	Splits []string `json:"splits,omitempty"`
+
 	// What is kept of it, if it was made while Caddy runs; set by those who ask.
 	Made *MadeView `json:"made,omitempty"`
 
@@ -217,6 +220,7 @@ func (s *Service) details() (ServiceDetails, error) {
 	d := ServiceDetails{
 		Outlook: s.Outlook(), ServiceSummary: sum, InstanceList: s.Instances(), Config: config, Suspension: s.Suspended(),
 	}
+	d.Splits = s.Hub.splitsOf(s.Name)
 	p := s.Loop.Prospect()
 	d.Why, d.KeptFor = p.Reason, p.KeptFor
 	if !p.At.IsZero() {

@@ -193,7 +193,7 @@ func do(w http.ResponseWriter, r *http.Request, h *hub.Hub, caller Caller, chang
 	}
 	res, err := h.ChangeMade(r.Context(), change)
 	if err != nil {
-		return failure(w, err)
+		return Failure(w, err)
 	}
 	if res.Record == nil {
 		w.WriteHeader(http.StatusNoContent)
@@ -215,8 +215,9 @@ func do(w http.ResponseWriter, r *http.Request, h *hub.Hub, caller Caller, chang
 	return write(w, status, v)
 }
 
-// failure gives an error of a change its status.
-func failure(w http.ResponseWriter, err error) error {
+// Failure gives an error of a change its status: that of a registry.Error, or that of
+// an operation.
+func Failure(w http.ResponseWriter, err error) error {
 	if e, ok := errors.AsType[*registry.Error](err); ok {
 		if e.Kind == registry.StoreFailed || e.Kind == registry.TooMany {
 			w.Header().Set("Retry-After", strconv.Itoa(retryAfter))

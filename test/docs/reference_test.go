@@ -26,6 +26,7 @@ func TestReferenceIsComplete(t *testing.T) {
 			harness.Usher("/slow slow", c.Backend("-never-listen"), "start_timeout 5m", "wait_timeout 50ms") + "\n" +
 			harness.Usher("web", c.Backend(), "idle_timeout 200ms", "scale queue", "affinity key {client_ip}") + "\n" +
 			harness.Usher("/stored* stored", c.Backend(), "async {\nwhen always\ngroup {client_ip}\nattempts 2\n}") + "\n" +
+			harness.Usher("/split* shop", "split web 1 slow 1") + "\n" +
 			harness.Usher("/full* full", c.Backend("-never-listen"), "async {\nwhen always\nmax_tasks 1\n}"),
 	})
 	for _, path := range []string{"/", "/broken", "/slow"} {
@@ -60,7 +61,7 @@ func TestReferenceIsComplete(t *testing.T) {
 	fields := 0
 	for _, path := range []string{
 		"/usher/services", "/usher/services/web", "/usher/services/web/decisions", "/usher/services/broken", "/usher/services/broken/logs",
-		"/usher/services/slow", "/usher/services/broken/decisions", "/usher/tasks",
+		"/usher/services/slow", "/usher/services/broken/decisions", "/usher/tasks", "/usher/splits",
 	} {
 		var v any
 		answer := ask("GET", path)
