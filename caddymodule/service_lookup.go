@@ -3,15 +3,15 @@ package caddymodule
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
-	"go.uber.org/zap"
-
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
 
 	"github.com/caddy-usher/usher/caddymodule/answer"
 	"github.com/caddy-usher/usher/caddymodule/hub"
@@ -210,8 +210,6 @@ func (h *Handler) refuseUnknown(w http.ResponseWriter, r *http.Request, none *no
 	if h.shared.errors.answered(h.shared.server, w, r, err, own) {
 		return
 	}
-	for name, v := range own {
-		w.Header()[name] = v
-	}
+	maps.Copy(w.Header(), own)
 	writeProblem(w, r, p)
 }

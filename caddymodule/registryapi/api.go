@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -58,10 +59,8 @@ func Serve(w http.ResponseWriter, r *http.Request, h *hub.Hub, caller Caller, pa
 	if method == http.MethodHead {
 		method = http.MethodGet
 	}
-	for _, m := range allowed {
-		if m == method {
-			return call(w, r, h, caller, parts)
-		}
+	if slices.Contains(allowed, method) {
+		return call(w, r, h, caller, parts)
 	}
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
 	return answer.ApiError(http.StatusMethodNotAllowed, "%s is answered to %s, not to %s", r.URL.Path, strings.Join(allowed, ", "), r.Method)
