@@ -30,8 +30,9 @@ func init() {
 // `start-timeout`, `drain-timeout`, `ready`, `port`, `scale`. Others have no
 // effect, and are logged.
 //
-// Anyone who may make containers on the engine can make a service of one. The
-// service ends when the container is removed.
+// Anyone who may make containers on the engine can make a service of one, and
+// claim hosts that the registry allows. The service ends when the container is
+// removed.
 //
 // `{env.*}` and `{file.*}` are resolved when the configuration is loaded.
 type Discoverer struct {

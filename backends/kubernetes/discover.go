@@ -33,7 +33,8 @@ func init() {
 // effect, and are logged.
 //
 // Anyone who may annotate a workload in these namespaces can make a service of
-// it. The service ends when the workload or its annotation goes.
+// it, and claim hosts that the registry allows. The service ends when the workload
+// or its annotation goes.
 //
 // `{env.*}` and `{file.*}` are resolved when the configuration is loaded.
 type Discoverer struct {

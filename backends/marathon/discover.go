@@ -37,8 +37,8 @@ func init() {
 // `USHER_READY`, `USHER_PORT`, `USHER_SCALE`. Others with that prefix have no
 // effect, and are logged.
 //
-// Anyone who may change an app can make a service of it. The service ends when
-// the app or its label goes.
+// Anyone who may change an app can make a service of it, and claim hosts that the
+// registry allows. The service ends when the app or its label goes.
 //
 // `{env.*}` and `{file.*}` are resolved when the configuration is loaded.
 type Discoverer struct {
