@@ -205,7 +205,8 @@ func hasRegistry() bool {
 	return h != nil && h.Registry() != nil
 }
 
-// showRegistry shows what is found on platforms.
+// showRegistry shows what is found on platforms, and which services do not run as
+// their definitions say.
 func showRegistry(w http.ResponseWriter, _ *http.Request, h *hub.Hub, _ *hub.Service, _ string) error {
 	if h != nil {
 		if v := h.RegistryView(); v != nil {

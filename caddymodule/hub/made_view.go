@@ -44,12 +44,17 @@ type MadeView struct {
 	Deleted time.Time `json:"deleted,omitzero"` // it can be brought back for a day
 
 	State string `json:"state,omitempty"` // of the running service
+
+	// Replacing is true while instances of an earlier definition still take requests,
+	// because those of this one are not ready yet.
+	Replacing bool `json:"replacing,omitempty"`
 }
 
 // FellBackView says why a revision is not in force.
 type FellBackView struct {
-	Reason string    `json:"reason"`
-	At     time.Time `json:"at"`
+	Revision int       `json:"revision"` // the one that is not in force
+	Reason   string    `json:"reason"`
+	At       time.Time `json:"at"`
 }
 
 // RevisionView is one revision of a service.
@@ -114,14 +119,14 @@ func (k *keeper) view(r *registry.Record) (*MadeView, error) {
 	r = k.registry.Shown(r)
 	rev := r.Current()
 	v := &MadeView{
-		Name: r.Name, Origin: OriginRunTime, Source: r.Source, Owner: r.Owner, Revision: rev.Number, ETag: r.ETag(),
+		Name: r.Name, Origin: originOf(r), Source: r.Source, Owner: r.Owner, Revision: rev.Number, ETag: r.ETag(),
 		By: rev.By, At: rev.At, Deleted: r.Deleted,
 	}
 	if r.Origin == registry.Discovered {
-		v.Origin, v.ETag = OriginDiscovered, ""
+		v.ETag = ""
 	}
-	if f := r.FellBack; f != nil {
-		v.InForce, v.FellBack = r.InForce().Number, &FellBackView{Reason: f.Reason, At: f.At}
+	if r.FellBack != nil {
+		v.InForce, v.FellBack = r.InForce().Number, fellBackView(r)
 	}
 	var err error
 	if v.Definition, err = json.Marshal(rev.Definition); err != nil {
@@ -138,9 +143,56 @@ func (k *keeper) view(r *registry.Record) (*MadeView, error) {
 	}
 	k.working.Unlock()
 	if s != nil && s.isActive() && !v.Shadowed {
-		v.State = string(s.Loop.Status().State)
+		v.State, v.Replacing = string(s.Loop.Status().State), s.Loop.Replacing()
 	}
 	return v, nil
+}
+
+// fellBackView returns nil if the newest revision is in force.
+func fellBackView(r *registry.Record) *FellBackView {
+	if r.FellBack == nil {
+		return nil
+	}
+	return &FellBackView{Revision: r.FellBack.Revision, Reason: r.FellBack.Reason, At: r.FellBack.At}
+}
+
+// UnusedView is a service that was made while Caddy runs and does not run as its
+// definition says.
+type UnusedView struct {
+	Name     string `json:"name"`
+	Origin   string `json:"origin"`
+	Owner    string `json:"owner,omitempty"`
+	Revision int    `json:"revision"`
+
+	// Trouble says why its definition cannot be used. Shadowed is true if the
+	// configuration has a service of that name.
+	Trouble  string `json:"trouble,omitempty"`
+	Shadowed bool   `json:"shadowed,omitempty"`
+}
+
+// unused returns the services that do not run as their definitions say, by name. The
+// lock is held.
+func (k *keeper) unused() []UnusedView {
+	list := []UnusedView{}
+	for _, name := range slices.Sorted(maps.Keys(k.made)) {
+		m := k.made[name]
+		if m.variant || m.trouble == nil && !m.shadowed {
+			continue
+		}
+		v := UnusedView{Name: name, Origin: originOf(m.record), Owner: m.record.Owner, Revision: m.record.Current().Number, Shadowed: m.shadowed}
+		if m.trouble != nil {
+			v.Trouble = m.trouble.Error()
+		}
+		list = append(list, v)
+	}
+	return list
+}
+
+func originOf(r *registry.Record) string {
+	if r.Origin == registry.Discovered {
+		return OriginDiscovered
+	}
+	return OriginRunTime
 }
 
 // Revisions returns what is kept of the definitions of a service, newest first; nil
@@ -175,6 +227,9 @@ type RegistryView struct {
 
 	// Unreadable are stored services that cannot be read. They are left as they are.
 	Unreadable []RejectedView `json:"unreadable,omitempty"`
+
+	// Unused are the services that do not run as their definitions say, by name.
+	Unused []UnusedView `json:"unused"`
 }
 
 // RegistryView says how the registry is; nil if the configuration has none.
@@ -198,26 +253,26 @@ func (h *Hub) RegistryView() *RegistryView {
 		}
 		v.Discover = append(v.Discover, f)
 	}
+	v.Unused = k.unused()
 	return v
 }
 
-// origin says where a service comes from, if not from the configuration.
-func (s *Service) origin() (origin, owner string, revision int) {
+// addOrigin says where a service comes from, if not from the configuration.
+func (s *Service) addOrigin(sum *ServiceSummary) {
 	k := s.Hub.keeper.Load()
 	if k == nil {
-		return "", "", 0
+		return
 	}
 	k.working.Lock()
 	defer k.working.Unlock()
 	m := k.made[s.Name]
 	if m == nil || m.shadowed || m.service != s {
-		return "", "", 0
+		return
 	}
-	origin = OriginRunTime
-	if m.record.Origin == registry.Discovered {
-		origin = OriginDiscovered
+	sum.Origin, sum.Owner, sum.Revision, sum.FellBack = originOf(m.record), m.record.Owner, m.revision, fellBackView(m.record)
+	if m.trouble != nil {
+		sum.Trouble = m.trouble.Error()
 	}
-	return origin, m.record.Owner, m.revision
 }
 
 // mask hides the secrets of a service: what its backend and its readiness check hide

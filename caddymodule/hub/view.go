@@ -35,6 +35,11 @@ type ServiceSummary struct {
 	Origin   string `json:"origin,omitempty"`
 	Owner    string `json:"owner,omitempty"`
 	Revision int    `json:"revision,omitempty"`
+
+	// FellBack says why a newer revision is not in force; nil if there is none.
+	// Trouble says why its definition cannot be used; what it had before stays.
+	FellBack *FellBackView `json:"fell_back,omitempty"`
+	Trouble  string        `json:"trouble,omitempty"`
 }
 
 // Outlook is what a service needs now and what is expected of it.
@@ -180,7 +185,7 @@ func (s *Service) Summary() ServiceSummary {
 		}
 	}
 	sum.Start = summarizeStart(st.Start, Cut)
-	sum.Origin, sum.Owner, sum.Revision = s.origin()
+	s.addOrigin(&sum)
 	return sum
 }
 

@@ -59,6 +59,14 @@ func (l *Loop) Status() Status {
 	return st
 }
 
+// Replacing says whether an instance of an earlier revision still takes requests:
+// those of the current one are not ready yet.
+func (l *Loop) Replacing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.served()
+}
+
 // Instances describes the instances of the service, oldest first.
 func (l *Loop) Instances() []InstanceStatus {
 	l.mu.Lock()
