@@ -21,7 +21,7 @@ var rooms = map[string][]string{
 	".":                       {"async/file", "backends/docker", "backends/kubernetes", "backends/marathon", "backends/process", "caddymodule", "caddymodule/admin", "caddymodule/command", "caddymodule/liveview", "cluster/etcd", "cluster/kubernetes"},
 	"caddymodule":             {"async", "async/callback", "caddymodule/answer", "caddymodule/hub", "caddymodule/option", "caddymodule/registryapi", "registry", "reserver", "scaler", "scaler/control", "scaler/policies"},
 	"caddymodule/admin":       {"async", "caddymodule/answer", "caddymodule/hub", "caddymodule/registryapi", "scaler/control"},
-	"caddymodule/command":     {"caddymodule/answer", "caddymodule/hub", "scaler/control"},
+	"caddymodule/command":     {"caddymodule", "caddymodule/answer", "caddymodule/hub", "scaler/control"},
 	"caddymodule/liveview":    {"async", "caddymodule/answer", "caddymodule/hub", "caddymodule/option", "scaler/control"},
 	"caddymodule/answer":      {"async", "caddymodule/hub", "scaler"},
 	"caddymodule/option":      {},

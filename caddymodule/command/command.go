@@ -39,15 +39,17 @@ line of output from 'logs --follow'.
 Exit status: 0 when it is done; 1 when the command is wrong, or Caddy does not
 answer; 4 when there is no such service, split, task or cluster; 5 when Usher
 refuses, such as to wake a suspended service, or to put one to sleep that an
-awake one needs.`,
+awake one needs; 6 when a changed service was stored and is not in force,
+because it cannot be started.`,
 		CobraFunc: commands{time.Now}.add,
 	})
 }
 
 // The exit statuses beyond Caddy's own.
 const (
-	exitNoService = 4
-	exitRefused   = 5
+	exitNoService  = 4
+	exitRefused    = 5
+	exitNotInForce = 6
 )
 
 // commands are what `caddy usher` can do.
@@ -107,6 +109,7 @@ func (cs commands) add(cmd *cobra.Command) {
 	})
 	cs.addTasks(cmd)
 	cs.addSplit(cmd)
+	cs.addMade(cmd)
 	operate := func(verb, short string, done outcome) *cobra.Command {
 		return ofService(add(verb+" <service>...", short, cobra.MinimumNArgs(1), func(c *console, names []string) error {
 			return c.operate(names, verb, done, nil)
@@ -123,6 +126,7 @@ func (cs commands) add(cmd *cobra.Command) {
 
 // console is what a command works with: where it asks, and where it writes.
 type console struct {
+	in       io.Reader
 	out, err io.Writer
 	address  string
 	json     bool
@@ -137,7 +141,7 @@ func (cs commands) console(cmd *cobra.Command) (*console, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the address of the admin API is not known: %w", err)
 	}
-	c := &console{out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(), address: address, json: flags.Bool("json"), now: cs.now}
+	c := &console{in: cmd.InOrStdin(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(), address: address, json: flags.Bool("json"), now: cs.now}
 	if f := cmd.Flags().Lookup("reason"); f != nil {
 		c.reason = f.Value.String()
 	}
@@ -154,11 +158,17 @@ func exit(cmd *cobra.Command, err error) error {
 	}
 	cmd.SilenceErrors = true
 	_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "Error:", harmless(err.Error()))
-	refused, ok := errors.AsType[*refusedCall](err)
+	status, ok := errors.AsType[statusError](err)
 	if !ok {
 		return err
 	}
-	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return refused.exitStatus(), nil })(cmd, nil)
+	return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return status.exitStatus(), nil })(cmd, nil)
+}
+
+// statusError is an error with an exit status of its own.
+type statusError interface {
+	error
+	exitStatus() int
 }
 
 // refusedCall is the admin API's answer to what it does not do.
@@ -274,8 +284,7 @@ func sleepInWords(s hub.ServiceSummary) string {
 // operate does something to each of the services. What fails for one is not
 // held against the others; the first failure is the command's.
 func (c *console) operate(names []string, verb string, done outcome, body any) error {
-	var first error
-	for _, name := range names {
+	return c.each(names, func(name string) error {
 		var s hub.ServiceSummary
 		raw, err := c.ask(http.MethodPost, servicePath(name, verb), body, &s)
 		switch {
@@ -284,7 +293,16 @@ func (c *console) operate(names []string, verb string, done outcome, body any) e
 		case err == nil:
 			err = c.print("%s %s\n", s.Name, harmless(done(s)))
 		}
-		switch {
+		return err
+	})
+}
+
+// each does something with each of the services. It returns the first failure, and
+// prints the others.
+func (c *console) each(names []string, do func(name string) error) error {
+	var first error
+	for _, name := range names {
+		switch err := do(name); {
 		case err == nil:
 		case first == nil:
 			first = err

@@ -45,24 +45,102 @@ func (c *console) list([]string) error {
 	if c.json {
 		return c.printJSON(raw)
 	}
-	if len(list) == 0 {
+	unused, err := c.unused()
+	if err != nil {
+		return err
+	}
+	if len(list)+len(unused) == 0 {
 		_, err := fmt.Fprintln(c.err, "There are no services.")
 		return err
 	}
-	rows := [][]string{{"NAME", "STATE", "READY", "TARGET", "LIMITS", "IN USE", "WAITING", "COLD START", "BACKEND", "LAST ERROR"}}
+	made := slices.ContainsFunc(list, func(s hub.ServiceSummary) bool { return s.Origin != "" })
+	head := []string{"NAME", "STATE", "READY", "TARGET", "LIMITS", "IN USE", "WAITING", "COLD START", "BACKEND"}
+	if made {
+		head = append(head, "ORIGIN", "OWNER", "REVISION")
+	}
+	rows := [][]string{append(head, "LAST ERROR")}
 	for _, s := range list {
 		row := []string{
 			s.Name, string(s.State), strconv.Itoa(s.Instances.Ready), strconv.Itoa(s.Target), fmt.Sprintf("%d..%d", s.Min, s.Max),
-			slotsInWords(s.Slots), waitingInWords(s), coldStartInWords(s), s.Backend, "",
+			slotsInWords(s.Slots), waitingInWords(s), coldStartInWords(s), s.Backend,
 		}
-		if s.LastError != nil {
-			row[len(row)-1] = brief(*s.LastError)
-		} else if s.Start != nil && s.Start.Problem != "" {
-			row[len(row)-1] = brief(s.Start.Problem)
+		if made {
+			row = append(row, originInWords(s.Origin), s.Owner, numberInWords(s.Revision))
 		}
-		rows = append(rows, row)
+		rows = append(rows, append(row, brief(troubleOf(s))))
+	}
+	if len(list) > 0 {
+		if err := c.table("", rows); err != nil {
+			return err
+		}
+	}
+	return c.listUnused(unused)
+}
+
+// unused returns the services that do not run as their definitions say.
+func (c *console) unused() ([]hub.UnusedView, error) {
+	var answer struct {
+		Unused []hub.UnusedView `json:"unused"`
+	}
+	_, err := c.ask(http.MethodGet, "registry", nil, &answer)
+	if isRefused(err) {
+		return nil, nil // the configuration has no registry
+	}
+	return answer.Unused, err
+}
+
+func (c *console) listUnused(list []hub.UnusedView) error {
+	if len(list) == 0 {
+		return nil
+	}
+	rows := [][]string{{"NOT IN FORCE", "ORIGIN", "OWNER", "REVISION", "REASON"}}
+	for _, v := range list {
+		reason := brief(v.Trouble)
+		if v.Shadowed {
+			reason = shadowedInWords
+		}
+		rows = append(rows, []string{v.Name, originInWords(v.Origin), v.Owner, strconv.Itoa(v.Revision), reason})
+	}
+	if err := c.print("\n"); err != nil {
+		return err
 	}
 	return c.table("", rows)
+}
+
+const shadowedInWords = "the configuration has a service of that name"
+
+// originInWords says where a service comes from.
+func originInWords(origin string) string {
+	switch origin {
+	case "":
+		return "configuration"
+	case hub.OriginRunTime:
+		return "run time"
+	}
+	return origin
+}
+
+// numberInWords is the number of a revision, if there is one.
+func numberInWords(revision int) string {
+	if revision == 0 {
+		return ""
+	}
+	return strconv.Itoa(revision)
+}
+
+// troubleOf is what is wrong with a service, the weightiest first.
+func troubleOf(s hub.ServiceSummary) string {
+	switch {
+	case s.Trouble != "":
+		return "its newest definition cannot be used: " + s.Trouble
+	case s.LastError != nil:
+		return *s.LastError
+	case s.FellBack != nil:
+		return fmt.Sprintf("revision %d could not be started: %s", s.FellBack.Revision, s.FellBack.Reason)
+	case s.Start != nil:
+		return s.Start.Problem
+	}
+	return ""
 }
 
 // inWords is `12 of 40`, or `12` where there is no limit, or no slot: what is
@@ -126,23 +204,26 @@ func coldStartInWords(s hub.ServiceSummary) string {
 }
 
 func (c *console) show(names []string) error {
-	var s hub.ServiceDetails
-	raw, err := c.ask(http.MethodGet, servicePath(names[0]), nil, &s)
+	k, err := c.know(names[0])
 	if err != nil {
 		return err
 	}
 	if c.json {
-		return c.printJSON(raw)
+		return c.printJSON(k.raw)
 	}
-	rows := [][]string{
-		{"Service:", s.Name},
-		{"Backend:", s.Backend},
+	if k.Config == nil {
+		return c.table("", append([][]string{{"Service:", k.Name}, {"State:", "does not run"}}, c.madeRows(k.Made)...))
+	}
+	s := k.ServiceDetails
+	rows := [][]string{{"Service:", s.Name}, {"Backend:", s.Backend}}
+	rows = append(rows, c.madeRows(s.Made)...)
+	rows = append(rows, [][]string{
 		{"State:", stateInWords(s)},
 		{"Target:", fmt.Sprintf("%d, between %d and %d", s.Target, s.Min, s.Max)},
 		{"Instances:", instancesInWords(s.Instances)},
 		{"In use:", slotsInWords(s.Slots)},
 		{"Waiting:", waitingInWords(s.ServiceSummary) + boundInWords(s.ServiceSummary)},
-	}
+	}...)
 	rows = append(rows, reasonsToStay(s)...)
 	if s.SessionKeys != nil {
 		rows = append(rows, []string{"Sessions:", hub.Several(*s.SessionKeys, "key") + " remembered"})
@@ -176,6 +257,45 @@ func (c *console) show(names []string) error {
 		return fmt.Errorf("the configuration of %s: %w", s.Name, err)
 	}
 	return c.print("\nConfiguration:\n%s\n", harmlessJSON(string(config)))
+}
+
+// madeRows say where a service comes from that is not of the configuration, and
+// whether it runs as it was defined last.
+func (c *console) madeRows(v *hub.MadeView) (rows [][]string) {
+	switch {
+	case v == nil:
+		return nil
+	case v.Shadowed:
+		return [][]string{{"Origin:", "configuration"}, {"Not in force:", fmt.Sprintf("revision %d of a service of that name that was made at run time", v.Revision)}}
+	}
+	origin := originInWords(v.Origin)
+	if v.Source != "" {
+		origin += ": " + v.Source
+	}
+	revision := strconv.Itoa(v.Revision)
+	if !v.At.IsZero() {
+		revision += fmt.Sprintf(", %s ago", hub.Short(c.now().Sub(v.At)))
+	}
+	if v.By != "" {
+		revision += ", by " + v.By
+	}
+	rows = [][]string{{"Origin:", origin}, {"Owner:", v.Owner}, {"Revision:", revision}, {"Definition:", definitionInWords(v.Definition)}}
+	if v.Owner == "" {
+		rows = slices.Delete(rows, 1, 2)
+	}
+	switch {
+	case !v.Deleted.IsZero():
+		rows = append(rows, []string{"Deleted:", hub.Short(c.now().Sub(v.Deleted)) + " ago; 'caddy usher rollback " + v.Name + "' brings it back"})
+	case v.Replacing:
+		rows = append(rows, []string{"Replacing:", "instances of before serve until those of this revision are ready"})
+	}
+	if v.FellBack != nil {
+		rows = append(rows, onRows("Fell back:", fmt.Sprintf("revision %d is in force, because %d could not be started: %s", v.InForce, v.FellBack.Revision, v.FellBack.Reason))...)
+	}
+	if v.Trouble != "" {
+		rows = append(rows, onRows("Trouble:", "its definition cannot be used: "+v.Trouble)...)
+	}
+	return rows
 }
 
 // reasonsToStay are those beside requests for which instances are kept.

@@ -23,6 +23,8 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // aDay is when the commands of the tests are given.
 var aDay = time.Date(2026, time.March, 4, 12, 30, 0, 0, time.UTC)
 
+func aDayNow() time.Time { return aDay }
+
 // scriptedAdmin answers as the admin API does, and always the same. What a
 // platform says in it would clear the screen.
 var scriptedAdmin = map[string]string{
@@ -51,6 +53,14 @@ var scriptedAdmin = map[string]string{
 	"GET /usher/services/api/logs": `[
 		{"number":7,"time":"2026-03-04T12:29:59Z","instance":"i1","stream":"stdout","text":"listening on \u001b[1m21000"},
 		{"number":8,"time":"2026-03-04T12:30:00Z","instance":"i2","stream":"stderr","text":"slow query"}]`,
+	"GET /usher/services/hello": `{"name":"hello","backend":"process","state":"awake","target":1,"min":0,"max":1,"instances":{"starting":1,"ready":1,"ejected":0,"draining":0},"slots":{"total":10,"in_use":1},"waiting":0,"oldest_wait_ms":0,"cold_starts":0,"last_cold_start_ms":0,"last_error":null,"instance_list":[],"config":{},
+		"origin":"run_time","owner":"ann","revision":2,"made":{"name":"hello","origin":"run_time","owner":"ann","revision":3,"etag":"\"3-abc\"","definition":{"template":"web","params":{"team":"red","name":"x\u001b[2J"},"hosts":["hello.example.com"]},
+		"by":"ann","at":"2026-03-04T12:20:00Z","in_force":2,"fell_back":{"revision":3,"reason":"exit status 3\nno such file","at":"2026-03-04T12:21:00Z"},"replacing":true,"state":"awake"}}`,
+	"GET /usher/services/hello/revisions": `[
+		{"number":3,"by":"ann","at":"2026-03-04T12:20:00Z","definition":{"template":"web","params":{"team":"red","name":"x\u001b[2J"},"hosts":["hello.example.com"]}},
+		{"number":2,"by":"the admin API","at":"2026-03-04T10:00:00Z","definition":{"template":"web","params":{"team":"red"},"fallback":"1m0s"}},
+		{"number":1,"by":"the admin API","at":"2026-03-02T12:00:00Z","definition":{"service":{"backend":{"type":"process","env":{"TOKEN":"***"}}}}}]`,
+	"GET /usher/services/old":          `{"name":"old","origin":"run_time","revision":1,"etag":"\"1-abc\"","definition":{"template":"gone"},"by":"the admin API","at":"2026-03-01T12:00:00Z","trouble":"there is no template gone"}`,
 	"POST /usher/services/api/wake":    `{"name":"api","state":"awake"}`,
 	"POST /usher/services/api/sleep":   `{"name":"api","state":"asleep"}`,
 	"POST /usher/services/blog/sleep":  `{"name":"blog","state":"asleep","waiting":4,"visitors":1}`,
@@ -112,7 +122,7 @@ func scripted(t *testing.T) (address string, bodies *[]string) {
 // command runs `caddy usher` with these arguments.
 func command(address string, args ...string) (stdout, stderr string, err error) {
 	cmd := &cobra.Command{Use: "usher", SilenceUsage: true}
-	commands{func() time.Time { return aDay }}.add(cmd)
+	commands{aDayNow}.add(cmd)
 	var out, errs bytes.Buffer
 	cmd.SetOut(&out)
 	cmd.SetErr(&errs)
