@@ -366,6 +366,10 @@ func resultOf(k *known, revision int) result {
 	case "suspended":
 		return result{true, true, "It is suspended: 'caddy usher resume " + k.Name + "' turns it on."}
 	case "asleep":
+		if k.LastError != nil {
+			// No request waits, so it is not tried again by itself.
+			return result{true, false, "It is asleep, and its last start failed. The next request starts it again." + reasonOf(k)}
+		}
 		return result{true, true, "It is asleep: the next request starts it."}
 	}
 	return result{true, true, fmt.Sprintf("It is in force: %s.", instancesInWords(k.Instances))}

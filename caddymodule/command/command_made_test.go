@@ -153,6 +153,10 @@ func TestApplySaysWhatBecameOfAService(t *testing.T) {
 			get: []reply{{404, `{"error":"no"}`}, {200, made(1, "waking", "")}, {200, `{"name":"hello","state":"failing","config":{},"last_error":"exit status 3","made":` + view(1, "failing", "") + `}`}}, put: reply{201, view(1, "", "")},
 			failed: "It cannot be started. exit status 3", not: "*",
 		},
+		"failed, and no request waits": {
+			get: []reply{there, {200, made(2, "waking", "")}, {200, `{"name":"hello","state":"asleep","config":{},"last_error":"exit status 3","made":` + view(2, "asleep", "") + `}`}}, put: reply{200, view(2, "", "")},
+			failed: "It is asleep, and its last start failed. The next request starts it again. exit status 3", match: `"1-abc"`,
+		},
 		"trouble": {
 			get: []reply{there, {200, made(2, "awake", `,"trouble":"there is no template web"`)}}, put: reply{200, view(2, "", "")},
 			failed: "Its definition cannot be used, and what it had before stays: there is no template web", match: `"1-abc"`,
@@ -400,7 +404,9 @@ func TestListHasWhereServicesComeFromAndWhatDoesNotRun(t *testing.T) {
 			{"name":"api","backend":"process","state":"awake","slots":{},"instances":{}},
 			{"name":"blog","backend":"kubernetes","state":"awake","slots":{},"instances":{},"origin":"discovered","revision":1},
 			{"name":"hello","backend":"process","state":"asleep","slots":{},"instances":{},"origin":"run_time","owner":"ann","revision":1,"fell_back":{"revision":2,"reason":"exit status 3"}}]`}},
-		"GET registry": {{200, `{"unused":[{"name":"api","origin":"run_time","revision":4,"shadowed":true},{"name":"old","origin":"run_time","owner":"bob","revision":1,"trouble":"there is no template web"}]}`}},
+		"GET registry": {{200, `{"unused":[{"name":"api","origin":"run_time","revision":4,"shadowed":true},{"name":"old","origin":"run_time","owner":"bob","revision":1,"trouble":"there is no template web"}],
+			"discover":[{"platform":"docker","trouble":"connection refused"},{"platform":"kubernetes","rejected":[{"object":"deployment/web in namespace apps","name":"api","reason":"the configuration has the service api"}]}],
+			"unreadable":[{"object":"torn","reason":"unexpected end"}]}`}},
 	})
 	stdout, stderr, err := command(a.address, "list")
 	want := `NAME    STATE    READY   TARGET   LIMITS   IN USE   WAITING   COLD START   BACKEND      ORIGIN          OWNER   REVISION   LAST ERROR
@@ -408,9 +414,12 @@ api     awake    0       0        0..0     0        0         -            proce
 blog    awake    0       0        0..0     0        0         -            kubernetes   discovered              1
 hello   asleep   0       0        0..0     0        0         -            process      run time        ann     1          revision 2 could not be started: exit status 3
 
-NOT IN FORCE   ORIGIN     OWNER   REVISION   REASON
-api            run time           4          the configuration has a service of that name
-old            run time   bob     1          there is no template web
+NOT IN FORCE   ORIGIN       OWNER   REVISION   REASON
+api            run time             4          the configuration has a service of that name
+old            run time     bob     1          there is no template web
+docker         discovered                      the platform cannot be asked: connection refused
+api            discovered                      kubernetes deployment/web in namespace apps: the configuration has the service a ...
+torn           run time                        what is stored of it cannot be read: unexpected end
 `
 	if err != nil || stdout != want {
 		t.Errorf("%v %s\n%s\nwant\n%s", err, stderr, stdout, want)

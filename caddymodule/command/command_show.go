@@ -2,6 +2,7 @@ package command
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -49,7 +50,7 @@ func (c *console) list([]string) error {
 	if err != nil {
 		return err
 	}
-	if len(list)+len(unused) == 0 {
+	if len(list) == 0 && unused == nil {
 		_, err := fmt.Fprintln(c.err, "There are no services.")
 		return err
 	}
@@ -77,34 +78,45 @@ func (c *console) list([]string) error {
 	return c.listUnused(unused)
 }
 
-// unused returns the services that do not run as their definitions say.
-func (c *console) unused() ([]hub.UnusedView, error) {
-	var answer struct {
-		Unused []hub.UnusedView `json:"unused"`
-	}
-	_, err := c.ask(http.MethodGet, "registry", nil, &answer)
-	if isRefused(err) {
+// unused returns rows about the services that do not run as their definitions say;
+// nil if there are none.
+func (c *console) unused() ([][]string, error) {
+	var r hub.RegistryView
+	if _, err := c.ask(http.MethodGet, "registry", nil, &r); isRefused(err) {
 		return nil, nil // the configuration has no registry
+	} else if err != nil {
+		return nil, err
 	}
-	return answer.Unused, err
-}
-
-func (c *console) listUnused(list []hub.UnusedView) error {
-	if len(list) == 0 {
-		return nil
-	}
-	rows := [][]string{{"NOT IN FORCE", "ORIGIN", "OWNER", "REVISION", "REASON"}}
-	for _, v := range list {
-		reason := brief(v.Trouble)
+	var rows [][]string
+	for _, v := range r.Unused {
+		reason := v.Trouble
 		if v.Shadowed {
 			reason = shadowedInWords
 		}
-		rows = append(rows, []string{v.Name, originInWords(v.Origin), v.Owner, strconv.Itoa(v.Revision), reason})
+		rows = append(rows, []string{v.Name, originInWords(v.Origin), v.Owner, strconv.Itoa(v.Revision), brief(reason)})
+	}
+	for _, f := range r.Discover {
+		if f.Trouble != "" {
+			rows = append(rows, []string{f.Platform, hub.OriginDiscovered, "", "", brief("the platform cannot be asked: " + f.Trouble)})
+		}
+		for _, o := range f.Rejected {
+			rows = append(rows, []string{cmp.Or(o.Name, "-"), hub.OriginDiscovered, "", "", brief(f.Platform + " " + o.Object + ": " + o.Reason)})
+		}
+	}
+	for _, o := range r.Unreadable {
+		rows = append(rows, []string{cmp.Or(o.Name, o.Object), originInWords(hub.OriginRunTime), "", "", brief("what is stored of it cannot be read: " + o.Reason)})
+	}
+	return rows, nil
+}
+
+func (c *console) listUnused(rows [][]string) error {
+	if rows == nil {
+		return nil
 	}
 	if err := c.print("\n"); err != nil {
 		return err
 	}
-	return c.table("", rows)
+	return c.table("", append([][]string{{"NOT IN FORCE", "ORIGIN", "OWNER", "REVISION", "REASON"}}, rows...))
 }
 
 const shadowedInWords = "the configuration has a service of that name"
