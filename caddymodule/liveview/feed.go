@@ -49,6 +49,9 @@ type glance struct {
 	slots          int
 	cold, entries  int
 	failed, paused string
+	origin, owner  string
+	revision       int
+	unused         string // why it does not run as it was defined last
 }
 
 // still says whether nothing can move inside: the same glance is the same
@@ -60,7 +63,10 @@ func isStill(s hub.ServiceSummary) bool {
 func glanceAt(s *hub.Service, sum hub.ServiceSummary) glance {
 	g := glance{
 		state: string(sum.State), target: sum.Target, min: sum.Min, max: sum.Max,
-		slots: -1, cold: sum.ColdStarts, entries: s.Happened(),
+		slots: -1, cold: sum.ColdStarts, entries: s.Happened(), origin: sum.Origin, owner: sum.Owner, revision: sum.Revision, unused: sum.Trouble,
+	}
+	if sum.FellBack != nil {
+		g.unused += sum.FellBack.At.String()
 	}
 	if sum.Slots.Total != nil {
 		g.slots = *sum.Slots.Total

@@ -10,6 +10,7 @@
 	const title = document.body.dataset.title;
 	const hour = 3600;
 	const states = ["awake", "waking", "failing", "suspended", "asleep"];
+	const origins = { "": "configuration", run_time: "run time", discovered: "discovered" };
 
 	/** make returns an element with properties and children. */
 	function make(tag, properties, ...children) {
@@ -49,6 +50,7 @@
 	const names = []; // sorted
 	const dirty = new Set();
 	const wanted = new Set(); // states that are shown; none: all
+	const wantedOrigins = new Set(); // those that are shown; none: all
 	let news = [];
 	let newsChanged = false;
 	let skew = 0; // of the server's clock, in ms
@@ -191,7 +193,7 @@
 		if (!s.item) build(s);
 		if (s.item.dataset.state !== d.state) s.item.dataset.state = d.state;
 		write(s.state, d.state);
-		s.backend.data = " · " + d.backend;
+		s.backend.data = " · " + d.backend + (d.origin ? " · " + madeInWords(d) : "");
 		write(s.count, String(d.target));
 		s.of.data = " of " + d.max + (d.min > 0 ? ", min " + d.min : "");
 		curve(s);
@@ -204,7 +206,8 @@
 			s.colds = d.cold_starts;
 			s.cold.replaceChildren(...(d.cold_starts ? ["cold start ", make("b", {}, took(d.last_cold_start_ms))] : []));
 		}
-		const trouble = d.suspension ? d.suspension.reason : (d.start?.failed > 1 ? d.start.failed + " attempts failed: " : "") + (d.last_error || d.start?.problem || (d.start?.waits ? "The next start " + d.start.waits : ""));
+		const started = (d.start?.failed > 1 ? d.start.failed + " attempts failed: " : "") + (d.last_error || d.start?.problem || (d.start?.waits ? "The next start " + d.start.waits : ""));
+		const trouble = d.suspension ? d.suspension.reason : d.trouble ? "The newest definition cannot be used: " + d.trouble : started || fellBack(d);
 		s.trouble.hidden = trouble === "";
 		write(s.trouble, trouble);
 		if (s.trouble.title !== trouble) s.trouble.title = trouble; // Folded, its end is left out.
@@ -216,6 +219,17 @@
 		s.item.hidden = !matches(d);
 		if (s.detail) look(s);
 	}
+
+	/** originOf is where a service comes from. */
+	const originOf = (d) => origins[d.origin || ""] || d.origin;
+
+	/** madeInWords says where a service comes from that is not of the configuration. */
+	function madeInWords(d) {
+		return [originOf(d), d.owner, d.revision && "revision " + d.revision].filter(Boolean).join(", ");
+	}
+
+	/** fellBack says why the newest revision is not in force. */
+	const fellBack = (d) => d.fell_back ? "Revision " + d.fell_back.revision + " could not be started: " + d.fell_back.reason : "";
 
 	/** allow shows the buttons that make sense, and keeps the focus in the row. */
 	function allow(s, wanted) {
@@ -471,7 +485,8 @@
 
 	function matches(d) {
 		const text = $("filter").value.trim().toLowerCase();
-		return (!wanted.size || wanted.has(d.state)) && (!text || d.name.includes(text) || d.backend.toLowerCase().includes(text));
+		return (!wanted.size || wanted.has(d.state)) && (!wantedOrigins.size || wantedOrigins.has(d.origin || "")) &&
+			(!text || d.name.includes(text) || d.backend.toLowerCase().includes(text) || (d.owner || "").toLowerCase().includes(text));
 	}
 
 	function filter() {
@@ -479,34 +494,44 @@
 		summarize();
 	}
 
-	const chips = new Map();
-	for (const state of states) {
-		const chip = { number: make("b", {}, "0") };
-		chip.button = make("button", {
+	/** chip makes a button that lets through what is like that, with its number. */
+	function chip(group, chosen, value, label) {
+		const c = { number: make("b", {}, "0") };
+		c.button = make("button", {
 			type: "button",
 			onclick() {
-				if (!wanted.delete(state)) wanted.add(state);
-				chip.button.setAttribute("aria-pressed", String(wanted.has(state)));
+				if (!chosen.delete(value)) chosen.add(value);
+				c.button.setAttribute("aria-pressed", String(chosen.has(value)));
 				filter();
 			},
-		}, chip.number, state);
-		chip.button.dataset.state = state;
-		chip.button.setAttribute("aria-pressed", "false");
-		chips.set(state, chip);
-		$("states").append(chip.button);
+		}, c.number, label);
+		c.button.setAttribute("aria-pressed", "false");
+		group.append(c.button);
+		return c;
 	}
 
+	const chips = new Map(), originChips = new Map();
+	for (const state of states) {
+		chips.set(state, chip($("states"), wanted, state, state));
+		chips.get(state).button.dataset.state = state;
+	}
+	for (const [origin, label] of Object.entries(origins)) originChips.set(origin, chip($("origins"), wantedOrigins, origin, label));
+
 	function summarize() {
-		const count = new Map();
+		const count = new Map(), made = new Map();
 		let ready = 0, inside = 0, waiting = 0, shown = 0;
 		for (const { data: d } of services.values()) {
 			count.set(d.state, (count.get(d.state) || 0) + 1);
+			made.set(d.origin || "", (made.get(d.origin || "") || 0) + 1);
 			ready += d.instances.ready;
 			inside += d.slots.in_use;
 			waiting += d.waiting;
 			if (matches(d)) shown++;
 		}
 		for (const [state, chip] of chips) write(chip.number, String(count.get(state) || 0));
+		for (const [origin, chip] of originChips) write(chip.number, String(made.get(origin) || 0));
+		// Without a registry all are of the configuration, and there is nothing to choose.
+		$("origins").hidden = !wantedOrigins.size && !made.get("run_time") && !made.get("discovered");
 		write($("ready"), String(ready));
 		write($("inside"), String(inside));
 		write($("waiting"), String(waiting));
