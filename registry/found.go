@@ -8,6 +8,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -53,7 +54,7 @@ const storage = "storage"
 // foundList is what a source has found.
 type foundList struct {
 	backend    string
-	candidates []candidate
+	candidates []*candidate
 }
 
 // candidate is a found object and the service that it would be.
@@ -75,7 +76,7 @@ func (r *Registry) SetFound(source, backend string, found []Found) {
 	r.turn <- struct{}{}
 	defer r.endTurn()
 	rules := r.rules.Load()
-	before := make(map[string]candidate)
+	before := make(map[string]*candidate)
 	if list := r.found[source]; list != nil && list.backend == backend {
 		for _, c := range list.candidates {
 			before[c.found.Object] = c
@@ -101,8 +102,8 @@ func (f Found) equal(other Found) bool {
 }
 
 // newCandidate checks what can be told of an object alone.
-func newCandidate(rules *Rules, source, backend string, f Found) candidate {
-	c := candidate{source: source, found: f, name: cmp.Or(strings.TrimSpace(f.Labels["name"]), f.Name)}
+func newCandidate(rules *Rules, source, backend string, f Found) *candidate {
+	c := &candidate{source: source, found: f, name: cmp.Or(strings.TrimSpace(f.Labels["name"]), f.Name)}
 	if f.Problem != "" {
 		c.problem = f.Problem
 		return c
@@ -123,7 +124,7 @@ func newCandidate(rules *Rules, source, backend string, f Found) candidate {
 // settle gives names and hosts to found objects, and puts what changes in force.
 func (r *Registry) settle() {
 	rules := r.rules.Load()
-	var all []candidate
+	var all []*candidate
 	r.wanted = make(map[string]bool)
 	for _, list := range r.found {
 		all = append(all, list.candidates...)
@@ -134,7 +135,7 @@ func (r *Registry) settle() {
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b candidate) int {
+	slices.SortFunc(all, func(a, b *candidate) int {
 		return cmp.Or(a.found.Since.Compare(b.found.Since), strings.Compare(a.source, b.source), strings.Compare(a.found.Object, b.found.Object))
 	})
 	next := make(map[string]*Record)
@@ -169,7 +170,7 @@ func (r *Registry) settleIfWanted(name string, old, next *Record) {
 }
 
 // occupied returns why a candidate cannot have its name or its hosts, or "".
-func (r *Registry) occupied(rules *Rules, c candidate, next map[string]*Record, hosts map[string]string) string {
+func (r *Registry) occupied(rules *Rules, c *candidate, next map[string]*Record, hosts map[string]string) string {
 	if rules.configured(c.name) {
 		return fmt.Sprintf("the configuration has a service %s; choose another name", c.name)
 	}
@@ -209,13 +210,17 @@ func (c *candidate) record(old *Record) *Record {
 // putFound puts discovered services in force, in the place of those before.
 func (r *Registry) putFound(next map[string]*Record, hosts map[string]string, rejected []Rejected) {
 	type pair struct{ old, next *Record }
-	var changes []pair
+	var gone []string
 	for name, old := range r.live {
 		if old.Origin == Discovered && next[name] == nil {
-			changes = append(changes, pair{old, nil})
+			gone = append(gone, name)
 		}
 	}
-	slices.SortFunc(changes, func(a, b pair) int { return byName(a.old, b.old) })
+	slices.Sort(gone)
+	var changes []pair
+	for _, name := range gone {
+		changes = append(changes, pair{r.live[name], nil})
+	}
 	for _, name := range sortedKeys(next) {
 		if old := r.live[name]; old != next[name] {
 			changes = append(changes, pair{old, next[name]})
@@ -252,8 +257,9 @@ func (r *Registry) Rejected() []Rejected {
 	for name, err := range r.broken {
 		all = append(all, Rejected{Source: storage, Name: name, Reason: "the stored record cannot be read: " + err.Error()})
 	}
-	slices.SortStableFunc(all, func(a, b Rejected) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Source, b.Source), strings.Compare(a.Object, b.Object))
+	sort.SliceStable(all, func(i, k int) bool {
+		a, b := all[i], all[k]
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Source, b.Source), strings.Compare(a.Object, b.Object)) < 0
 	})
 	return all
 }

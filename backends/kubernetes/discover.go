@@ -213,8 +213,8 @@ type search struct {
 	cancel context.CancelFunc
 	life   sync.WaitGroup
 
-	cluster *cluster             // nil until the way to it is known; belongs to look
-	mirrors []*mirror[candidate] // one for each namespace and kind
+	cluster *cluster              // nil until the way to it is known; belongs to look
+	mirrors []*mirror[*candidate] // one for each namespace and kind
 }
 
 // A candidate is what is kept of a workload: of most nothing but that there is
@@ -226,8 +226,8 @@ type candidate struct {
 	annotations map[string]string // Usher's, if it is to be a service
 }
 
-func newCandidate(u *unstructured.Unstructured) candidate {
-	c := candidate{head: newHead(u), space: u.GetNamespace(), created: u.GetCreationTimestamp().Time}
+func newCandidate(u *unstructured.Unstructured) *candidate {
+	c := &candidate{head: newHead(u), space: u.GetNamespace(), created: u.GetCreationTimestamp().Time}
 	annotations := u.GetAnnotations()
 	if annotations[scheme.Enable()] != "true" || u.GetDeletionTimestamp() != nil {
 		return c
@@ -253,7 +253,7 @@ func (s *search) begin() error {
 			if kind == jobTemplates {
 				kind = cronJobs
 			}
-			m := &mirror[candidate]{gvr: kind, namespace: space, cluster: cl, convert: newCandidate, changed: s.changed, replaced: func(bool) { s.watch.Poke() }}
+			m := &mirror[*candidate]{gvr: kind, namespace: space, cluster: cl, convert: newCandidate, changed: s.changed, replaced: func(bool) { s.watch.Poke() }}
 			s.mirrors = append(s.mirrors, m)
 			s.life.Go(func() { m.run(s.ctx) })
 		}
@@ -311,7 +311,7 @@ func (s *search) look(context.Context) ([]scaler.Found, error) {
 }
 
 // found describes a workload.
-func (s *search) found(gvr schema.GroupVersionResource, c candidate) scaler.Found {
+func (s *search) found(gvr schema.GroupVersionResource, c *candidate) scaler.Found {
 	if gvr == cronJobs {
 		gvr = jobTemplates
 	}

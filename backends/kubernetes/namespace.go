@@ -100,16 +100,16 @@ func (ns *namespace) unsubscribe(r *runner) {
 
 // podChanged tells those whose pod it is. Neither before nor after is nil when
 // it was there and is there.
-func (ns *namespace) podChanged(before, after **pod) {
+func (ns *namespace) podChanged(before, after *pod) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	if before != nil {
 		for o := range ns.observers {
-			o.podChanged(*before, after)
+			o.podChanged(before, after)
 		}
 	}
 	for j := range ns.ofJobs {
-		if before != nil && j.concerns((*before).labels) || after != nil && j.concerns((*after).labels) {
+		if before != nil && j.concerns(before.labels) || after != nil && j.concerns(after.labels) {
 			j.eye.poke()
 		}
 	}
@@ -118,7 +118,7 @@ func (ns *namespace) podChanged(before, after **pod) {
 		if sel == nil {
 			continue
 		}
-		if before != nil && (*sel).Matches((*before).labels) || after != nil && (*sel).Matches((*after).labels) {
+		if before != nil && (*sel).Matches(before.labels) || after != nil && (*sel).Matches(after.labels) {
 			r.poke(false)
 		}
 	}
@@ -158,7 +158,7 @@ func (ns *namespace) isJobRevision(revision string) bool {
 }
 
 // jobChanged tells those whose Job it is.
-func (ns *namespace) jobChanged(before, after **job) {
+func (ns *namespace) jobChanged(before, after *job) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	one := after
@@ -166,14 +166,14 @@ func (ns *namespace) jobChanged(before, after **job) {
 		one = before
 	}
 	for j := range ns.ofJobs {
-		if j.concerns((*one).labels) {
+		if j.concerns(one.labels) {
 			j.eye.poke()
 		}
 	}
 }
 
 // setChanged tells those whose ReplicaSet it is.
-func (ns *namespace) setChanged(before, after **replicaSet) {
+func (ns *namespace) setChanged(before, after *replicaSet) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	one := after
@@ -182,8 +182,8 @@ func (ns *namespace) setChanged(before, after **replicaSet) {
 	}
 	for r := range ns.members {
 		switch w := r.plan.workload; {
-		case w.gvr == deployments && (*one).owner.kind == "Deployment" && (*one).owner.name == w.name,
-			w.gvr == replicaSets && (*one).name == w.name:
+		case w.gvr == deployments && one.owner.kind == "Deployment" && one.owner.name == w.name,
+			w.gvr == replicaSets && one.name == w.name:
 			// A new one may be that of a workload that did not exist before.
 			r.poke(before == nil)
 		}

@@ -43,9 +43,9 @@ func (o *observation) Close() {
 }
 
 // podChanged takes note of a pod that was there, and that is gone or has changed.
-func (o *observation) podChanged(before *pod, after **pod) {
-	if after != nil && (*after).uid == before.uid {
-		if o.runOf(before) == o.runOf(*after) && before.finished() == (*after).finished() {
+func (o *observation) podChanged(before, after *pod) {
+	if after != nil && after.uid == before.uid {
+		if o.runOf(before) == o.runOf(after) && before.finished() == after.finished() {
 			return
 		}
 	} else {

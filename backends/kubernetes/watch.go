@@ -41,7 +41,7 @@ const (
 // is trouble.
 const slowAfter = 10 * time.Second
 
-// identified are the objects that a mirror holds.
+// identified are the objects that a mirror holds: pointers, which are nil for none.
 type identified interface {
 	identity() (uid string, version uint64)
 }
@@ -52,8 +52,8 @@ type mirror[T identified] struct {
 	namespace string // "": all of them
 	cluster   *cluster
 	convert   func(*unstructured.Unstructured) T
-	changed   func(before, after *T) // one object; called without the lock
-	replaced  func(missed bool)      // everything, perhaps after a time when events were missed, or the trouble
+	changed   func(before, after T) // one object, or nil; called without the lock
+	replaced  func(missed bool)     // everything, perhaps after a time when events were missed, or the trouble
 
 	mu      sync.Mutex
 	items   map[string]T // by key; nil before the first list
@@ -238,11 +238,7 @@ func (m *mirror[T]) update(u *unstructured.Unstructured) {
 	}
 	m.items[key] = item
 	m.mu.Unlock()
-	if had {
-		m.changed(&before, &item)
-	} else {
-		m.changed(nil, &item)
-	}
+	m.changed(before, item)
 }
 
 // remove takes out an object that is gone.
@@ -264,7 +260,8 @@ func (m *mirror[T]) remove(u *unstructured.Unstructured) {
 	}
 	m.mu.Unlock()
 	if had {
-		m.changed(&before, nil)
+		var none T
+		m.changed(before, none)
 	}
 }
 
@@ -277,12 +274,12 @@ func (m *mirror[T]) replace(items map[string]T) {
 	for name, before := range old {
 		after, ok := items[name]
 		if !ok {
-			m.changed(&before, nil)
+			m.changed(before, after)
 			continue
 		}
 		uid, version := before.identity()
 		if nextUID, nextVersion := after.identity(); nextUID != uid || nextVersion != version {
-			m.changed(&before, &after)
+			m.changed(before, after)
 		}
 	}
 	m.replaced(old != nil)

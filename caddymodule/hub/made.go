@@ -661,12 +661,12 @@ func (k *keeper) requestParams(r *registry.Record) (all []RequestParam) {
 	if template == nil {
 		return nil
 	}
-	for name, p := range template.Params() {
-		if p.Request {
+	params := template.Params()
+	for _, name := range slices.Sorted(maps.Keys(params)) {
+		if params[name].Request {
 			all = append(all, RequestParam{Name: name, Header: HeaderParam(name)})
 		}
 	}
-	slices.SortFunc(all, func(a, b RequestParam) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }
 

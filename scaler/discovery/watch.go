@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
-	"strings"
+	"sort"
 	"sync"
 	"time"
 
@@ -159,7 +159,7 @@ func (w *Watch) deliver(found []scaler.Found, err error) (pause time.Duration) {
 // deliverList reports a list, if it is another one than the one before or has to
 // be reported anyway.
 func (w *Watch) deliverList(found []scaler.Found, anyway bool) {
-	slices.SortFunc(found, func(a, b scaler.Found) int { return strings.Compare(a.Object, b.Object) })
+	sort.Slice(found, func(i, k int) bool { return found[i].Object < found[k].Object })
 	if w.told && !anyway && reflect.DeepEqual(found, w.last) {
 		return
 	}
