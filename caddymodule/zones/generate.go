@@ -1,6 +1,7 @@
 //go:build ignore
 
-// Command generate writes zones.gz from the time zones of the Go distribution.
+// Command generate writes zones.gz from the time zones of the Go distribution. What
+// they were before 2020 is left out.
 package main
 
 import (
@@ -8,6 +9,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log"
@@ -15,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 func main() {
@@ -38,7 +42,11 @@ func generate(from, to string) error {
 		if err != nil {
 			return err
 		}
-		names[string(data)] = append(names[string(data)], f.Name)
+		short, err := trim(data)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Name, err)
+		}
+		names[short] = append(names[short], f.Name)
 	}
 	var all []string
 	for data := range names {
@@ -64,6 +72,100 @@ func generate(from, to string) error {
 		return err
 	}
 	return os.WriteFile(to, packed.Bytes(), 0o644)
+}
+
+// first is the time from which on a zone is kept.
+var first = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+
+// header is the start of a block of a zone, as RFC 9636 describes it.
+type header struct {
+	Magic                                       [4]byte
+	Version                                     byte
+	_                                           [15]byte
+	UTCs, Standards, Leaps, Times, Types, Chars uint32
+}
+
+// localType is a local time: how far it is from UTC, and where its name begins.
+type localType struct {
+	Offset      int32
+	Summer      bool
+	Designation uint8
+}
+
+// trim returns a zone without the changes before first, except the last of them.
+func trim(data []byte) (string, error) {
+	r := bytes.NewReader(data)
+	read := func(v any) error { return binary.Read(r, binary.BigEndian, v) }
+	var h header
+	if err := read(&h); err != nil {
+		return "", err
+	}
+	if string(h.Magic[:]) != "TZif" || h.Version < '2' {
+		return "", errors.New("not a zone of version 2 or later")
+	}
+	// The first block has 32 bits for a time. Nothing reads it.
+	if _, err := r.Seek(int64(h.Times*5+h.Types*6+h.Chars+h.Leaps*8+h.Standards+h.UTCs), io.SeekCurrent); err != nil {
+		return "", err
+	}
+	if err := read(&h); err != nil {
+		return "", err
+	}
+	if h.Leaps > 0 {
+		return "", errors.New("it has leap seconds")
+	}
+	times, indexes := make([]int64, h.Times), make([]byte, h.Times)
+	types, chars := make([]localType, h.Types), make([]byte, h.Chars)
+	for _, v := range []any{times, indexes, types, chars} {
+		if err := read(v); err != nil {
+			return "", err
+		}
+	}
+	if _, err := r.Seek(int64(h.Standards+h.UTCs), io.SeekCurrent); err != nil {
+		return "", err
+	}
+	rule, err := io.ReadAll(r) // for what comes after the last change
+	if err != nil {
+		return "", err
+	}
+
+	from, _ := slices.BinarySearch(times, first)
+	from = max(from-1, 0)
+	times, indexes = times[from:], indexes[from:]
+	var kept []localType
+	var keptChars []byte
+	at := make(map[byte]byte) // where a type is among those that are kept
+	keep := func(k byte) {
+		if _, ok := at[k]; ok {
+			return
+		}
+		at[k] = byte(len(kept))
+		t := types[k]
+		name, _, _ := bytes.Cut(chars[t.Designation:], []byte{0})
+		name = append(bytes.Clone(name), 0)
+		begin := bytes.Index(keptChars, name)
+		if begin < 0 {
+			begin = len(keptChars)
+			keptChars = append(keptChars, name...)
+		}
+		t.Designation = uint8(begin)
+		kept = append(kept, t)
+	}
+	for k, index := range indexes {
+		keep(index)
+		indexes[k] = at[index]
+	}
+	if len(indexes) == 0 {
+		keep(0)
+	}
+	empty := header{Magic: h.Magic, Version: h.Version}
+	h = header{Magic: h.Magic, Version: h.Version, Times: uint32(len(times)), Types: uint32(len(kept)), Chars: uint32(len(keptChars))}
+	var b bytes.Buffer
+	for _, v := range []any{empty, h, times, indexes, kept, keptChars, rule} {
+		if err := binary.Write(&b, binary.BigEndian, v); err != nil {
+			return "", err
+		}
+	}
+	return b.String(), nil
 }
 
 func backwards(s string) []byte {

@@ -1,8 +1,8 @@
 // Package zones finds time zones by name, also in a minimal image that has none.
 //
 // It owns a compressed copy of the time zone database of IANA, which is in the
-// public domain, as the Go distribution has it. time/tzdata has the same, and makes
-// the binary larger by eight times as much.
+// public domain, as the Go distribution has it, from 2020 on: schedules look ahead.
+// time/tzdata has all of it, and makes the binary larger by much more.
 //
 // What the machine has goes first. The copy is unpacked only when it is needed,
 // and is not kept.
