@@ -122,7 +122,7 @@ func (e *entry) free() int {
 func (e *entry) holding(boot string) *holding {
 	k, ok := sort.Find(len(e.holdings), func(k int) int { return strings.Compare(boot, e.holdings[k].boot) })
 	if !ok {
-		e.holdings = slices.Insert(e.holdings, k, holding{boot: boot})
+		e.holdings = insert(e.holdings, k, holding{boot: boot})
 	}
 	return &e.holdings[k]
 }
@@ -156,7 +156,7 @@ func (l *leader) find(name string) (int, bool) {
 func (l *leader) ledger(name string) *ledger {
 	k, ok := l.find(name)
 	if !ok {
-		l.ledgers = slices.Insert(l.ledgers, k, ledger{name: name, planAt: never})
+		l.ledgers = insert(l.ledgers, k, ledger{name: name, planAt: never})
 	}
 	return &l.ledgers[k]
 }
@@ -169,7 +169,7 @@ func (s *ledger) find(instance string) (int, bool) {
 func (s *ledger) entry(instance string) *entry {
 	k, ok := s.find(instance)
 	if !ok {
-		s.instances = slices.Insert(s.instances, k, entry{instance: Instance{ID: instance}})
+		s.instances = insert(s.instances, k, entry{instance: Instance{ID: instance}})
 	}
 	return &s.instances[k]
 }
@@ -177,7 +177,7 @@ func (s *ledger) entry(instance string) *entry {
 func (s *ledger) claim(boot string) *claim {
 	k, ok := sort.Find(len(s.claims), func(k int) int { return strings.Compare(boot, s.claims[k].boot) })
 	if !ok {
-		s.claims = slices.Insert(s.claims, k, claim{boot: boot, need: Need{Service: s.name}})
+		s.claims = insert(s.claims, k, claim{boot: boot, need: Need{Service: s.name}})
 	}
 	return &s.claims[k]
 }

@@ -221,7 +221,7 @@ func (n *Node) service(name string) *service {
 	m := &n.member
 	k, ok := m.find(name)
 	if !ok {
-		m.services = slices.Insert(m.services, k, service{name: name, need: Need{Service: name}})
+		m.services = insert(m.services, k, service{name: name, need: Need{Service: name}})
 	}
 	return &m.services[k]
 }
@@ -233,7 +233,7 @@ func (s *service) find(instance string) (int, bool) {
 func (s *service) share(instance string) *share {
 	k, ok := s.find(instance)
 	if !ok {
-		s.shares = slices.Insert(s.shares, k, share{instance: Instance{ID: instance}, obeyed: true})
+		s.shares = insert(s.shares, k, share{instance: Instance{ID: instance}, obeyed: true})
 	}
 	return &s.shares[k]
 }

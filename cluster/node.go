@@ -161,7 +161,7 @@ func (n *Node) handle(e Event) {
 
 func (n *Node) streamUp(boot string) {
 	if k, ok := slices.BinarySearch(n.streams, boot); !ok {
-		n.streams = slices.Insert(n.streams, k, boot)
+		n.streams = insert(n.streams, k, boot)
 	} else {
 		n.broken(boot)
 	}

@@ -85,7 +85,16 @@ func with(peers []Peer, p Peer) []Peer {
 	if ok {
 		return peers
 	}
-	return slices.Insert(slices.Clone(peers), k, p)
+	return insert(slices.Clone(peers), k, p)
+}
+
+// insert returns all with one at place k. slices.Insert does the same for several values
+// and all kinds of overlap, which makes the binary larger by 5 kB for each type.
+func insert[T any](all []T, k int, one T) []T {
+	all = append(all, one)
+	copy(all[k+1:], all[k:])
+	all[k] = one
+	return all
 }
 
 // rendezvous returns the one of peers that an instance without waiters
