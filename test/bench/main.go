@@ -79,6 +79,7 @@ var parts = []struct {
 	{"binary", "6. The binary", (*bench).binary},
 	{"cluster", "7. Several Caddys", (*bench).together},
 	{"stored", "8. Stored requests", (*bench).stored},
+	{"made", "9. Services made while Caddy runs", (*bench).made},
 }
 
 func init() {
@@ -88,7 +89,7 @@ func init() {
 }
 
 func main() {
-	run := flag.String("run", "", "the parts to run, as a regular `expression`: warm, reserve, cold, held, asleep, binary, cluster, stored")
+	run := flag.String("run", "", "the parts to run, as a regular `expression`: warm, reserve, cold, held, asleep, binary, cluster, stored, made")
 	short := flag.Bool("short", false, "a short form: fewer and shorter rounds")
 	output := flag.String("o", "", "write the table as Markdown to this `file`, between its marks if it has them")
 	flag.Parse()
