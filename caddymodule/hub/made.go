@@ -474,6 +474,11 @@ func (k *keeper) build(name string, s ServiceConfig) (*Definition, error) {
 		cleanUp(d)
 		return nil, err
 	}
+	if d.Service.Overlap == "" && !d.Settings.Beside {
+		// Who changes such a service expects that the old revision serves until the
+		// new one is ready. These options are the keeper's own, and are not in use yet.
+		d.Settings.Beside = true
+	}
 	return d, nil
 }
 

@@ -85,6 +85,30 @@ func TestWhatServesStaysWhenTheNewBackendFails(t *testing.T) {
 	})
 }
 
+// Without a request that waits, a backend that fails is found out all the same where
+// it starts beside the one of before.
+func TestABackendThatStartsBesideTheOldOneFailsWithoutARequest(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		old := &platform{local: true}
+		b := newBench(t, with(func(s *Settings) { s.Max, s.Beside = 1, true }), old, nil)
+		r := b.inside()
+		first := r.Instance().ID
+		r.Release(reserver.Answered)
+		taken := b.replace(old, failingPlatform(true, false), 5*time.Minute)
+		for range 60 {
+			time.Sleep(time.Second)
+			if r := b.inside(); r.Instance().ID != first {
+				t.Fatalf("on %s, not on %s", r.Instance().ID, first)
+			} else {
+				r.Release(reserver.Answered)
+			}
+		}
+		if waitIdle(); len(*taken) != 1 {
+			t.Fatalf("taken: %v\n%s", *taken, b.story())
+		}
+	})
+}
+
 func TestAFallbackIsAtHandForItsTimeOnly(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		old, next := &platform{local: true}, &platform{local: true}

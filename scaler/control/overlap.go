@@ -31,7 +31,7 @@ func (l *Loop) stopsFirst() bool {
 		return true
 	}
 	r := l.current()
-	return r != nil && (r.traits.StopsFirst || r.traits.Owned && l.settings.Max == 1)
+	return r != nil && (r.traits.StopsFirst || r.traits.Owned && l.settings.Max == 1 && !l.settings.Beside)
 }
 
 // room returns how many instances of the current revision may be started now

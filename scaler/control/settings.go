@@ -32,6 +32,10 @@ type Settings struct {
 	// Overlap says whether a new instance may start while an old one stops.
 	Overlap Overlap
 
+	// Beside is true where, with OverlapDefault, a changed backend starts its
+	// instances beside the old ones even if the maximum is 1.
+	Beside bool
+
 	// Concurrency is the number of slots of an instance; 0 is unlimited.
 	Concurrency int
 
