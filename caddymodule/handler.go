@@ -258,6 +258,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			return nil
 		}
 	}
+	if x, ok := h.finder.(*splitter); ok && h.WaitingPage != nil && listens(r) {
+		f = x.placed(f, r)
+	}
 	if h.Async != nil {
 		if done, err := h.serveAsync(w, r); done || err != nil {
 			return err
@@ -274,7 +277,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	waitsInBrowser := false
 	if h.WaitingPage != nil {
 		if listens(r) {
-			return h.stream(f.service, w, r, quiet, turn)
+			return h.stream(f, w, r, quiet, turn)
 		}
 		if waitsInBrowser, err = h.WaitingPage.wants(r); err != nil {
 			return err

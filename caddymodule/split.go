@@ -131,6 +131,38 @@ func (x *splitter) next(c choice, r *http.Request) (found, *noService) {
 	}
 }
 
+// after returns the side after that of c, if a request may go there because its own
+// cannot serve it for that reason.
+func (x *splitter) after(c choice, r *http.Request, reason error) (found, bool) {
+	refusal, ok := errors.AsType[*control.Refusal](reason)
+	if !ok || refusal.Kind == control.RefusedExiting || !x.split.PassesOn() {
+		return found{}, false
+	}
+	c.left |= 1 << c.side
+	f, none := x.next(c, r)
+	return f, none == nil
+}
+
+// placed returns the side at which the visitor that sent r waits. That is not its
+// first one, if that could not serve. Without a place it is f.
+func (x *splitter) placed(f found, r *http.Request) found {
+	if !x.split.PassesOn() {
+		return f
+	}
+	key := keyOf(r)
+	at := f
+	for at.service.Visitors.Find(key) == nil {
+		c := at.choice
+		c.left |= 1 << c.side
+		next, none := x.next(c, r)
+		if none != nil {
+			return f
+		}
+		at = next
+	}
+	return at
+}
+
 // splitter returns the one that has found the service of q; nil without a split.
 func (q *request) splitter() *splitter {
 	if q.handler == nil {
@@ -167,23 +199,18 @@ func (q *request) unsent() bool {
 // queue there.
 func (q *request) nextSide(reason error) bool {
 	x := q.splitter()
-	if x == nil || !x.split.PassesOn() || q.ctx.Err() != nil {
+	if x == nil || q.ctx.Err() != nil {
 		return false
 	}
-	refusal, ok := errors.AsType[*control.Refusal](reason)
-	if !ok || refusal.Kind == control.RefusedExiting {
-		return false
-	}
-	c := q.choice
-	c.left |= 1 << c.side
-	f, none := x.next(c, q.came)
-	if none != nil {
+	f, ok := x.after(q.choice, q.came, reason)
+	if !ok {
 		return false
 	}
 	turn, err := q.handler.turnOf(f.service, q.came, q.quiet)
 	if err != nil {
 		return false
 	}
+	refusal, _ := errors.AsType[*control.Refusal](reason)
 	code := refusalCodes[refusal.Kind]
 	q.service.Outcome(code, q.waited)
 	if entry := q.service.Log().Check(zap.DebugLevel, "request goes to another side of its split"); entry != nil {

@@ -1,10 +1,13 @@
 package caddymodule
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -41,7 +44,7 @@ func newSplit(t *testing.T, onFailing string, prepare func(*fleet), options ...s
 	if prepare != nil {
 		prepare(x.first)
 	}
-	x.config = start(t, splitSite(x.first.global(options...)+x.second.global(), x.name,
+	x.config = startAnew(t, splitSite(x.first.global(options...)+x.second.global(), x.name,
 		fmt.Sprintf("split %s 1000000 %s 1 by {http.request.header.User} {\non_failing %s\n}", x.first.name, x.second.name, onFailing)))
 	return x
 }
@@ -49,6 +52,25 @@ func newSplit(t *testing.T, onFailing string, prepare func(*fleet), options ...s
 // post sends a request of a user whose side is the first.
 func (x *splitTest) post(body string) func() reply {
 	return x.begin("POST", "/", body, "User", "ann")
+}
+
+// suspend turns the service off, for good: what is stored of it goes when the test
+// runs again.
+func (f *fleet) suspend() {
+	f.t.Helper()
+	s := serving(f.t, f.name)
+	if err := s.Hub.Suspend(f.t.Context(), s, "for the test"); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// startAnew starts a configuration without what an earlier run of the test has stored.
+func startAnew(t *testing.T, text string) *config {
+	t.Helper()
+	if err := os.RemoveAll(storageOf(t)); err != nil {
+		t.Fatal(err)
+	}
+	return start(t, text)
 }
 
 func failsForGood(f *fleet) {
@@ -132,10 +154,7 @@ func TestAWaitingRequestGoesToTheNextSide(t *testing.T) {
 	body := strings.Repeat("0123456789abcdef", 8<<10)
 	waiting := []func() reply{x.post(body), x.post("short")}
 	x.first.waiting(2)
-	s := serving(t, x.first.name)
-	if err := s.Hub.Suspend(t.Context(), s, "for the test"); err != nil {
-		t.Fatal(err)
-	}
+	x.first.suspend()
 	x.wantFrom(waiting[0](), x.second, body)
 	x.wantFrom(waiting[1](), x.second, "short")
 	x.wantFrom(x.post("late")(), x.second, "late")
@@ -149,10 +168,7 @@ func TestAWaitingRequestIsAnsweredByItsSide(t *testing.T) {
 	x := newSplit(t, "error", func(f *fleet) { f.manual = true })
 	waiting := x.post("hello")
 	x.first.waiting(1)
-	s := serving(t, x.first.name)
-	if err := s.Hub.Suspend(t.Context(), s, "for the test"); err != nil {
-		t.Fatal(err)
-	}
+	x.first.suspend()
 	x.wantError(waiting(), codeSuspended)
 }
 
@@ -169,10 +185,7 @@ func TestARequestThatNoInstanceHasSeenGoesToTheNextSide(t *testing.T) {
 		s := serving(t, x.first.name)
 		return s.Loop.Status().Ejected == 1 && s.Reserver.Stats().Waiting == 1
 	})
-	s := serving(t, x.first.name)
-	if err := s.Hub.Suspend(t.Context(), s, "for the test"); err != nil {
-		t.Fatal(err)
-	}
+	x.first.suspend()
 	x.wantFrom(waiting(), x.second, "hello")
 }
 
@@ -182,7 +195,7 @@ func TestARequestThatAnInstanceMayHaveSeenStays(t *testing.T) {
 	t.Parallel()
 	first, second := newFleet(t), secondFleet(t)
 	first.manual = true
-	c := start(t, splitSite(first.global("ready platform")+second.global(), "split.seen",
+	c := startAnew(t, splitSite(first.global("ready platform")+second.global(), "split.seen",
 		fmt.Sprintf("split %s 1000000 %s 1 by {http.request.header.User} {\non_failing next\n}", first.name, second.name), "lb_retries 1"))
 	waiting := c.begin("GET", "/", "", "User", "ann")
 	first.waiting(1)
@@ -197,15 +210,72 @@ func TestARequestThatAnInstanceMayHaveSeenStays(t *testing.T) {
 	first.die(id)
 	close(end)
 	first.waiting(1)
-	s := serving(t, first.name)
-	if err := s.Hub.Suspend(t.Context(), s, "for the test"); err != nil {
-		t.Fatal(err)
-	}
+	first.suspend()
 	if r := waiting(); r.status != http.StatusBadGateway {
 		t.Errorf("%+v", r)
 	}
 	if n := splitCounts(t, "split.seen")[second.name]; n != 0 {
 		t.Error("the other side has got the request")
+	}
+}
+
+// listenRequest is what the waiting page of ann sends to listen.
+func listenRequest(t *testing.T, c *config) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.front.URL+"/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set(headerWaiting, "1")
+	r.Header.Set("User", "ann")
+	r.Close = true
+	return r
+}
+
+// A visitor waits in the browser when the side is suspended: the page asks again, and
+// waits at the other side.
+func TestAVisitorGoesToTheNextSide(t *testing.T) {
+	t.Parallel()
+	first, second := newFleet(t), secondFleet(t)
+	first.manual, second.manual = true, true
+	c := startAnew(t, splitSite(first.global()+second.global(), "split.visited",
+		fmt.Sprintf("split %s 1000000 %s 1 by {http.request.header.User} {\non_failing next\n}", first.name, second.name), "waiting_page {\nafter 10ms\n}"))
+	ask := func() reply { return c.get("/", append(person, "User", "ann")...) }
+	listen := func() func() reply { return c.begin("GET", "/", "", headerWaiting, "1", "User", "ann") }
+	told := func(listening func() reply) {
+		t.Helper()
+		if r := listening(); !strings.Contains(r.body, "event: go") {
+			t.Fatalf("%+v", r)
+		}
+	}
+	page := func(f *fleet) {
+		t.Helper()
+		if r := ask(); r.status != 503 || r.header.Get("Usher-Error") != codeWaitingPage {
+			t.Fatalf("%+v", r)
+		}
+		eventually(t, "a visitor at "+f.name, func() bool { return serving(t, f.name).Reserver.Stats().Visitors == 1 })
+	}
+	page(first)
+	listening := listen()
+	first.suspend()
+	told(listening)
+	page(second)
+	// Its stream is at that side, too: it does not send the page away again.
+	res, err := http.DefaultClient.Do(listenRequest(t, c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	events := bufio.NewReader(res.Body)
+	if first, err := events.ReadString('\n'); first != "event: state\n" {
+		t.Fatalf("the stream begins with %q, %v", first, err)
+	}
+	second.up()
+	if rest, err := io.ReadAll(events); err != nil || !strings.Contains(string(rest), "event: go") {
+		t.Fatalf("%s, %v", rest, err)
+	}
+	if r := ask(); r.status != 200 || r.header.Get("X-Service") != second.name {
+		t.Errorf("%+v", r)
 	}
 }
 
@@ -219,10 +289,7 @@ func TestAFullQueueIsNotPassedOver(t *testing.T) {
 func TestIfAllSidesFailTheLastOneAnswers(t *testing.T) {
 	t.Parallel()
 	x := newSplit(t, "next", failsForGood)
-	s := serving(t, x.second.name)
-	if err := s.Hub.Suspend(t.Context(), s, "for the test"); err != nil {
-		t.Fatal(err)
-	}
+	x.second.suspend()
 	x.wantError(x.post("hello")(), codeSuspended)
 	if counts := splitCounts(t, x.name); counts[x.first.name] != 0 || counts[x.second.name] != 1 {
 		t.Errorf("counted: %v", counts)

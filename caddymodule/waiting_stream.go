@@ -40,7 +40,8 @@ const retryPause = 250 * time.Millisecond
 // see, `go` when it is its turn, `bye` when the server ends. It takes no slot
 // and is no held request, but as long as it is there, so is the visitor's
 // place in the queue.
-func (h *Handler) stream(s *hub.Service, w http.ResponseWriter, r *http.Request, quiet bool, turn *turn) error {
+func (h *Handler) stream(f found, w http.ResponseWriter, r *http.Request, quiet bool, turn *turn) error {
+	s := f.service
 	w = answer.Seal(w)
 	if !s.Visitors.Open() {
 		w.Header().Set("Retry-After", strconv.Itoa(h.WaitingPage.refreshSeconds()))
@@ -66,7 +67,7 @@ func (h *Handler) stream(s *hub.Service, w http.ResponseWriter, r *http.Request,
 	defer watching.Wait()
 	defer close(done)
 
-	l := &listener{handler: h, service: s, translation: translationFor(answer.Preferences(r.Header, "Accept-Language")), key: keyOf(r), quiet: quiet, turn: turn}
+	l := &listener{handler: h, service: s, choice: f.choice, translation: translationFor(answer.Preferences(r.Header, "Accept-Language")), key: keyOf(r), quiet: quiet, turn: turn}
 	defer l.leave(h.WaitingPage.linger())
 	return l.run(r, out)
 }
@@ -75,6 +76,7 @@ func (h *Handler) stream(s *hub.Service, w http.ResponseWriter, r *http.Request,
 type listener struct {
 	handler     *Handler
 	service     *hub.Service
+	choice      choice // of its side; only with a split
 	translation *translation
 	key         hub.VisitorKey
 	quiet       bool
@@ -92,6 +94,16 @@ func (l *listener) leave(linger time.Duration) {
 		l.service.Visitors.Leave(l.visitor, linger)
 		l.visitor = nil
 	}
+}
+
+// elsewhere reports whether the visitor could wait at another side of its split.
+func (l *listener) elsewhere(r *http.Request) bool {
+	x, ok := l.handler.finder.(*splitter)
+	if !ok {
+		return false
+	}
+	_, ok = x.after(l.choice, r, l.refusal)
+	return ok
 }
 
 // request is what the page waits with.
@@ -124,6 +136,11 @@ func (l *listener) run(r *http.Request, out *answer.EventWriter) error {
 			if l.enter(); !l.again.IsZero() {
 				// What ends at that time ends a moment later.
 				retry.Reset(max(time.Until(l.again), retryPause))
+			}
+			if l.refusal != nil && l.elsewhere(r) {
+				// The page asks again, and that request goes to the next side.
+				_ = out.Event(answer.Event{Name: "go", Data: []byte("{}")})
+				return nil
 			}
 		}
 		var turn <-chan struct{}

@@ -241,7 +241,7 @@ func TestRevisionsServeSideBySide(t *testing.T) {
 		t.Errorf("revision 1 and 2 are served by %v", seen)
 	}
 	// With a third revision, both of the split are beside it.
-	mustCall(t, c, 200, "PUT", "web", `{"template":"web","params":{"WHO":"cat"}}`, m.ETag)
+	m = mustCall(t, c, 200, "PUT", "web", `{"template":"web","params":{"WHO":"cat"}}`, m.ETag)
 	clear(seen)
 	for user := range 20 {
 		w, r := who(user)
@@ -250,6 +250,22 @@ func TestRevisionsServeSideBySide(t *testing.T) {
 	}
 	if len(seen) != 2 || seen["ann"] != "web..r1" || seen["bob"] != "web..r2" {
 		t.Errorf("revision 1 and 2 are served by %v", seen)
+	}
+	// A revision that is made of the same as the one in force is the service itself.
+	m = mustCall(t, c, 200, "PUT", "web", `{"template":"web","params":{"WHO":"cat"},"hosts":["cat.example.net"]}`, m.ETag)
+	if m.Revision != 4 {
+		t.Fatalf("%+v", m)
+	}
+	cfg.Site = strings.Replace(cfg.Site, "web@1 50 web@2 50", "web@1 50 web@3 50", 1)
+	c.MustReload(cfg)
+	clear(seen)
+	for user := range 20 {
+		w, r := who(user)
+		wantOK(t, r)
+		seen[w] = r.Header.Get("X-Service")
+	}
+	if len(seen) != 2 || seen["ann"] != "web..r1" || seen["cat"] != "web" {
+		t.Errorf("revision 1 and 3 are served by %v", seen)
 	}
 	// Without the split they finish what they have.
 	cfg.Site = "respond none"
