@@ -228,7 +228,7 @@ func (k *keeper) use(g *Generation) {
 		k.find(nil)
 		return
 	}
-	again := k.rules == nil || k.rules.Given != g.Made.Given
+	again, missed := k.rules == nil || k.rules.Given != g.Made.Given, k.rules == nil
 	k.rules, k.logger, k.ctx, k.scratch = g.Made, g.Logger.Named("registry"), g.Ctx, caddy.Context{}
 	if again {
 		clear(k.options)
@@ -242,6 +242,11 @@ func (k *keeper) use(g *Generation) {
 	if !k.registry.Loaded() {
 		if err := k.load(k.hub.ctx); err != nil {
 			k.log().Error("the services that were made at run time cannot be read from the storage: their requests are refused until they can", zap.Error(err))
+		}
+	} else if missed {
+		// Nothing was heard of changes while no configuration had a registry.
+		if err := k.refresh(k.hub.ctx); err != nil {
+			k.log().Warn("the storage does not tell what has changed meanwhile of the services that were made at run time", zap.Error(err))
 		}
 	}
 	k.catchUp(again)
