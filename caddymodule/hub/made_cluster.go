@@ -197,6 +197,37 @@ func (m *membership) fetchMade() {
 	for _, name := range r.Lacking {
 		k.tellRecord(name)
 	}
+	for _, v := range r.Variants {
+		k.varyAsTold(v.Service, v.Params)
+	}
+	for _, v := range k.variantsGiven() {
+		m.tellVariant(v.Service, v.Params)
+	}
+}
+
+// variantGiven is a service with the params of a request that makes a variant of it.
+type variantGiven struct {
+	Service string            `json:"service"`
+	Params  map[string]string `json:"params"`
+}
+
+// variantsGiven are the variants that run.
+func (k *keeper) variantsGiven() (all []variantGiven) {
+	k.working.Lock()
+	defer k.working.Unlock()
+	for _, m := range k.made {
+		if m.variant {
+			all = append(all, variantGiven{m.record.Name, m.params})
+		}
+	}
+	return all
+}
+
+// varyAsTold makes a variant that another Caddy has made.
+func (k *keeper) varyAsTold(name string, params map[string]string) {
+	if _, err := k.vary(name, params); err != nil {
+		k.log().Debug("a variant of a service that another Caddy has made cannot be made here", zap.String("service", name), zap.Error(err))
+	}
 }
 
 // replyAllMade is what a Caddy is answered that knows these states of services.
@@ -217,6 +248,7 @@ func (m *membership) replyAllMade(known map[string]string) (r reply, err error) 
 		}
 	}
 	r.Lacking = append(r.Lacking, slices.Collect(maps.Keys(known))...)
+	r.Variants = k.variantsGiven()
 	return r, nil
 }
 
@@ -234,11 +266,7 @@ func (m *membership) hearVariant(name string, body []byte) {
 	if k == nil || json.Unmarshal(body, &params) != nil {
 		return
 	}
-	m.hub.background.Go(func() {
-		if _, err := k.vary(name, params); err != nil {
-			k.log().Debug("a variant of a service that another Caddy has made cannot be made here", zap.String("service", name), zap.Error(err))
-		}
-	})
+	m.hub.background.Go(func() { k.varyAsTold(name, params) })
 }
 
 // tellPause gathers changes of what this Caddy's services are. It is longer where

@@ -55,6 +55,8 @@ type reply struct {
 	Record  []byte   `json:"record,omitempty"`
 	Records [][]byte `json:"records,omitempty"` // with askAllMade
 	Lacking []string `json:"lacking,omitempty"` // services of which the one that asked knows something newer
+
+	Variants []variantGiven `json:"variants,omitempty"` // with askAllMade
 }
 
 // ErrNoInstance says that a service has no such instance.

@@ -109,6 +109,11 @@ func TestWhatIsMadeAtOneMemberIsThereAtAll(t *testing.T) {
 	w.startOne(away)
 	harness.Eventually(t, soon, func() bool { return ask(a, "shop-b").Status == 200 && ask(a, "shop").Status == 200 }, "the member that was away serves")
 	w.kill(k)
+	// It may be the one that was away that leads now: it knows the variant, too.
+	harness.Eventually(t, soon, func() bool {
+		r := b.Do(harness.Request{Path: "/", Header: http.Header{"X-Made": {"shop"}, "Usher-Param-App": {"three"}}})
+		return r.Status == 200
+	}, "a variant is served without the member that led")
 	harness.Eventually(t, soon, func() bool {
 		status, _, _ := change(a, "DELETE", "shop-b", "", "*")
 		return status == http.StatusNoContent
