@@ -85,6 +85,25 @@ type ipAddressJSON struct {
 	} `json:"discovery"`
 }
 
+// deploymentJSON is what is read of a deployment. go-marathon's Deployment has steps only
+// if its client has read it.
+type deploymentJSON struct {
+	ID    string     `json:"id"`
+	Steps []stepJSON `json:"steps"`
+}
+
+// stepJSON is a step of a deployment: an object with actions, or before 1.0 the actions
+// alone.
+type stepJSON struct{ gomarathon.StepActions }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *stepJSON) UnmarshalJSON(text []byte) error {
+	if text[0] == '[' {
+		return json.Unmarshal(text, &s.Actions)
+	}
+	return json.Unmarshal(text, &s.StepActions)
+}
+
 // queueJSON is what is read of the launch queue. go-marathon's Queue has no
 // reasons for which offers were declined, and shows a pod as an app without a
 // name.

@@ -1,6 +1,7 @@
 package marathon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -147,26 +148,14 @@ func (w *order) make(ctx context.Context, s step) (deployment, version string, e
 			if st, ok := errors.AsType[*statusError](err); !ok || st.status != http.StatusMethodNotAllowed {
 				return err
 			}
-			// Before 1.4 there is no PATCH. The library's PUT is safe here:
-			// the app was there a moment ago.
-			return m.library(ctx, func(lib gomarathon.Marathon) error {
-				d, err := lib.ScaleApplicationInstances(a.id, s.number, false)
-				if err == nil {
-					done = *d
-				}
-				return err
-			})
+			// Before 1.4 there is no PATCH. A PUT, which would make a missing app,
+			// is safe here: the app was there a moment ago.
+			return m.call(ctx, http.MethodPut, "/v2/apps"+a.id, map[string]any{"id": a.id, "instances": s.number}, &done)
 		case stopThese:
-			// go-marathon's KillTasks loses the id of the deployment, without
-			// which it would seem foreign; its KillTask asks for a path
-			// that tasks have not had since 1.8.
-			in := map[string][]string{"ids": s.ids}
-			return m.call(ctx, http.MethodPost, "/v2/tasks/delete?scale=true", in, &done)
+			return m.call(ctx, http.MethodPost, "/v2/tasks/delete?scale=true", map[string][]string{"ids": s.ids}, &done)
 		default:
 			// Without scale no deployment is made.
-			return m.library(ctx, func(lib gomarathon.Marathon) error {
-				return lib.KillTasks(s.ids, &gomarathon.KillTaskOpts{})
-			})
+			return m.call(ctx, http.MethodPost, "/v2/tasks/delete", map[string][]string{"ids": s.ids}, nil)
 		}
 	})
 	if err == nil {
@@ -176,8 +165,8 @@ func (w *order) make(ctx context.Context, s step) (deployment, version string, e
 	return done.DeploymentID, done.Version, err
 }
 
-// patch sets the number of an app. go-marathon has no PATCH, and its PUT makes
-// an app where there is none, and is answered with an error about that.
+// patch sets the number of an app. A PUT would make an app where there is none, and be
+// answered with an error about that.
 func (m *member) patch(ctx context.Context, id string, n int, done *gomarathon.DeploymentID) error {
 	return m.call(ctx, http.MethodPatch, "/v2/apps"+id, map[string]int{"instances": n}, done)
 }
@@ -343,13 +332,9 @@ func (w *order) takeOver(ctx context.Context, ids []string, d direction) {
 	if len(ids) == 0 {
 		return
 	}
-	var all []*gomarathon.Deployment
+	var all []deploymentJSON
 	err := w.app.reached().ask(ctx, func(ctx context.Context, m *member) error {
-		return m.library(ctx, func(lib gomarathon.Marathon) error {
-			var err error
-			all, err = lib.Deployments()
-			return err
-		})
+		return m.call(ctx, http.MethodGet, "/v2/deployments", nil, &all)
 	})
 	if err != nil {
 		return
@@ -364,10 +349,10 @@ func (w *order) takeOver(ctx context.Context, ids []string, d direction) {
 	}
 }
 
-func scalesOnly(d *gomarathon.Deployment, id string) bool {
+func scalesOnly(d deploymentJSON, id string) bool {
 	for _, s := range d.Steps {
-		for _, action := range s {
-			if action.Action != "ScaleApplication" || action.App != id {
+		for _, action := range s.Actions {
+			if cmp.Or(action.Type, action.Action) != "ScaleApplication" || action.App != id {
 				return false
 			}
 		}

@@ -1,6 +1,7 @@
 package marathon
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -351,4 +352,24 @@ func TestTheDelayOfAChangedAppIsCleared(t *testing.T) {
 	m.set(func() { m.version, m.config = 1, 1 })
 	m.event("/web")
 	eventually(t, func() bool { return m.count(http.MethodDelete, "/v2/queue/web/delay") == 1 }, "the delay is cleared")
+}
+
+func TestADeploymentThatScalesThisAppAloneIsKnownFromItsSteps(t *testing.T) {
+	for steps, want := range map[string]bool{
+		`[{"actions":[{"action":"ScaleApplication","app":"/a"}]}]`:                                                       true,
+		`[{"actions":[{"type":"ScaleApplication","app":"/a"}]}]`:                                                         true, // 1.1.1 and before
+		`[[{"action":"ScaleApplication","app":"/a"}]]`:                                                                   true, // before 1.0
+		`[[{"action":"ScaleApplication","app":"/a"}],[{"action":"ScaleApplication","app":"/b"}]]`:                        false,
+		`[{"actions":[{"action":"ScaleApplication","app":"/a"},{"action":"ScaleApplication","app":"/b"}]}]`:              false,
+		`[{"actions":[{"action":"ScaleApplication","app":"/a"}]},{"actions":[{"action":"StopApplication","app":"/a"}]}]`: false,
+		`[]`: false,
+	} {
+		var d deploymentJSON
+		if err := json.Unmarshal([]byte(`{"id":"d","steps":`+steps+`}`), &d); err != nil {
+			t.Fatal(err)
+		}
+		if got := scalesOnly(d, "/a"); got != want {
+			t.Errorf("%s: %v", steps, got)
+		}
+	}
 }

@@ -150,7 +150,7 @@ func (a *app) clearable(item *queueItemJSON) bool {
 // while something is queued, so never before the order that queues it.
 func (a *app) clearDelay(c *cluster) {
 	err := c.change(a.ctx, func(ctx context.Context, m *member) error {
-		return m.library(ctx, func(lib gomarathon.Marathon) error { return lib.DeleteQueueDelay(a.id) })
+		return m.call(ctx, http.MethodDelete, "/v2/queue"+a.id+"/delay", nil, nil)
 	})
 	if s, ok := errors.AsType[*statusError](err); ok && s.status == http.StatusNotFound {
 		// It was launched meanwhile.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -222,13 +223,9 @@ func (r *runner) Restart(ctx context.Context) error {
 		return err
 	}
 	defer a.endTurn()
-	var done *gomarathon.DeploymentID
+	var done gomarathon.DeploymentID
 	err = a.reached().change(ctx, func(ctx context.Context, m *member) error {
-		return m.library(ctx, func(lib gomarathon.Marathon) error {
-			var err error
-			done, err = lib.RestartApplication(a.id, false)
-			return err
-		})
+		return m.call(ctx, http.MethodPost, "/v2/apps"+a.id+"/restart", struct{}{}, &done)
 	})
 	switch s, ok := errors.AsType[*statusError](err); {
 	case ok && len(s.locks) > 0:
