@@ -1,11 +1,13 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -266,29 +268,43 @@ func add(counts map[string]int, key string, by int) {
 	}
 }
 
-// claim sets which hosts lead to a stored service. If the store has two services that
-// claim a host, which the checks do not permit, the first one by name has it.
+// claim sets which hosts lead to a stored service. The store can have two services that
+// claim a host: two Caddys with storages of their own have made them, or one goes back to
+// a revision whose host was given to another one meanwhile. Then one whose newest revision
+// has the host goes first, and after that the first one by name.
 func (r *Registry) claim(name string, old, next *Record) {
 	touched := make(map[string]bool)
 	if old != nil && old.Origin == RunTime {
-		for _, host := range old.Current().Definition.Hosts {
+		for _, host := range old.hosts() {
 			touched[host] = true
 			r.claims[host] = slices.DeleteFunc(r.claims[host], func(n string) bool { return n == name })
 		}
 	}
 	if next != nil {
-		for _, host := range next.Current().Definition.Hosts {
+		for _, host := range next.hosts() {
 			touched[host] = true
 			r.claims[host] = append(r.claims[host], name)
-			slices.Sort(r.claims[host])
 		}
 	}
 	for host := range touched {
-		if names := r.claims[host]; len(names) > 0 {
-			r.hosts[host] = names[0]
+		names := r.claims[host]
+		if len(names) == 0 {
+			delete(r.claims, host)
+			delete(r.hosts, host)
 			continue
 		}
-		delete(r.claims, host)
-		delete(r.hosts, host)
+		slices.SortFunc(names, func(a, b string) int {
+			return cmp.Or(cmp.Compare(r.rank(a, host), r.rank(b, host)), strings.Compare(a, b))
+		})
+		r.hosts[host] = names[0]
 	}
+}
+
+// rank is 0 if the newest revision of a service has the host, and 1 if only the one in
+// force has it.
+func (r *Registry) rank(name, host string) int {
+	if slices.Contains(r.live[name].Current().Definition.Hosts, host) {
+		return 0
+	}
+	return 1
 }

@@ -161,7 +161,7 @@ func (r *Registry) settleIfWanted(name string, old, next *Record) {
 	wanted := r.wanted[name]
 	for _, record := range [...]*Record{old, next} {
 		if record != nil {
-			wanted = wanted || slices.ContainsFunc(record.Current().Definition.Hosts, func(host string) bool { return r.wanted[host] })
+			wanted = wanted || slices.ContainsFunc(record.hosts(), func(host string) bool { return r.wanted[host] })
 		}
 	}
 	if wanted {

@@ -99,6 +99,18 @@ func (r *Record) InForce() *Revision {
 	return r.Current()
 }
 
+// hosts returns the hosts that the service claims. If its newest revision has failed,
+// these are that one's, which may be tried again, and those of the one in force.
+func (r *Record) hosts() []string {
+	hosts := r.Current().Definition.Hosts
+	if r.FellBack == nil {
+		return hosts
+	}
+	hosts = slices.Concat(hosts, r.InForce().Definition.Hosts)
+	slices.Sort(hosts)
+	return slices.Compact(hosts)
+}
+
 // Revision returns the revision with that number, or nil if it is not kept.
 func (r *Record) Revision(number int) *Revision {
 	for i := range r.Revisions {

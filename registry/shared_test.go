@@ -255,3 +255,35 @@ func TestARecordThatCannotBeReadHarmsNoOther(t *testing.T) {
 	}
 	w.put(w.owner("bob"), "half", web("x"))
 }
+
+func TestAServiceThatFellBackIsFoundByTheHostsOfWhatIsInForce(t *testing.T) {
+	m := registrytest.NewMemory()
+	w := newWorldOn(t, m)
+	first := w.put(w.owner("ann"), "shop", web("one", "old.example.com", "taken.example.com"))
+	second := w.put(onlyIf(w.owner("ann"), first), "shop", web("two", "new.example.com"))
+	// Its name is after that of shop: the order of names does not decide.
+	w.put(w.owner("bob"), "tea", web("tea", "taken.example.com"))
+	if err := w.FallBack(t.Context(), "shop", 2, "it crashes", w.now); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*world{w, newWorldOn(t, m)} {
+		for host, want := range map[string]string{"old.example.com": "shop", "new.example.com": "shop", "taken.example.com": "tea"} {
+			if got := c.ByHost(host); got != want {
+				t.Errorf("%s leads to %q, want %q", host, got, want)
+			}
+		}
+	}
+	_, _, err := w.Put(t.Context(), w.owner("bob"), "bar", []byte(web("bar", "old.example.com")))
+	w.want(err, registry.Conflict, "old.example.com")
+	// The next revision lets the hosts of the one before go.
+	w.put(onlyIf(w.owner("ann"), second), "shop", web("three", "new.example.com"))
+	if got := w.ByHost("old.example.com"); got != "" {
+		t.Errorf("old.example.com leads to %q", got)
+	}
+	if err := w.Delete(t.Context(), onlyIf(w.owner("ann"), w.Get("shop")), "shop"); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.ByHost("new.example.com") + w.ByHost("old.example.com"); got != "" {
+		t.Errorf("the hosts of a deleted service lead to %q", got)
+	}
+}

@@ -32,11 +32,11 @@ func usedGrain(forget time.Duration) time.Duration {
 // request is on it or waits for it now.
 //
 // A service that cannot be written does not keep others from being swept. The errors are
-// joined.
+// joined. When ctx has ended, the rest is left to the next call.
 func (r *Registry) Sweep(ctx context.Context, now time.Time, used func(name string) (last time.Time, inside bool)) error {
 	var errs []error
 	for _, record := range r.Deleted() {
-		if now.Sub(record.Deleted) >= DeletedKept {
+		if now.Sub(record.Deleted) >= DeletedKept && ctx.Err() == nil {
 			errs = append(errs, r.purge(ctx, record.Name, now))
 		}
 	}
@@ -49,6 +49,9 @@ func (r *Registry) Sweep(ctx context.Context, now time.Time, used func(name stri
 		return errors.Join(append(errs, err)...)
 	}
 	for _, record := range r.List() {
+		if ctx.Err() != nil {
+			break
+		}
 		if record.Origin != RunTime {
 			continue
 		}

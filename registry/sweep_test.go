@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -104,5 +105,26 @@ func TestAServiceThatIsUnusedIsForgotten(t *testing.T) {
 	other.sweep(none)
 	if other.Get("used") != nil || other.Find("used").DeletedBy != "forget" {
 		t.Error("an unused service was not forgotten")
+	}
+}
+
+func TestSweepLeavesTheRestToTheNextCallWhenItsTimeIsOver(t *testing.T) {
+	w := newWorld(t)
+	w.rules.Forget = time.Hour
+	w.Use(w.rules)
+	for _, name := range []string{"a", "b", "c"} {
+		w.put(w.owner("ann"), name, web(name))
+	}
+	w.now = w.now.Add(30 * time.Minute)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	asked := 0
+	_ = w.Sweep(ctx, w.now, func(string) (time.Time, bool) {
+		asked++
+		cancel()
+		return w.now, false
+	})
+	if asked != 1 {
+		t.Errorf("%d services were looked at; each after the first is one more error", asked)
 	}
 }

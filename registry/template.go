@@ -235,17 +235,18 @@ func checkValue(v string) error {
 	return nil
 }
 
-// check returns an error if v cannot be a value of p.
+// check returns an error if v cannot be a value of p. It does not show v, which may be
+// a secret: the template may have changed since the value was given.
 func (p *param) check(v string) error {
 	if err := checkValue(v); err != nil {
 		return err
 	}
 	if p.pattern != nil {
 		if !p.pattern.MatchString(v) {
-			return fmt.Errorf("%q does not match %s", v, p.Pattern)
+			return fmt.Errorf("the value does not match %s", p.Pattern)
 		}
 	} else if !slices.Contains(p.OneOf, v) {
-		return fmt.Errorf("%q is none of: %s", v, strings.Join(p.OneOf, ", "))
+		return fmt.Errorf("the value is none of: %s", strings.Join(p.OneOf, ", "))
 	}
 	return nil
 }

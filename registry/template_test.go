@@ -110,3 +110,21 @@ func TestAWrongTemplateIsRefused(t *testing.T) {
 		t.Error("a backend that takes no params took some")
 	}
 }
+
+// The text is shown to the owner of the service, in the log, and to clients that ask for a variant.
+func TestAnErrorDoesNotShowTheValueThatIsWrong(t *testing.T) {
+	for name, p := range map[string]registry.Param{
+		"pattern": {Pattern: "[a-z]{8}"},
+		"one_of":  {OneOf: []string{"small", "large"}},
+	} {
+		template, err := registry.NewTemplate(webTemplate, map[string]registry.Param{"name": p, "team": {OneOf: []string{"red"}, Default: new("red")}}, takesArgsAndEnv, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, value := range []string{"s3cret", "s3cret\n", "{s3cret}", "s3cret\xff"} {
+			if _, err := template.Expand(map[string]string{"name": value}); err == nil || strings.Contains(err.Error(), "s3cret") {
+				t.Errorf("%s: %q: the error is %v", name, value, err)
+			}
+		}
+	}
+}
