@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddy-usher/usher/caddymodule/answer"
 	"github.com/caddy-usher/usher/caddymodule/hub"
+	"github.com/caddy-usher/usher/registry"
 )
 
 // The codes of the answers to requests for which there is no service.
@@ -167,7 +168,13 @@ func madeFor(h *hub.Hub, made *hub.Made, r *http.Request) (*hub.Service, *noServ
 	case errors.Is(err, hub.ErrTooManyServices):
 		return nil, &noService{http.StatusTooManyRequests, codeTooManyServices, err.Error()}
 	}
-	return nil, &noService{http.StatusBadRequest, codeBadParam, err.Error()}
+	switch registry.KindOf(err) {
+	case registry.Invalid, registry.Forbidden:
+		return nil, &noService{http.StatusBadRequest, codeBadParam, err.Error()}
+	case registry.NotFound:
+		return nil, noneOfThatName
+	}
+	return nil, noneUsable // what is wrong is the operator's to know
 }
 
 func (l *lookup) made(name string) *hub.Made {

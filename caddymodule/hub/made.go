@@ -52,7 +52,7 @@ type keeper struct {
 	stays    atomic.Bool // no variant is taken away: the one that asks holds working
 	names    madeIndex   // services by name
 	hosts    madeIndex   // services by host
-	derived  madeIndex   // services that are derived from others, by madeService.key
+	derived  madeIndex   // services that are derived from others, by madeService.key and by name
 
 	ended  context.CancelFunc // of the background
 	ending sync.WaitGroup
@@ -251,6 +251,10 @@ func (k *keeper) use(g *Generation) {
 	}
 	k.catchUp(again)
 	k.find(g.Made.Discoverers)
+	if m := k.hub.member.Load(); missed && m != nil {
+		// Until now, what the others told was not heard.
+		k.hub.background.Go(m.catchUpMade)
+	}
 }
 
 // load reads all services from the storage, and lets them run together.
@@ -645,6 +649,7 @@ func (k *keeper) publish(m *madeService, hosts []string) {
 	}
 	if m.derived() {
 		k.derived.set(m.key(), found)
+		k.derived.set(m.name, found)
 		return
 	}
 	m.found = found
@@ -715,40 +720,51 @@ func (h *Hub) Variant(made *Made, params map[string]string) (*Service, error) {
 	if v := k.derived.find(key); v != nil {
 		return v.Service, nil
 	}
-	m, err := k.vary(made.Service.Name, params)
+	s, fresh, err := k.vary(made, params)
 	if err != nil {
 		return nil, err
 	}
-	if member := h.member.Load(); member != nil {
+	if member := h.member.Load(); fresh && member != nil {
 		member.tellVariant(made.Service.Name, params)
 	}
-	return m.service, nil
+	return s, nil
 }
 
-// vary makes a variant of a service, or finds it.
-func (k *keeper) vary(name string, params map[string]string) (*madeService, error) {
-	// Without the lock: to make room, others are taken away.
-	if _, _, err := k.registry.Variant(name, params); err != nil {
+// vary finds the variant of a service with these params, or makes it. fresh says that
+// it was made.
+func (k *keeper) vary(made *Made, params map[string]string) (s *Service, fresh bool, err error) {
+	// Without the lock: to make room, others are taken away. And a known variant is found
+	// without it, however its params are given: with those that the service has anyway,
+	// say.
+	name := made.Service.Name
+	variant, _, err := k.registry.Variant(name, params)
+	if err != nil {
 		if registry.KindOf(err) == registry.TooMany {
 			err = fmt.Errorf("%w: %w", ErrTooManyServices, err)
 		}
-		return nil, err
+		return nil, false, err
+	}
+	if variant == name {
+		return made.Service, false, nil
+	}
+	if v := k.derived.find(variant); v != nil {
+		return v.Service, false, nil
 	}
 	k.working.Lock()
 	defer k.working.Unlock()
 	base := k.made[name]
 	if base == nil || base.definition == nil || base.shadowed {
-		return nil, errors.New("the service is gone")
+		return nil, false, errors.New("the service is gone")
 	}
 	variant, raw, err := k.variantOf(name, params)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if variant == name {
-		return base, nil // the params are those that it has
+		return base.service, false, nil // the service has changed meanwhile
 	}
 	if m := k.made[variant]; m != nil {
-		return m, nil // another request has made it meanwhile
+		return m.service, false, nil // another request has made it meanwhile
 	}
 	m := &madeService{name: variant, record: base.record, params: params, variant: true, used: time.Now()}
 	k.derive(name, m)
@@ -756,12 +772,12 @@ func (k *keeper) vary(name string, params map[string]string) (*madeService, erro
 	if m.trouble != nil {
 		err := m.trouble
 		k.remove(variant)
-		return nil, err
+		return nil, false, err
 	}
 	m.revision = base.revision
 	k.publish(m, nil)
 	k.tellCluster()
-	return m, nil
+	return m.service, true, nil
 }
 
 // variantOf asks the registry for a variant while the lock is held: nothing is taken
@@ -823,6 +839,7 @@ func (k *keeper) remove(name string) {
 	delete(k.made, name)
 	if m.derived() {
 		k.derived.set(m.key(), nil)
+		k.derived.set(m.name, nil)
 		delete(k.varied[m.record.Name], name)
 		if m.variant {
 			k.registry.DropVariant(name)
@@ -948,6 +965,18 @@ func (k *keeper) sweep(ctx context.Context) {
 	}
 	if err := k.registry.Sweep(ctx, now, uses); err != nil {
 		k.log().Error("services that are of no use any more could not be taken away", zap.Error(err))
+	}
+	switch {
+	case member == nil:
+	case member.leading():
+		for name := range used {
+			if r := k.registry.Stored(name); r != nil && r.IsDeleted() {
+				k.tellRecord(name)
+			}
+		}
+	default:
+		// What was told can have been lost, or told by a Caddy that leads no longer.
+		member.fetchMade()
 	}
 }
 

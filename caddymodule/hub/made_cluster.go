@@ -159,43 +159,66 @@ func (m *membership) hearRecord(body []byte) {
 	m.hub.background.Go(func() { k.merge(r) }) // the storage can take its time
 }
 
-func (k *keeper) merge(r *registry.Record) {
+// merge says whether what another Caddy has of a service is known here now.
+func (k *keeper) merge(r *registry.Record) bool {
 	ctx, cancel := context.WithTimeout(k.hub.ctx, storageTimeout)
 	defer cancel()
-	if err := k.registry.Merge(ctx, r); err != nil && ctx.Err() == nil {
-		k.log().Error("what another Caddy has made of a service could not be taken over: it is tried again when the storage is read",
+	err := k.registry.Merge(ctx, r)
+	if err != nil && ctx.Err() == nil {
+		k.log().Error("what another Caddy has made of a service could not be taken over: it is asked for again in a few minutes",
 			zap.String("service", r.Name), zap.Error(err))
 	}
+	return err == nil
 }
 
 // fetchMade asks the Caddy that leads for what it has of the services that are made
 // while Caddy runs, and tells it what only this one has.
 func (m *membership) fetchMade() {
 	k := m.hub.keeper.Load()
-	if k == nil || m.leading() {
-		return
+	for more := k != nil; more && !m.leading(); {
+		known := make(map[string]string)
+		for _, r := range k.registry.AllStored() {
+			known[r.Name] = r.State()
+		}
+		r, err := m.askLeader(m.hub.ctx, question{Do: askAllMade, Known: known})
+		if err != nil {
+			m.log().Debug("the Caddy that leads does not tell of the services that were made at run time", zap.Error(err))
+			return
+		}
+		more = k.take(r) && r.More
 	}
-	known := make(map[string]string)
-	for _, r := range k.registry.AllStored() {
-		known[r.Name] = r.State()
-	}
-	ctx, cancel := context.WithTimeout(m.hub.ctx, questionTimeout)
-	defer cancel()
-	r, err := m.askLeader(ctx, question{Do: askAllMade, Known: known})
-	if err != nil {
-		m.log().Debug("the Caddy that leads does not tell of the services that were made at run time", zap.Error(err))
-		return
-	}
+}
+
+// take takes what the Caddy that leads has answered. It says whether all of it is known
+// here now.
+func (k *keeper) take(r reply) bool {
+	all := true
 	for _, b := range r.Records {
 		rec, err := registry.DecodeRecord(b)
 		if err != nil {
-			m.log().Warn("what another Caddy tells of a service that was made at run time is not understood: use the same Usher on all Caddys of a cluster", zap.Error(err))
-			return
+			k.log().Warn("what another Caddy tells of a service that was made at run time is not understood: use the same Usher on all Caddys of a cluster", zap.Error(err))
+			return false
 		}
-		k.merge(rec)
+		all = k.merge(rec) && all
 	}
 	for _, name := range r.Lacking {
 		k.tellRecord(name)
+	}
+	return all
+}
+
+// catchUpMade gets all that was told while this Caddy did not hear it, and tells what
+// only this one knows.
+func (m *membership) catchUpMade() {
+	m.fetchMade()
+	k := m.hub.keeper.Load()
+	if k == nil || m.leading() {
+		return
+	}
+	r, err := m.askLeader(m.hub.ctx, question{Do: askVariants})
+	if err != nil {
+		m.log().Debug("the Caddy that leads does not tell of the variants of services", zap.Error(err))
+		return
 	}
 	for _, v := range r.Variants {
 		k.varyAsTold(v.Service, v.Params)
@@ -225,10 +248,18 @@ func (k *keeper) variantsGiven() (all []variantGiven) {
 
 // varyAsTold makes a variant that another Caddy has made.
 func (k *keeper) varyAsTold(name string, params map[string]string) {
-	if _, err := k.vary(name, params); err != nil {
+	made := k.names.find(name)
+	if made == nil || made.Service == nil {
+		return // the record is on its way, or cannot be used here
+	}
+	if _, _, err := k.vary(made, params); err != nil {
 		k.log().Debug("a variant of a service that another Caddy has made cannot be made here", zap.String("service", name), zap.Error(err))
 	}
 }
+
+// mostRecords is how many bytes of records one answer has at most, unless a single one
+// has more. What is sent is a third longer, and a message of more than 8 MiB is refused.
+const mostRecords = 2 << 20
 
 // replyAllMade is what a Caddy is answered that knows these states of services.
 func (m *membership) replyAllMade(known map[string]string) (r reply, err error) {
@@ -236,19 +267,24 @@ func (m *membership) replyAllMade(known map[string]string) (r reply, err error) 
 	if k == nil {
 		return r, nil
 	}
+	size := 0
 	for _, rec := range k.registry.AllStored() {
 		state, has := known[rec.Name]
 		delete(known, rec.Name)
 		if has && state == rec.State() {
 			continue
 		}
-		r.Records = append(r.Records, registry.EncodeRecord(rec))
+		b := registry.EncodeRecord(rec)
+		if size += len(b); size > mostRecords && len(r.Records) > 0 {
+			// It asks again when it knows these.
+			return reply{Records: r.Records, Lacking: r.Lacking, More: true}, nil
+		}
+		r.Records = append(r.Records, b)
 		if has {
 			r.Lacking = append(r.Lacking, rec.Name) // the newer of the two wins at both
 		}
 	}
 	r.Lacking = append(r.Lacking, slices.Collect(maps.Keys(known))...)
-	r.Variants = k.variantsGiven()
 	return r, nil
 }
 

@@ -60,11 +60,17 @@ func (k *keeper) find(all map[string]scaler.Discoverer) {
 			k.log().Error("services on a platform are not looked for", zap.String("discover", name), zap.Error(err))
 		}
 		k.working.Lock()
-		k.finding[name].discovery = d
-		if err != nil {
-			k.finding[name].trouble = err
+		f := k.finding[name]
+		if f != nil {
+			f.discovery = d
+			if err != nil {
+				f.trouble = err
+			}
 		}
 		k.working.Unlock()
+		if f == nil && d != nil {
+			d.Close() // the hub has ended meanwhile
+		}
 	}
 }
 

@@ -476,7 +476,7 @@ func (m *membership) Isolated(on bool) {
 	default:
 		m.log().Info("this Caddy may send requests")
 		m.hub.background.Go(func() { m.fetchAllPlaced(m.all()) })
-		m.hub.background.Go(m.fetchMade)
+		m.hub.background.Go(m.catchUpMade)
 	}
 }
 

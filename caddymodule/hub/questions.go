@@ -33,12 +33,13 @@ type question struct {
 }
 
 const (
-	askStop    = "stop_instance" // drain and stop one instance
-	askDetails = "details"       // the service as the one that is asked sees it
-	askInside  = "inside"        // how many requests of the one that is asked are inside each instance
-	askPlaced  = "placed"        // the keys of sessions, with their instances
-	askMade    = "made"          // change a service that is made while Caddy runs
-	askAllMade = "all_made"      // all records of such services that are not as known
+	askStop     = "stop_instance" // drain and stop one instance
+	askDetails  = "details"       // the service as the one that is asked sees it
+	askInside   = "inside"        // how many requests of the one that is asked are inside each instance
+	askPlaced   = "placed"        // the keys of sessions, with their instances
+	askMade     = "made"          // change a service that is made while Caddy runs
+	askAllMade  = "all_made"      // all records of such services that are not as known
+	askVariants = "variants"      // the variants of such services
 )
 
 // reply is what it is answered.
@@ -54,9 +55,10 @@ type reply struct {
 	Created bool     `json:"created,omitempty"` // with askMade
 	Record  []byte   `json:"record,omitempty"`
 	Records [][]byte `json:"records,omitempty"` // with askAllMade
+	More    bool     `json:"more,omitempty"`    // there are more records than those
 	Lacking []string `json:"lacking,omitempty"` // services of which the one that asked knows something newer
 
-	Variants []variantGiven `json:"variants,omitempty"` // with askAllMade
+	Variants []variantGiven `json:"variants,omitempty"` // with askVariants
 }
 
 // ErrNoInstance says that a service has no such instance.
@@ -137,12 +139,18 @@ func (m *membership) answer(ctx context.Context, asked []byte) []byte {
 
 func (m *membership) reply(ctx context.Context, q question) (r reply, err error) {
 	switch q.Do {
-	case askMade, askAllMade:
+	case askMade, askAllMade, askVariants:
 		if !m.leading() {
 			return r, conflict(fmt.Sprintf("the Caddy at %s leads no longer: try again in a moment", m.cluster.config.Advertise))
 		}
-		if q.Do == askMade {
+		switch q.Do {
+		case askMade:
 			return m.replyMade(ctx, q.Made)
+		case askVariants:
+			if k := m.hub.keeper.Load(); k != nil {
+				r.Variants = k.variantsGiven()
+			}
+			return r, nil
 		}
 		return m.replyAllMade(q.Known)
 	}
