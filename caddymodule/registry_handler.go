@@ -75,6 +75,8 @@ func ownerPlaceholder(s string) (string, error) {
 	return name, nil
 }
 
+var crossOrigin = http.NewCrossOriginProtection()
+
 // ServeHTTP implements caddyhttp.MiddlewareHandler.
 func (h *RegistryHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
@@ -86,6 +88,10 @@ func (h *RegistryHandler) ServeHTTP(w http.ResponseWriter, r *http.Request, next
 	owner := hub.Evaluate(replacer, h.owner)
 	if owner == "" {
 		return answer.AnswerError(w, answer.ApiError(http.StatusForbidden, "the request has no owner: it comes without authentication"))
+	}
+	// A browser asks before it sends any other change for a page of another site.
+	if r.Method == http.MethodPost && r.Header.Get("If-Match") == "" && crossOrigin.Check(r) != nil {
+		return answer.AnswerError(w, answer.ApiError(http.StatusForbidden, "a page of another site may not change services"))
 	}
 	if err := registryapi.Serve(w, r, h.hub, registryapi.Caller{Name: owner, Owner: owner}, parts); err != nil {
 		return answer.AnswerError(w, err)

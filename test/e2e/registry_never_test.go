@@ -188,6 +188,10 @@ func TestOwnersAreKeptApart(t *testing.T) {
 	want(call("bob", "PUT", "/third", `{"template":"web","params":{"WHO":"a"}}`), http.StatusTooManyRequests)
 	want(call("ann", "DELETE", "/shop", "", "If-Match", "*"), http.StatusNoContent)
 	want(call("bob", "POST", "/shop/rollback", `{}`), http.StatusForbidden)
+	// A page of another site, in the browser of one who is logged in.
+	want(call("ann", "POST", "/shop/rollback", `{}`, "Sec-Fetch-Site", "cross-site"), http.StatusForbidden)
+	want(call("ann", "POST", "/shop/rollback", `{}`, "Origin", "https://evil.example"), http.StatusForbidden)
+	want(call("ann", "POST", "/shop/rollback", `{}`), http.StatusOK)
 }
 
 // Certificates are made for the hosts of services that there are, and for no others.
