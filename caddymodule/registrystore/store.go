@@ -57,6 +57,10 @@ type limits struct {
 	// a lock keeps the next one fresh for its owner, even if that was killed.
 	abandoned time.Duration
 
+	// write is how long the storage has for a change, and to give the lock back. It is
+	// shorter than settled.
+	write time.Duration
+
 	// settled is after how long a change that was noted is written, or never will be.
 	settled time.Duration
 }
@@ -80,7 +84,7 @@ type store struct {
 // New returns a store in the storage that the function returns. It is asked for each
 // operation: the storage belongs to the configuration in force, and changes with it.
 func New(storage func() (certmagic.Storage, error)) registry.Store {
-	return newStore(storage, limits{kept: 1024, lock: 20 * time.Second, abandoned: 30 * time.Second, settled: 30 * time.Second})
+	return newStore(storage, limits{kept: 1024, lock: 20 * time.Second, abandoned: 30 * time.Second, write: 20 * time.Second, settled: 30 * time.Second})
 }
 
 func newStore(storage func() (certmagic.Storage, error), l limits) *store {
@@ -180,13 +184,13 @@ func (s *store) Load(ctx context.Context, name string) ([]byte, error) {
 }
 
 func (s *store) Put(ctx context.Context, name string, record []byte) error {
-	return s.write(ctx, name, func(storage certmagic.Storage, key string) error {
+	return s.write(ctx, name, func(ctx context.Context, storage certmagic.Storage, key string) error {
 		return storage.Store(ctx, key, record)
 	})
 }
 
 func (s *store) Remove(ctx context.Context, name string) error {
-	return s.write(ctx, name, func(storage certmagic.Storage, key string) error {
+	return s.write(ctx, name, func(ctx context.Context, storage certmagic.Storage, key string) error {
 		if err := storage.Delete(ctx, key); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -195,11 +199,15 @@ func (s *store) Remove(ctx context.Context, name string) error {
 }
 
 // write notes a change, and makes it.
-func (s *store) write(ctx context.Context, name string, do func(storage certmagic.Storage, key string) error) error {
+func (s *store) write(ctx context.Context, name string, do func(ctx context.Context, storage certmagic.Storage, key string) error) error {
 	key, err := serviceKey(name)
 	if err != nil {
 		return err
 	}
+	// Others count on it that a change is written soon after it was noted, and wait for the
+	// lock.
+	ctx, cancel := context.WithTimeout(ctx, s.limits.write)
+	defer cancel()
 	storage, err := s.storage()
 	if err != nil {
 		return err
@@ -225,7 +233,7 @@ func (s *store) write(ctx context.Context, name string, do func(storage certmagi
 	if err := storage.Store(ctx, changesKey, b); err != nil {
 		return err
 	}
-	if err := do(storage, key); err != nil {
+	if err := do(ctx, storage, key); err != nil {
 		return err
 	}
 	s.hold(next)
@@ -302,7 +310,9 @@ func (s *store) Lock(ctx context.Context) (unlock func(), err error) {
 		s.locked, s.held = false, nil
 		s.mu.Unlock()
 		// If the storage does not give the lock back, the next try takes it by force.
-		_ = storage.Unlock(context.WithoutCancel(ctx), lockName)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.limits.write)
+		defer cancel()
+		_ = storage.Unlock(ctx, lockName)
 		<-s.turn
 	}, nil
 }

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 }
 
 // quick are limits for tests: a lock is abandoned sooner than by the file storage itself.
-var quick = limits{kept: 20, lock: 3 * time.Second, abandoned: 3 * time.Second, settled: 50 * time.Millisecond}
+var quick = limits{kept: 20, lock: 3 * time.Second, abandoned: 3 * time.Second, write: 3 * time.Second, settled: 50 * time.Millisecond}
 
 // counting is a storage that counts what is read.
 type counting struct {
@@ -190,6 +190,28 @@ func TestOtherFilesAreNoRecords(t *testing.T) {
 	names, err := New(in(files(place))).List(t.Context())
 	if err != nil || fmt.Sprint(names) != "[web]" {
 		t.Errorf("it lists %q, error %v", names, err)
+	}
+}
+
+// hanging is a storage that stores nothing and says so when it is told to end.
+type hanging struct{ certmagic.Storage }
+
+func (h hanging) Store(ctx context.Context, _ string, _ []byte) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// The caller's context does not end: a change that has begun is not given up with the
+// client that has asked for it.
+func TestAStorageThatHangsEndsTheChange(t *testing.T) {
+	store := newStore(in(hanging{files(t.TempDir())}), limits{kept: 20, lock: time.Second, write: 10 * time.Millisecond})
+	unlock, err := store.Lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	if err := store.Put(t.Context(), "web", []byte("{}")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
 	}
 }
 
