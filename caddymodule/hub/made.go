@@ -812,8 +812,17 @@ func (k *keeper) evict(name string) bool {
 	if !m.unused() {
 		return false
 	}
-	k.remove(name)
+	k.end(name)
 	return true
+}
+
+// end takes a variant away that is unused, here and at the other Caddys. The lock is
+// held.
+func (k *keeper) end(name string) {
+	k.remove(name)
+	if m := k.hub.member.Load(); m != nil && m.leading() {
+		k.hub.background.Go(func() { m.driver.Tell(newsVariantGone, []byte(name)) })
+	}
 }
 
 // unused says whether m has neither requests nor instances.
@@ -954,7 +963,7 @@ func (k *keeper) sweep(ctx context.Context) {
 	}
 	for _, name := range idle {
 		used[k.made[name].record.Name] = now
-		k.remove(name)
+		k.end(name)
 	}
 	k.working.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, madeTimeout)

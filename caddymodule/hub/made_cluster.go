@@ -28,6 +28,10 @@ const (
 	// newsVariant, before the name of a service, is that of news about params with
 	// which a request has come: the Caddy that leads has to run the instances.
 	newsVariant = "variant/"
+
+	// newsVariantGone is that of news that the Caddy that leads has ended a variant,
+	// which was unused. Its name is the body.
+	newsVariantGone = "variant_gone"
 )
 
 // MadeChange is a change of a service that is made while Caddy runs.
@@ -92,6 +96,9 @@ func (h *Hub) ChangeMade(ctx context.Context, c MadeChange) (MadeResult, error) 
 
 // change makes the change at this Caddy.
 func (k *keeper) change(ctx context.Context, c MadeChange) (res MadeResult, err error) {
+	// Reloads, and all other changes, wait for this one.
+	ctx, cancel := context.WithTimeout(ctx, madeTimeout)
+	defer cancel()
 	if c.Call.Now.IsZero() {
 		c.Call.Now = time.Now()
 	}
@@ -303,6 +310,27 @@ func (m *membership) hearVariant(name string, body []byte) {
 		return
 	}
 	m.hub.background.Go(func() { k.varyAsTold(name, params) })
+}
+
+// hearVariantGone ends the variant here, too: the Caddy that leads runs no instance for
+// its requests any more. If there are requests meanwhile, the leader is told of it again.
+func (m *membership) hearVariantGone(name string) {
+	k := m.hub.keeper.Load()
+	if k == nil {
+		return
+	}
+	m.hub.background.Go(func() {
+		k.working.Lock()
+		v := k.made[name]
+		again := v != nil && v.variant && !v.unused()
+		if v != nil && v.variant && !again {
+			k.remove(name)
+		}
+		k.working.Unlock()
+		if again {
+			m.tellVariant(v.record.Name, v.params)
+		}
+	})
 }
 
 // tellPause gathers changes of what this Caddy's services are. It is longer where

@@ -113,3 +113,31 @@ func TestAMemberGetsAllRecordsInAnswersOfABoundedSize(t *testing.T) {
 		t.Errorf("the other one lacks %q", lacking)
 	}
 }
+
+// Else its requests would wait here for instances that are not started any more.
+func TestAVariantThatTheLeaderHasEndedEndsHere(t *testing.T) {
+	t.Parallel()
+	h, k := keeping(t)
+	k.putForTest(t, "shop", "")
+	params := map[string]string{"SIZE": "large"}
+	name, _, err := k.registry.Variant("shop", params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.working.Lock()
+	m := &madeService{name: name, record: k.registry.Get("shop"), params: params, variant: true}
+	k.derive("shop", m)
+	k.derived.set(name, &Made{Service: &Service{Name: name}})
+	k.derived.set(m.key(), &Made{Service: &Service{Name: name}})
+	k.working.Unlock()
+	follower := &membership{hub: h}
+	if !follower.Told("leader", newsVariantGone, []byte(name)) {
+		t.Error("the leader does not pass it on")
+	}
+	h.background.Wait()
+	k.working.Lock()
+	defer k.working.Unlock()
+	if k.made[name] != nil || k.derived.find(name) != nil || k.derived.find(m.key()) != nil || len(k.registry.Variants("shop")) != 0 {
+		t.Error("the variant is still there")
+	}
+}

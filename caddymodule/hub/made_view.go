@@ -116,8 +116,10 @@ func (h *Hub) AllMade(owner string) ([]*MadeView, error) {
 }
 
 func (k *keeper) view(r *registry.Record) (*MadeView, error) {
-	r = k.registry.Shown(r)
-	rev := r.Current()
+	// Hiding secrets costs making the backend, for each revision.
+	newest := *r
+	newest.Revisions = r.Revisions[len(r.Revisions)-1:]
+	rev := k.registry.Shown(&newest).Current()
 	v := &MadeView{
 		Name: r.Name, Origin: originOf(r), Source: r.Source, Owner: r.Owner, Revision: rev.Number, ETag: r.ETag(),
 		By: rev.By, At: rev.At, Deleted: r.Deleted,
