@@ -949,8 +949,11 @@ func (k *keeper) sweep(ctx context.Context) {
 	member := k.hub.member.Load()
 	used, inside := make(map[string]time.Time), make(map[string]bool)
 	var idle []string
+	alone := make(map[string]bool) // used, and the Caddy that leads does not see it
 	for name, m := range k.made {
-		m.look(now)
+		if m.look(now) {
+			alone[m.record.Name] = true
+		}
 		service := m.record.Name // what is derived from a service is a use of it
 		if m.used.After(used[service]) {
 			used[service] = m.used
@@ -970,7 +973,7 @@ func (k *keeper) sweep(ctx context.Context) {
 	defer cancel()
 	uses := func(name string) (time.Time, bool) { return used[name], inside[name] }
 	if member != nil && !member.leading() {
-		uses = nil // the Caddy that leads knows of the requests of all
+		uses = nil // the Caddy that leads knows of the requests of all, or is told
 	}
 	if err := k.registry.Sweep(ctx, now, uses); err != nil {
 		k.log().Error("services that are of no use any more could not be taken away", zap.Error(err))
@@ -978,12 +981,15 @@ func (k *keeper) sweep(ctx context.Context) {
 	switch {
 	case member == nil:
 	case member.leading():
-		for name := range used {
+		for name := range inside {
 			if r := k.registry.Stored(name); r != nil && r.IsDeleted() {
 				k.tellRecord(name)
 			}
 		}
 	default:
+		for names := range slices.Chunk(slices.Sorted(maps.Keys(alone)), namesTold) {
+			member.tellUsed(names)
+		}
 		// What was told can have been lost, or told by a Caddy that leads no longer.
 		member.fetchMade()
 	}
@@ -993,10 +999,11 @@ func (k *keeper) sweep(ctx context.Context) {
 // it again.
 const variantIdle = 24 * time.Hour
 
-// look takes note of whether m was used since it was looked at last.
-func (m *madeService) look(now time.Time) {
+// look takes note of whether m was used since it was looked at last. It says whether
+// it was by requests at this Caddy of which others know nothing.
+func (m *madeService) look(now time.Time) (alone bool) {
 	if m.service == nil {
-		return
+		return false
 	}
 	n := m.service.Reserver.Stats().Arrivals
 	if shared := m.service.shared; shared != nil {
@@ -1004,5 +1011,7 @@ func (m *madeService) look(now time.Time) {
 	}
 	if n != m.arrivals {
 		m.arrivals, m.used = n, now
+		return m.service.shared == nil
 	}
+	return m.service.shared == nil && m.service.Reserver.Stats().Demand > 0
 }

@@ -32,7 +32,14 @@ const (
 	// newsVariantGone is that of news that the Caddy that leads has ended a variant,
 	// which was unused. Its name is the body.
 	newsVariantGone = "variant_gone"
+
+	// newsUsed is that of news about services whose instances are a Caddy's own, which
+	// had requests there. Their names are the body.
+	newsUsed = "used"
 )
+
+// namesTold is how many names one message has at most.
+const namesTold = 1000
 
 // MadeChange is a change of a service that is made while Caddy runs.
 type MadeChange struct {
@@ -329,6 +336,33 @@ func (m *membership) hearVariantGone(name string) {
 		k.working.Unlock()
 		if again {
 			m.tellVariant(v.record.Name, v.params)
+		}
+	})
+}
+
+// tellUsed tells the Caddy that leads of services that were used here: it decides which
+// are of use no longer.
+func (m *membership) tellUsed(names []string) {
+	if b, err := json.Marshal(names); err == nil { // strings can always be encoded
+		m.driver.Tell(newsUsed, b)
+	}
+}
+
+// hearUsed takes note of what was used at another Caddy.
+func (m *membership) hearUsed(body []byte) {
+	var names []string
+	k := m.hub.keeper.Load()
+	if k == nil || json.Unmarshal(body, &names) != nil {
+		return
+	}
+	m.hub.background.Go(func() {
+		k.working.Lock()
+		defer k.working.Unlock()
+		now := time.Now()
+		for _, name := range names {
+			if s := k.made[name]; s != nil {
+				s.used = now
+			}
 		}
 	})
 }

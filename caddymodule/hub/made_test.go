@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddy-usher/usher/registry"
 	"github.com/caddy-usher/usher/registry/registrytest"
+	"github.com/caddy-usher/usher/reserver"
 )
 
 // keeping is a hub with a registry in which services can be made of a template. None of
@@ -139,5 +140,41 @@ func TestAVariantThatTheLeaderHasEndedEndsHere(t *testing.T) {
 	defer k.working.Unlock()
 	if k.made[name] != nil || k.derived.find(name) != nil || k.derived.find(m.key()) != nil || len(k.registry.Variants("shop")) != 0 {
 		t.Error("the variant is still there")
+	}
+}
+
+// Where each Caddy has instances of its own, the one that leads sees no request of the
+// others, and would delete what only they use.
+func TestTheLeaderLearnsOfWhatIsUsedAtOthersAlone(t *testing.T) {
+	t.Parallel()
+	h, k := keeping(t)
+	k.putForTest(t, "shop", "")
+	s := newService(h, "shop")
+	defer func() { _ = s.Loop.Close(t.Context()) }()
+	m := &madeService{name: "shop", record: k.registry.Get("shop"), service: s}
+	k.made["shop"] = m
+	now := time.Now()
+	if m.look(now) {
+		t.Error("it was used before there was a request")
+	}
+	s.Reserver.Add("one", "", "tcp", "127.0.0.1:1", 1)
+	var r reserver.Reservation
+	if ready, err := s.Reserver.Reserve(&r, reserver.Ask{}); !ready || err != nil {
+		t.Fatalf("no slot: %v", err)
+	}
+	if !m.look(now) || m.used != now || !m.look(now) {
+		t.Error("a request is not seen for as long as it is inside")
+	}
+	r.Release(reserver.Answered)
+	if m.look(now) {
+		t.Error("a request is seen when it has gone")
+	}
+	m.used = time.Time{}
+	(&membership{hub: h}).Told("follower", newsUsed, []byte(`["shop", "none"]`))
+	h.background.Wait()
+	k.working.Lock()
+	defer k.working.Unlock()
+	if time.Since(m.used) > time.Minute {
+		t.Error("what was told is not noted")
 	}
 }

@@ -119,6 +119,8 @@ func (m *membership) Told(from, subject string, body []byte) (passOn bool) {
 		m.hearEvent(body)
 	case newsMade:
 		m.hearRecord(body)
+	case newsUsed:
+		m.hearUsed(body)
 	case newsVariantGone:
 		m.hearVariantGone(string(body))
 	}
