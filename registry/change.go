@@ -134,14 +134,14 @@ func (r *Registry) checkChange(call Call, name, owner string, d *Definition, old
 		return refuse(TooMany, "the owner has %d services, which is the limit; delete one first", limit)
 	}
 	if d.Template != "" && d.Template != before {
-		return r.makeRoom(rules, d.Template)
+		return r.makeRoom(rules.Templates[d.Template], d.Template, rules.Evict)
 	}
 	return nil
 }
 
 // makeRoom returns an error if there can be no more service of a template.
-func (r *Registry) makeRoom(rules *Rules, template string) error {
-	limit := rules.Templates[template].maxServices
+func (r *Registry) makeRoom(t *Template, template string, evict evictor) error {
+	limit := t.maxServices
 	for limit > 0 {
 		r.mu.RLock()
 		variants, full := r.room(template, limit)
@@ -150,7 +150,7 @@ func (r *Registry) makeRoom(rules *Rules, template string) error {
 			return nil
 		}
 		// Evict is called without the lock: it takes those of the program.
-		if !r.evict(rules, variants) {
+		if !r.evict(variants, evict) {
 			return refuse(TooMany, "there are %d services of template %s with the variants that requests have asked for, which is the limit", limit, template)
 		}
 	}

@@ -38,6 +38,15 @@ func variantName(base string, values map[string]string) string {
 // refuses Invalid. A service that is not made of a template, or does not exist, is
 // NotFound.
 func (r *Registry) Variant(name string, params map[string]string) (string, json.RawMessage, error) {
+	return r.variantOf(name, params, r.rules.Load().Evict)
+}
+
+// VariantIfRoom is like Variant, but ends no other variant.
+func (r *Registry) VariantIfRoom(name string, params map[string]string) (string, json.RawMessage, error) {
+	return r.variantOf(name, params, nil)
+}
+
+func (r *Registry) variantOf(name string, params map[string]string, evict evictor) (string, json.RawMessage, error) {
 	record, rules := r.Get(name), r.rules.Load()
 	if record == nil {
 		return "", nil, notFound(name)
@@ -68,10 +77,10 @@ func (r *Registry) Variant(name string, params map[string]string) (string, json.
 	if maps.Equal(values, own) {
 		return name, nil, nil
 	}
-	return r.variant(rules, record, t, values)
+	return r.variant(record, t, values, evict)
 }
 
-func (r *Registry) variant(rules *Rules, record *Record, t *Template, values map[string]string) (string, json.RawMessage, error) {
+func (r *Registry) variant(record *Record, t *Template, values map[string]string, evict evictor) (string, json.RawMessage, error) {
 	name := variantName(record.Name, values)
 	if service := r.knownVariant(name, record, t); service != nil {
 		return name, service, nil
@@ -88,7 +97,7 @@ func (r *Registry) variant(rules *Rules, record *Record, t *Template, values map
 		case r.isEvicting(name):
 			return "", nil, refuse(TooMany, "the variant is being ended, so that another one has room; try again")
 		}
-		if err := r.makeRoom(rules, made.template); err != nil {
+		if err := r.makeRoom(t, made.template, evict); err != nil {
 			return "", nil, err
 		}
 	}
@@ -148,10 +157,13 @@ func (r *Registry) isEvicting(name string) bool {
 	return v != nil && v.evicting
 }
 
+// evictor is Rules.Evict; nil ends none.
+type evictor func(variant string) bool
+
 // evict ends one variant of those, if one is unused. One that is given out meanwhile would
 // run and not count, so it is not.
-func (r *Registry) evict(rules *Rules, names []string) bool {
-	if rules.Evict == nil {
+func (r *Registry) evict(names []string, evict evictor) bool {
+	if evict == nil {
 		return false
 	}
 	for _, name := range names {
@@ -159,7 +171,7 @@ func (r *Registry) evict(rules *Rules, names []string) bool {
 		if v == nil {
 			continue
 		}
-		gone := rules.Evict(name)
+		gone := evict(name)
 		r.mu.Lock()
 		v.evicting = false
 		if gone && r.variants[name] == v {

@@ -93,6 +93,8 @@ func TestVariantsCountAsServices(t *testing.T) {
 	// Of those that do not run, the one that was not asked for longest makes room.
 	variant(1)
 	running[one], running[two] = false, false
+	_, _, err = w.VariantIfRoom("shop", map[string]string{"SIZE": "4"})
+	w.want(err, registry.TooMany, "the limit")
 	four := variant(4)
 	if !slices.Equal(evicted, []string{two}) {
 		t.Errorf("evicted are %q, want %q", evicted, two)

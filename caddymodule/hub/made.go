@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -49,10 +48,9 @@ type keeper struct {
 	hub      *Hub
 	registry *registry.Registry
 	storage  registry.Store
-	stays    atomic.Bool // no variant is taken away: the one that asks holds working
-	names    madeIndex   // services by name
-	hosts    madeIndex   // services by host
-	derived  madeIndex   // services that are derived from others, by madeService.key and by name
+	names    madeIndex // services by name
+	hosts    madeIndex // services by host
+	derived  madeIndex // services that are derived from others, by madeService.key and by name
 
 	ended  context.CancelFunc // of the background
 	ending sync.WaitGroup
@@ -388,7 +386,7 @@ func (k *keeper) redefine(r *registry.Record) {
 		}
 		before := v.record
 		v.record = r
-		now, raw, err := k.variantOf(r.Name, v.params)
+		now, raw, err := k.registry.VariantIfRoom(r.Name, v.params)
 		if err != nil || now != name {
 			// The template has other params now.
 			k.remove(name)
@@ -739,10 +737,7 @@ func (k *keeper) vary(made *Made, params map[string]string) (s *Service, fresh b
 	name := made.Service.Name
 	variant, _, err := k.registry.Variant(name, params)
 	if err != nil {
-		if registry.KindOf(err) == registry.TooMany {
-			err = fmt.Errorf("%w: %w", ErrTooManyServices, err)
-		}
-		return nil, false, err
+		return nil, false, refusedVariant(err)
 	}
 	if variant == name {
 		return made.Service, false, nil
@@ -756,9 +751,10 @@ func (k *keeper) vary(made *Made, params map[string]string) (s *Service, fresh b
 	if base == nil || base.definition == nil || base.shadowed {
 		return nil, false, errors.New("the service is gone")
 	}
-	variant, raw, err := k.variantOf(name, params)
+	// With the lock, none can be taken away.
+	variant, raw, err := k.registry.VariantIfRoom(name, params)
 	if err != nil {
-		return nil, false, err
+		return nil, false, refusedVariant(err)
 	}
 	if variant == name {
 		return base.service, false, nil // the service has changed meanwhile
@@ -780,12 +776,13 @@ func (k *keeper) vary(made *Made, params map[string]string) (s *Service, fresh b
 	return m.service, true, nil
 }
 
-// variantOf asks the registry for a variant while the lock is held: nothing is taken
-// away for it.
-func (k *keeper) variantOf(name string, params map[string]string) (string, json.RawMessage, error) {
-	k.stays.Store(true)
-	defer k.stays.Store(false)
-	return k.registry.Variant(name, params)
+// refusedVariant says by ErrTooManyServices why the registry has refused a variant, if
+// that is the reason.
+func refusedVariant(err error) error {
+	if registry.KindOf(err) == registry.TooMany {
+		return fmt.Errorf("%w: %w", ErrTooManyServices, err)
+	}
+	return err
 }
 
 // derive takes m up as one that is derived from a service. The lock is held.
@@ -800,9 +797,6 @@ func (k *keeper) derive(service string, m *madeService) {
 // evict takes a variant away to make room for another one, if it has neither requests
 // nor instances. The registry calls it while it changes something.
 func (k *keeper) evict(name string) bool {
-	if k.stays.Load() {
-		return false
-	}
 	k.working.Lock()
 	defer k.working.Unlock()
 	m := k.made[name]
