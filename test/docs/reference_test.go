@@ -54,7 +54,8 @@ func TestReferenceIsComplete(t *testing.T) {
 		}
 	}
 	harness.Eventually(t, harness.Slow(15*time.Second), func() bool {
-		return strings.Contains(ask("GET", "/usher/tasks"), `"state":"done"`)
+		// It is counted a moment after it is done.
+		return strings.Contains(ask("GET", "/usher/tasks"), `"state":"done"`) && strings.Contains(c.Get("/metrics").Body, "# TYPE caddy_usher_task_attempts_total ")
 	}, "the stored request is executed")
 
 	page := read(t, "docs/reference.md")
