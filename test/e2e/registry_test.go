@@ -211,6 +211,22 @@ func TestARevisionThatCannotBeStartedGivesWayToTheOneBefore(t *testing.T) {
 	}
 }
 
+func TestAServiceThatWentBackHasTheHostsOfWhatServes(t *testing.T) {
+	c := harness.New(t)
+	c.Start(registrySite(c))
+	first := mustCall(t, c, http.StatusCreated, "PUT", "hello", `{"template":"web","params":{"WHO":"good"},"hosts":["hello.example.net"]}`, "")
+	at(c, "hello.example.net", "/")
+	c.Open("fail-bad")
+	mustCall(t, c, http.StatusOK, "PATCH", "hello", `{"params":{"WHO":"bad","code":"bad"},"hosts":["new.example.net"]}`, first.ETag)
+	harness.Eventually(t, soon, func() bool {
+		r := at(c, "hello.example.net", "/env")
+		return r.Status == 200 && variable(r, "WHO") == "good"
+	}, "the host of the revision that serves leads nowhere")
+	if r := at(c, "new.example.net", "/"); r.Status != http.StatusNotFound {
+		t.Errorf("the host of the one that failed: %d", r.Status)
+	}
+}
+
 func TestAServiceOfTheConfigurationGoesBeforeOneOfItsName(t *testing.T) {
 	c := harness.New(t)
 	c.Start(registrySite(c))
