@@ -36,7 +36,8 @@ func variantName(base string, values map[string]string) string {
 //
 // A param that the template does not permit in requests is Forbidden, a value that it
 // refuses Invalid. A service that is not made of a template, or does not exist, is
-// NotFound.
+// NotFound. It is a Conflict if the template has changed so that it refuses what the
+// service has.
 func (r *Registry) Variant(name string, params map[string]string) (string, json.RawMessage, error) {
 	return r.variantOf(name, params, r.rules.Load().Evict)
 }
@@ -66,7 +67,7 @@ func (r *Registry) variantOf(name string, params map[string]string, evict evicto
 	}
 	own, err := t.values(d.Params)
 	if err != nil {
-		return "", nil, err
+		return "", nil, refuse(Conflict, "the service %s does not fit its template any more: %w", name, err)
 	}
 	given := maps.Clone(own)
 	maps.Copy(given, params)

@@ -148,3 +148,19 @@ func TestAVariantThatIsBeingEndedIsNotGivenOut(t *testing.T) {
 		t.Errorf("the variants are %q", w.Variants("shop"))
 	}
 }
+
+// The request is right, and so it is not told that it is wrong.
+func TestAServiceThatDoesNotFitItsTemplateAnyMoreHasNoVariants(t *testing.T) {
+	w := newWorld(t)
+	w.put(w.owner("ann"), "shop", web("shop"))
+	params := webParams()
+	params["name"] = registry.Param{Pattern: "[0-9]+"}
+	template, err := registry.NewTemplate(webTemplate, params, takesArgsAndEnv, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.rules.Templates = map[string]*registry.Template{"web": template}
+	w.Use(w.rules)
+	_, _, err = w.Variant("shop", map[string]string{"SIZE": "large"})
+	w.want(err, registry.Conflict, "does not fit its template")
+}
