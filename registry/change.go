@@ -45,7 +45,14 @@ func (r *Registry) change(ctx context.Context, call Call, name string, define fu
 		}
 		record = old.tryAgain(call.Now)
 	} else {
-		record = nextRecord(old, name, owner, Revision{Definition: d, By: call.By, At: instant(call.Now)}, r.rules.Load().keepRevisions())
+		replaced := old
+		if old != nil && !old.IsDeleted() && old.FellBack == nil && r.rules.Load().unproven(name) {
+			// What serves is the one before. A new one that fails gives way to that.
+			if left := old.failed("it was replaced before an instance of it was ready", call.Now); left.FellBack != nil {
+				replaced = left
+			}
+		}
+		record = nextRecord(replaced, name, owner, Revision{Definition: d, By: call.By, At: instant(call.Now)}, r.rules.Load().keepRevisions())
 	}
 	if err := r.write(ctx, record); err != nil {
 		return nil, nil, err

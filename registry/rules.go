@@ -45,12 +45,19 @@ type Rules struct {
 	// taken for secrets.
 	Mask func(service json.RawMessage) (json.RawMessage, error)
 
+	// Unproven says whether the newest revision of a service has not run yet, so that one
+	// before it is what the service goes back to. If that is replaced, too, it is one that
+	// has failed.
+	Unproven func(name string) bool
+
 	// Evict ends an unused variant and returns true, or returns false because something
 	// of it runs, or a request waits for it. See Registry.Variant.
 	Evict func(variant string) bool
 }
 
 func (r *Rules) configured(name string) bool { return r.Configured != nil && r.Configured(name) }
+
+func (r *Rules) unproven(name string) bool { return r.Unproven != nil && r.Unproven(name) }
 
 func (r *Rules) keepRevisions() int {
 	if r.KeepRevisions > 0 {

@@ -287,3 +287,30 @@ func TestAServiceThatFellBackIsFoundByTheHostsOfWhatIsInForce(t *testing.T) {
 		t.Errorf("the hosts of a deleted service lead to %q", got)
 	}
 }
+
+// What serves is the one before those.
+func TestARevisionThatWasReplacedBeforeItRanIsNotGoneBackTo(t *testing.T) {
+	w := newWorld(t)
+	unproven := false
+	w.rules.Unproven = func(string) bool { return unproven }
+	w.rules.KeepRevisions = 2
+	w.Use(w.rules)
+	record := w.put(w.owner("ann"), "shop", web("one"))
+	unproven = true // a first revision has none before it
+	record = w.put(onlyIf(w.owner("ann"), record), "shop", web("two"))
+	unproven = false
+	record = w.put(onlyIf(w.owner("ann"), record), "shop", web("three"))
+	for _, name := range []string{"four", "five", "six"} {
+		record = w.put(onlyIf(w.owner("ann"), record), "shop", web(name))
+		if got := record.InForce().Definition.Params["name"]; got != name || record.FellBack != nil {
+			t.Errorf("%s: %s is in force", name, got)
+		}
+		unproven = true
+	}
+	if err := w.FallBack(t.Context(), "shop", 6, "it crashes", w.now); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.Get("shop").InForce().Definition.Params["name"]; got != "three" {
+		t.Errorf("it goes back to %s", got)
+	}
+}

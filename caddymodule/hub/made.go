@@ -233,7 +233,7 @@ func (k *keeper) use(g *Generation) {
 	}
 	rules := g.Made.Rules
 	rules.Configured = k.configured
-	rules.Check, rules.Mask, rules.Evict = k.check, k.mask, k.evict
+	rules.Check, rules.Mask, rules.Evict, rules.Unproven = k.check, k.mask, k.evict, k.unproven
 	k.working.Unlock()
 	k.registry.Use(rules)
 	k.useRevisions()
@@ -593,7 +593,10 @@ func (s *Service) usedWithin(d time.Duration) bool {
 func (k *keeper) fallback(m *madeService, d *Definition, before *registry.Record) control.Fallback {
 	last := m.record.Current()
 	window, ok := last.Definition.FallbackAfter()
-	if !ok || m.fixed > 0 || before == nil || m.definition == nil || m.record.FellBack != nil || len(m.record.Revisions) < 2 || m.definition.Backend.Fingerprint() == d.Backend.Fingerprint() {
+	if !ok || m.fixed > 0 || before == nil || m.definition == nil || m.record.FellBack != nil || len(m.record.Revisions) < 2 {
+		return control.Fallback{}
+	}
+	if m.definition.Backend.Fingerprint() == d.Backend.Fingerprint() && !m.service.Loop.Unproven() {
 		return control.Fallback{}
 	}
 	name, number, old, variant := m.name, last.Number, m.definition, m.variant
@@ -611,6 +614,15 @@ func (k *keeper) fallback(m *madeService, d *Definition, before *registry.Record
 		}
 		k.takeBack(name, number, old)
 	}}
+}
+
+// unproven says whether no instance of a service's newest definition was ready yet, and
+// it goes back to the one before if none can be.
+func (k *keeper) unproven(name string) bool {
+	k.working.Lock()
+	defer k.working.Unlock()
+	m := k.made[name]
+	return m != nil && m.service != nil && !m.shadowed && m.service.Loop.Unproven()
 }
 
 // takeBack puts the definition of before in force again, unless it has changed

@@ -28,7 +28,8 @@ type Fallback struct {
 // fallback is a Fallback and how far it has come.
 type fallback struct {
 	Fallback
-	ends time.Time // zero until the first start has succeeded or failed
+	ends  time.Time // zero until the first start has succeeded or failed
+	ready bool      // an instance of Backend was ready
 }
 
 // SetFallback sets what is done if the starts of a backend fail, in place of what
@@ -41,6 +42,15 @@ func (l *Loop) SetFallback(f Fallback) {
 	if f.Take != nil {
 		l.fallback = &fallback{Fallback: f}
 	}
+}
+
+// Unproven says whether no instance of the current backend was ready yet, while a
+// fallback is at hand for it.
+func (l *Loop) Unproven() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.fallback
+	return f != nil && !f.ready && l.current() != nil && l.current().backend == f.Backend
 }
 
 // atHand returns the fallback for the current backend, or nil. The lock is held.

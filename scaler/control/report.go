@@ -331,7 +331,9 @@ func (l *Loop) ready(i *instance, now time.Time) {
 		// Whether the start has really succeeded shows in a while; until then
 		// failures stay counted, but nothing waits for them.
 		l.permanentFailure, l.backoffUntil = false, time.Time{}
-		l.atHand(now) // its time begins
+		if f := l.atHand(now); f != nil { // its time begins
+			f.ready = true
+		}
 	}
 	l.refuse(now)
 	l.changed(i)

@@ -211,6 +211,27 @@ func TestARevisionThatCannotBeStartedGivesWayToTheOneBefore(t *testing.T) {
 	}
 }
 
+func TestAfterTwoRevisionsThatCannotBeStartedTheOneThatServedIsInForce(t *testing.T) {
+	c := harness.New(t)
+	c.Start(registrySite(c))
+	first := mustCall(t, c, http.StatusCreated, "PUT", "hello", `{"template":"web","params":{"WHO":"good"},"hosts":["hello.example.net"]}`, "")
+	at(c, "hello.example.net", "/")
+	c.Open("fail-bad")
+	bad := mustCall(t, c, http.StatusOK, "PATCH", "hello", `{"params":{"WHO":"bad","code":"bad"}}`, first.ETag)
+	// One made of the same, and one that is not.
+	bad = mustCall(t, c, http.StatusOK, "PATCH", "hello", `{"hosts":["hello.example.net","hallo.example.net"]}`, bad.ETag)
+	mustCall(t, c, http.StatusOK, "PATCH", "hello", `{"params":{"WHO":"worse"}}`, bad.ETag)
+	harness.Eventually(t, soon, func() bool {
+		if r := at(c, "hello.example.net", "/env"); r.Status != 200 || variable(r, "WHO") != "good" {
+			t.Fatalf("%d %q %s", r.Status, r.Body, r.UsherError())
+		}
+		var got struct{ Made made }
+		_, _, text := registryCall(c, "GET", "hello", "", "")
+		_ = json.Unmarshal([]byte(text), &got)
+		return got.Made.FellBack != nil && got.Made.InForce == 1 && got.Made.Revision == 4
+	}, "the first revision is not in force")
+}
+
 func TestAServiceThatWentBackHasTheHostsOfWhatServes(t *testing.T) {
 	c := harness.New(t)
 	c.Start(registrySite(c))
