@@ -158,8 +158,9 @@ func newKeeper(h *Hub) *keeper {
 	return k
 }
 
-// madeLook is how often the storage is asked whether other Caddys have changed
-// something, and madeSweep how often it is seen what is of use no longer.
+// madeLook is how often the storage, and the Caddy that leads, is asked whether other
+// Caddys have changed something, and madeSweep how often it is seen what is of use no
+// longer.
 const (
 	madeLook  = 10 * time.Second
 	madeSweep = 5 * time.Minute
@@ -184,6 +185,9 @@ func (k *keeper) run(ctx context.Context) {
 			logged = ""
 			if err != nil {
 				logged = err.Error()
+			}
+			if m := k.hub.member.Load(); m != nil && k.hub.Registry() != nil {
+				m.compareMade(ctx)
 			}
 		case <-sweep.C:
 			k.sweep(ctx)
@@ -996,8 +1000,6 @@ func (k *keeper) sweep(ctx context.Context) {
 		for names := range slices.Chunk(slices.Sorted(maps.Keys(alone)), namesTold) {
 			member.tellUsed(names)
 		}
-		// What was told can have been lost, or told by a Caddy that leads no longer.
-		member.fetchMade()
 	}
 }
 

@@ -179,7 +179,7 @@ func (k *keeper) merge(r *registry.Record) bool {
 	defer cancel()
 	err := k.registry.Merge(ctx, r)
 	if err != nil && ctx.Err() == nil {
-		k.log().Error("what another Caddy has made of a service could not be taken over: it is asked for again in a few minutes",
+		k.log().Error("what another Caddy has made of a service could not be taken over: it is asked for again in a moment",
 			zap.String("service", r.Name), zap.Error(err))
 	}
 	return err == nil
@@ -187,27 +187,30 @@ func (k *keeper) merge(r *registry.Record) bool {
 
 // fetchMade asks the Caddy that leads for what it has of the services that are made
 // while Caddy runs, and tells it what only this one has.
-func (m *membership) fetchMade() {
+func (m *membership) fetchMade(ctx context.Context) {
 	k := m.hub.keeper.Load()
-	for more := k != nil; more && !m.leading(); {
+	for more := k != nil; more && !m.leading() && ctx.Err() == nil; {
 		known := make(map[string]string)
 		for _, r := range k.registry.AllStored() {
 			known[r.Name] = r.State()
 		}
-		r, err := m.askLeader(m.hub.ctx, question{Do: askAllMade, Known: known})
+		r, err := m.askLeader(ctx, question{Do: askAllMade, Known: known})
 		if err != nil {
 			m.log().Debug("the Caddy that leads does not tell of the services that were made at run time", zap.Error(err))
 			return
 		}
-		more = k.take(r) && r.More
+		more = k.take(ctx, r) && r.More
 	}
 }
 
 // take takes what the Caddy that leads has answered. It says whether all of it is known
 // here now.
-func (k *keeper) take(r reply) bool {
+func (k *keeper) take(ctx context.Context, r reply) bool {
 	all := true
 	for _, b := range r.Records {
+		if ctx.Err() != nil {
+			return false
+		}
 		rec, err := registry.DecodeRecord(b)
 		if err != nil {
 			k.log().Warn("what another Caddy tells of a service that was made at run time is not understood: use the same Usher on all Caddys of a cluster", zap.Error(err))
@@ -224,12 +227,18 @@ func (k *keeper) take(r reply) bool {
 // catchUpMade gets all that was told while this Caddy did not hear it, and tells what
 // only this one knows.
 func (m *membership) catchUpMade() {
-	m.fetchMade()
+	m.fetchMade(m.hub.ctx)
+	m.exchangeVariants(m.hub.ctx)
+}
+
+// exchangeVariants makes the variants that the Caddy that leads has, and tells it of
+// those that are here.
+func (m *membership) exchangeVariants(ctx context.Context) {
 	k := m.hub.keeper.Load()
 	if k == nil || m.leading() {
 		return
 	}
-	r, err := m.askLeader(m.hub.ctx, question{Do: askVariants})
+	r, err := m.askLeader(ctx, question{Do: askVariants})
 	if err != nil {
 		m.log().Debug("the Caddy that leads does not tell of the variants of services", zap.Error(err))
 		return
@@ -240,6 +249,47 @@ func (m *membership) catchUpMade() {
 	for _, v := range k.variantsGiven() {
 		m.tellVariant(v.Service, v.Params)
 	}
+}
+
+// compareMade looks whether this Caddy knows the same as the one that leads, and
+// catches up if not: what is told while another Caddy takes the lead is lost.
+func (m *membership) compareMade(ctx context.Context) {
+	k := m.hub.keeper.Load()
+	if k == nil || m.leading() {
+		return
+	}
+	r, err := m.askLeader(ctx, question{Do: askMadeSums})
+	own := k.sums()
+	if err != nil || len(r.Sums) != len(own) {
+		return // the next look is soon
+	}
+	if r.Sums[0] != own[0] {
+		m.fetchMade(ctx)
+	}
+	if r.Sums[1] != own[1] {
+		m.exchangeVariants(ctx)
+	}
+}
+
+// sums are short hashes of all records that are stored, and of all variants.
+func (k *keeper) sums() []string {
+	records, variants := sha256.New(), sha256.New()
+	for _, r := range k.registry.AllStored() {
+		records.Write([]byte(r.Name + " " + r.State() + "\n"))
+	}
+	var names []string
+	k.working.Lock()
+	for name, m := range k.made {
+		if m.variant {
+			names = append(names, name)
+		}
+	}
+	k.working.Unlock()
+	slices.Sort(names)
+	for _, name := range names {
+		variants.Write([]byte(name + "\n"))
+	}
+	return []string{hex.EncodeToString(records.Sum(nil)), hex.EncodeToString(variants.Sum(nil))}
 }
 
 // variantGiven is a service with the params of a request that makes a variant of it.

@@ -105,7 +105,16 @@ func TestAMemberGetsAllRecordsInAnswersOfABoundedSize(t *testing.T) {
 			t.Fatalf("an answer has %d bytes, error %v", len(b), err)
 		}
 		lacking = r.Lacking
-		more = to.take(reply{Records: r.Records}) && r.More
+		more = to.take(t.Context(), reply{Records: r.Records}) && r.More
+	}
+	if from.sums()[0] == to.sums()[0] {
+		t.Error("the sums are equal, and what is known is not")
+	}
+	for _, r := range to.registry.AllStored() {
+		from.merge(r)
+	}
+	if from.sums()[0] != to.sums()[0] {
+		t.Error("the sums differ, and what is known does not")
 	}
 	if got := len(to.registry.AllStored()); got != n+1 {
 		t.Errorf("it knows %d services, want %d", got, n+1)

@@ -40,6 +40,7 @@ const (
 	askMade     = "made"          // change a service that is made while Caddy runs
 	askAllMade  = "all_made"      // all records of such services that are not as known
 	askVariants = "variants"      // the variants of such services
+	askMadeSums = "made_sums"     // hashes of those records and variants
 )
 
 // reply is what it is answered.
@@ -59,6 +60,7 @@ type reply struct {
 	Lacking []string `json:"lacking,omitempty"` // services of which the one that asked knows something newer
 
 	Variants []variantGiven `json:"variants,omitempty"` // with askVariants
+	Sums     []string       `json:"sums,omitempty"`     // with askMadeSums
 }
 
 // ErrNoInstance says that a service has no such instance.
@@ -139,13 +141,18 @@ func (m *membership) answer(ctx context.Context, asked []byte) []byte {
 
 func (m *membership) reply(ctx context.Context, q question) (r reply, err error) {
 	switch q.Do {
-	case askMade, askAllMade, askVariants:
+	case askMade, askAllMade, askVariants, askMadeSums:
 		if !m.leading() {
 			return r, conflict(fmt.Sprintf("the Caddy at %s leads no longer: try again in a moment", m.cluster.config.Advertise))
 		}
 		switch q.Do {
 		case askMade:
 			return m.replyMade(ctx, q.Made)
+		case askMadeSums:
+			if k := m.hub.keeper.Load(); k != nil {
+				r.Sums = k.sums()
+			}
+			return r, nil
 		case askVariants:
 			if k := m.hub.keeper.Load(); k != nil {
 				r.Variants = k.variantsGiven()
