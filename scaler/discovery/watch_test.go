@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // platform is what a test lets a watch see.
 type platform struct {
+	mu      sync.Mutex // what a test changes, the watch sees later
 	objects []string
 	err     error
 	partial bool // with err: what is known is returned all the same
@@ -31,10 +33,19 @@ type platform struct {
 
 func (p *platform) watch(every time.Duration) *discovery.Watch {
 	p.start = time.Now()
-	return discovery.Start(p.report, p.look, every, func() { p.ended++ })
+	return discovery.Start(p.report, p.look, every, func() { p.change(func() { p.ended++ }) })
+}
+
+// change changes what the watch sees, or what it has told.
+func (p *platform) change(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
 }
 
 func (p *platform) look(context.Context) ([]scaler.Found, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.looks++
 	if p.err != nil && !p.partial {
 		return nil, p.err
@@ -47,6 +58,8 @@ func (p *platform) look(context.Context) ([]scaler.Found, error) {
 }
 
 func (p *platform) report(found []scaler.Found, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	words := make([]string, len(found))
 	for i, f := range found {
 		words[i] = f.Object
@@ -64,7 +77,7 @@ func (p *platform) expect(t *testing.T, want ...string) {
 	if !slices.Equal(p.reports, want) {
 		t.Errorf("reported was %q, not %q", p.reports, want)
 	}
-	p.reports = nil
+	p.change(func() { p.reports = nil })
 }
 
 func TestChangesThatFollowEachOtherAreOneReport(t *testing.T) {
@@ -81,7 +94,7 @@ func TestChangesThatFollowEachOtherAreOneReport(t *testing.T) {
 
 		// A platform that never rests is reported all the same.
 		for i := range 30 {
-			p.objects = append(p.objects, fmt.Sprint(i))
+			p.change(func() { p.objects = append(p.objects, fmt.Sprint(i)) })
 			w.Poke()
 			time.Sleep(50 * time.Millisecond)
 		}
@@ -105,7 +118,7 @@ func TestWhatIsAsBeforeIsNotReported(t *testing.T) {
 		if p.looks != 6 {
 			t.Errorf("it was looked %d times within a minute, not each 10s", p.looks)
 		}
-		p.objects = []string{"a"} // no poke: the event was lost
+		p.change(func() { p.objects = []string{"a"} }) // no poke: the event was lost
 		time.Sleep(10 * time.Second)
 		p.expect(t, "2m0.1s a")
 	})
@@ -121,15 +134,17 @@ func TestAPlatformThatIsAwayIsReportedOnce(t *testing.T) {
 		p.expect(t, "100ms a")
 
 		// A single failure is no outage.
-		p.err = &scaler.Failure{Reason: scaler.ReasonPlatform, Short: "away"}
+		p.change(func() { p.err = &scaler.Failure{Reason: scaler.ReasonPlatform, Short: "away"} })
 		w.Poke()
 		time.Sleep(110 * time.Millisecond)
-		p.err = nil
+		p.change(func() { p.err = nil })
 		time.Sleep(time.Second)
 		p.expect(t)
 
 		before := p.looks
-		p.err = &scaler.Failure{Reason: scaler.ReasonPlatform, Short: "away", Err: errors.New("port 1")}
+		p.change(func() {
+			p.err = &scaler.Failure{Reason: scaler.ReasonPlatform, Short: "away", Err: errors.New("port 1")}
+		})
 		w.Poke()
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -139,14 +154,14 @@ func TestAPlatformThatIsAwayIsReportedOnce(t *testing.T) {
 		if n := p.looks - before; n < 10 || n > 40 {
 			t.Errorf("a platform that is away for a minute was asked %d times", n)
 		}
-		p.reports = nil
-		p.err = &scaler.Failure{Reason: scaler.ReasonForbidden, Short: "forbidden"}
+		p.change(func() { p.reports = nil })
+		p.change(func() { p.err = &scaler.Failure{Reason: scaler.ReasonForbidden, Short: "forbidden"} })
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		if len(p.reports) != 1 || !strings.HasSuffix(p.reports[0], " forbidden") {
 			t.Errorf("of another reason was reported %q", p.reports)
 		}
-		p.reports, p.err = nil, nil
+		p.change(func() { p.reports, p.err = nil, nil })
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		// The same list is news after an outage.
@@ -167,11 +182,11 @@ func TestAPartThatIsAwayHoldsUpNoOther(t *testing.T) {
 		if len(p.reports) != 2 || p.reports[0] != "100ms a" || !strings.HasSuffix(p.reports[1], " forbidden") {
 			t.Errorf("reported was %q", p.reports)
 		}
-		p.reports, p.objects = nil, []string{"a", "b"}
+		p.change(func() { p.reports, p.objects = nil, []string{"a", "b"} })
 		w.Poke()
 		time.Sleep(time.Minute)
 		p.expect(t, "1m0.1s a b")
-		p.err = nil
+		p.change(func() { p.err = nil })
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		if len(p.reports) != 1 || !strings.HasSuffix(p.reports[0], " a b") {
