@@ -164,7 +164,10 @@ func (s *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 		status(w, http.StatusNotFound, "the server could not find the requested resource")
 		return
 	}
-	if before := s.before; before != nil {
+	s.mu.Lock()
+	before := s.before
+	s.mu.Unlock()
+	if before != nil {
 		before(c)
 	}
 	s.mu.Lock()
@@ -428,6 +431,13 @@ func (s *apiServer) do(f func()) {
 	s.settle()
 	close(s.turn)
 	s.turn = make(chan struct{})
+}
+
+// use lets before be called with each call from now on, before anything else.
+func (s *apiServer) use(before func(call)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = before
 }
 
 // made returns the calls so far whose text has the prefix.

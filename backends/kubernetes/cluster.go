@@ -185,17 +185,22 @@ var errNoAnswer = errors.New("no answer")
 func (cl *cluster) ask(ctx context.Context, call func(context.Context, *kubeaccess.Client) error) error {
 	// What goes wrong is returned, so the client need not log it.
 	ctx = klog.NewContext(ctx, klog.Logger{})
-	err := call(ctx, cl.client.Load())
-	if err == nil || !apierrors.IsUnauthorized(err) || !cl.renew() {
+	client := cl.client.Load()
+	err := call(ctx, client)
+	if err == nil || !apierrors.IsUnauthorized(err) || !cl.renew(client) {
 		return err
 	}
 	return call(ctx, cl.client.Load())
 }
 
-// renew reads the credentials again, but not all the time.
-func (cl *cluster) renew() bool {
+// renew reads the credentials again that refused has, but not all the time. It
+// reports whether there are newer ones: another call may have read them meanwhile.
+func (cl *cluster) renew(refused *kubeaccess.Client) bool {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
+	if cl.client.Load() != refused {
+		return true
+	}
 	if time.Since(cl.renewed) < time.Second {
 		return false
 	}

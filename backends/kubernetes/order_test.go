@@ -55,7 +55,7 @@ func TestAReplacementMadeInBetweenIsTheOneThatGoes(t *testing.T) {
 	s.mu.Lock()
 	s.reconcile = nil
 	s.mu.Unlock()
-	s.before = func(c call) {
+	s.use(func(c call) {
 		if c.String() == "patch deployments/web" {
 			// After both: the pod first.
 			s.mu.Lock()
@@ -70,7 +70,7 @@ func TestAReplacementMadeInBetweenIsTheOneThatGoes(t *testing.T) {
 			real(s)
 			s.mu.Unlock()
 		}
-	}
+	})
 	b.scale(2, idOf(t, r, "web-1-p2"))
 	b.has(2, 2)
 	if pods := s.livePods(); !slices.Equal(pods, []string{"web-1-p1", "web-1-p3"}) {
@@ -212,13 +212,13 @@ func TestACustomResourceIsScaledAndItsVictimGoesBeforeTheNumber(t *testing.T) {
 func TestAConflictWithAnotherWriterIsTriedAgain(t *testing.T) {
 	s, b, r := threeReady(t)
 	writes := 0
-	s.before = func(c call) {
+	s.use(func(c call) {
 		if c.String() == "patch deployments/web/scale" && writes < 3 {
 			writes++
 			// As the Deployment controller, which writes the status.
 			s.change("deployments", "web", func(o object) { merge(o, object{"status": object{"observedGeneration": float64(writes)}}) })
 		}
-	}
+	})
 	b.scale(2, idOf(t, r, "web-1-p3"))
 	b.has(2, 2)
 	if n := len(s.made("patch deployments/web/scale")); n != 4 {
@@ -229,12 +229,12 @@ func TestAConflictWithAnotherWriterIsTriedAgain(t *testing.T) {
 func TestAnOrderThatCrossesAnotherHandIsDecidedAnew(t *testing.T) {
 	s, b, r := threeReady(t)
 	done := false
-	s.before = func(c call) {
+	s.use(func(c call) {
 		if c.String() == "patch deployments/web/scale" && !done {
 			done = true
 			s.scaleTo("deployments", "web", 5)
 		}
-	}
+	})
 	if err := b.order(2, idOf(t, r, "web-1-p3")); !errors.Is(err, scaler.ErrLater) {
 		t.Fatalf("%v", err)
 	}
