@@ -156,7 +156,7 @@ func TestAJobWhosePodIsDeletedIsStopping(t *testing.T) {
 		t.Errorf("after its pod has gone: %+v", rep)
 	}
 	s.change("jobs", name, late(nil))
-	rep := b.settled("after it has failed", func(r scaler.Report) bool { return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseEnded })
+	rep := b.passed("after it has failed", func(r scaler.Report) bool { return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseEnded })
 	// The pod cannot say why any more: the words say where to look.
 	if f := rep.Instances[0].Failure; f == nil || !strings.Contains(f.Error(), "describe job "+name) || !strings.Contains(f.Error(), "it has failed") {
 		t.Errorf("the failure is %v", f)
@@ -180,10 +180,14 @@ func TestAJobThatFailsBeforeItsPodIsSeenToSaysWhy(t *testing.T) {
 			}}},
 		})
 	})
+	// Pods and Jobs are watched apart from each other.
+	b.settled("what the pod says is known", func(r scaler.Report) bool {
+		return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseStopping
+	})
 	s.do(func() {
 		s.endJob(name, object{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it has failed"})
 	})
-	rep := b.settled("after it has failed", func(r scaler.Report) bool { return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseEnded })
+	rep := b.passed("after it has failed", func(r scaler.Report) bool { return len(r.Instances) == 1 && r.Instances[0].Phase == scaler.PhaseEnded })
 	if f := rep.Instances[0].Failure; f == nil || !strings.Contains(f.Error(), "OOMKilled") || !strings.Contains(f.Error(), "out of memory") {
 		t.Errorf("the failure is %v", f)
 	}

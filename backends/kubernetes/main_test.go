@@ -160,6 +160,21 @@ func (b *bench) settled(what string, is func(scaler.Report) bool) scaler.Report 
 	}
 }
 
+// passed waits for such a report, which others may have followed: that an instance
+// has ended is told once.
+func (b *bench) passed(what string, is func(scaler.Report) bool) (rep scaler.Report) {
+	b.t.Helper()
+	eventually(b.t, what, func() bool {
+		all := b.history()
+		k := slices.IndexFunc(all, is)
+		if k >= 0 {
+			rep = all[k]
+		}
+		return k >= 0
+	})
+	return rep
+}
+
 // has waits until so many instances are told of that do not stop, and so many
 // are worked towards.
 func (b *bench) has(instances, desired int) scaler.Report {

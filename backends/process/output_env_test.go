@@ -3,6 +3,8 @@
 package process
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -31,10 +33,14 @@ func TestLinesAreHandedOnWithTheInstanceThatWroteThem(t *testing.T) {
 	}
 	eventually(t, "both lines", func() bool { return has("stdout", "one "+in.ID) && has("stderr", "two") })
 
-	b := shell("echo secret; exit 3")
+	end := filepath.Join(t.TempDir(), "end")
+	b := shell("echo secret; while [ ! -e " + end + " ]; do sleep 0.01; done; exit 3")
 	b.Output = "discard"
 	bn = open(t, b, take)
 	quiet := bn.one()
+	if err := os.WriteFile(end, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if ended := bn.awaitEnd(quiet.ID); ended.Failure == nil {
 		t.Fatal("it has not failed")
 	}
