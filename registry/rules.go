@@ -46,8 +46,8 @@ type Rules struct {
 	Mask func(service json.RawMessage) (json.RawMessage, error)
 
 	// Unproven says whether the newest revision of a service has not run yet, so that one
-	// before it is what the service goes back to. If that is replaced, too, it is one that
-	// has failed.
+	// before it is what the service goes back to. Such a revision counts as failed when a
+	// further one takes its place.
 	Unproven func(name string) bool
 
 	// Evict ends an unused variant and returns true, or returns false because something
