@@ -83,7 +83,7 @@ func (b *bench) made() error {
 	}
 	b.figure("the same above that of such a route", kibi, above, "", atMost("P8", madeBudget, "≤ 3 kB"))
 	b.figure("all memory of one that sleeps, with what the collector has not given back", kibi, anonymouses, "", nil)
-	b.figure("start after kill -9, until all are known", milli, starts, "", atMost("issue 16", 2e9, "≤ 2 s"))
+	b.figure("start after kill -9, until all are known", milli, starts, "", atMost("start", 2e9, "≤ 2 s"))
 	return nil
 }
 
