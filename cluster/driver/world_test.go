@@ -139,8 +139,15 @@ type host struct {
 	ready      atomic.Bool
 }
 
-// hand gives free slots to those that wait. It is called with the lock.
+// hand gives free slots to those that wait, and tells that fewer do. It is called
+// with the lock.
 func (h *host) hand() {
+	before := len(h.queue)
+	defer func() {
+		if len(h.queue) < before {
+			h.d.Demand(service)
+		}
+	}()
 	for len(h.queue) > 0 && h.d.MayWrite() {
 		free := ""
 		for id, n := range h.slots {
