@@ -42,14 +42,14 @@ type Found struct {
 
 // Rejected is what is no service, and why.
 type Rejected struct {
-	Source string // as in SetFound; "storage" for a stored record that cannot be read
+	Source string // as in SetFound; SourceStorage for a stored record that cannot be read
 	Object string // as in Found; empty for a stored record
 	Name   string // the service that it would be
 	Reason string // for people: what is wrong and what to change
 }
 
-// storage is the Source of stored records that are rejected.
-const storage = "storage"
+// SourceStorage is the Source of stored records that are rejected.
+const SourceStorage = "storage"
 
 // foundList is what a source has found.
 type foundList struct {
@@ -255,7 +255,7 @@ func (r *Registry) Rejected() []Rejected {
 	defer r.mu.RUnlock()
 	all := slices.Clone(r.rejected)
 	for name, err := range r.broken {
-		all = append(all, Rejected{Source: storage, Name: name, Reason: "the stored record cannot be read: " + err.Error()})
+		all = append(all, Rejected{Source: SourceStorage, Name: name, Reason: "the stored record cannot be read: " + err.Error()})
 	}
 	sort.SliceStable(all, func(i, k int) bool {
 		a, b := all[i], all[k]

@@ -49,20 +49,21 @@ type keeper struct {
 	ended  context.CancelFunc // of the background
 	ending sync.WaitGroup
 
-	working   sync.Mutex
-	rules     *MadeRules // in force; nil without
-	logger    *zap.Logger
-	ctx       caddy.Context // of the configuration in force
-	options   map[string]*Options
-	made      map[string]*madeService    // by name, derived ones included
-	varied    map[string]map[string]bool // the names of derived ones, by the services from which they are derived
-	named     map[string]map[int]bool    // the revisions that splits name, by service
-	loading   bool                       // the storage is being read for the first time
-	scratch   caddy.Context              // to provision modules with
-	scratched int                        // how often it was
-	finding   map[string]*finding        // by the name of the discoverer
-	telling   bool                       // the cluster is told soon
-	tellCost  time.Duration              // how long that took last
+	working    sync.Mutex
+	rules      *MadeRules // in force; nil without
+	logger     *zap.Logger
+	ctx        caddy.Context // of the configuration in force
+	options    map[string]*Options
+	made       map[string]*madeService    // by name, derived ones included
+	varied     map[string]map[string]bool // the names of derived ones, by the services from which they are derived
+	named      map[string]map[int]bool    // the revisions that splits name, by service
+	loading    bool                       // the storage is being read for the first time
+	unreadable map[string]string          // why stored services cannot be read, by name, as it was logged
+	scratch    caddy.Context              // to provision modules with
+	scratched  int                        // how often it was
+	finding    map[string]*finding        // by the name of the discoverer
+	telling    bool                       // the cluster is told soon
+	tellCost   time.Duration              // how long that took last
 }
 
 // madeService is a service of the registry as it runs, or one that is derived from
@@ -203,7 +204,29 @@ func (k *keeper) refresh(ctx context.Context, names ...string) error {
 	if !k.registry.Loaded() {
 		return k.load(ctx)
 	}
-	return k.registry.Refresh(ctx, names...)
+	err := k.registry.Refresh(ctx, names...)
+	k.sayUnreadable()
+	return err
+}
+
+// sayUnreadable logs which stored services cannot be read, each once for a reason.
+func (k *keeper) sayUnreadable() {
+	now := make(map[string]string)
+	for _, r := range k.registry.Rejected() {
+		if r.Source == registry.SourceStorage {
+			now[r.Name] = r.Reason
+		}
+	}
+	k.working.Lock()
+	said := k.unreadable
+	k.unreadable = now
+	k.working.Unlock()
+	for name, reason := range now {
+		if said[name] != reason {
+			k.log().Error("a service that was made at run time is left as it is, and not served if it was not before: mend its record in the storage, or delete the service through the admin API",
+				zap.String("service", name), zap.String("reason", reason))
+		}
+	}
 }
 
 // madeTimeout bounds reading all services from the storage.
@@ -260,6 +283,7 @@ func (k *keeper) load(ctx context.Context) error {
 	k.setLoading(true)
 	err := k.registry.Load(ctx)
 	k.setLoading(false)
+	k.sayUnreadable()
 	k.catchUp(false)
 	return err
 }

@@ -125,6 +125,11 @@ func (k *keeper) change(ctx context.Context, c MadeChange) (res MadeResult, err 
 		k.log().Info("service changed at run time", zap.String("service", c.Name), zap.String("change", c.Do), zap.String("by", c.Call.By))
 		k.tellRecord(c.Name)
 	}
+	if registry.KindOf(err) == registry.StoreFailed && !c.Call.Operator {
+		// Where and how Caddy stores is for operators.
+		k.log().Error("a service could not be changed at run time", zap.String("service", c.Name), zap.String("change", c.Do), zap.String("by", c.Call.By), zap.Error(err))
+		err = &registry.Error{Kind: registry.StoreFailed, Message: "services cannot be changed now, because the storage does not work: try again later"}
+	}
 	return res, err
 }
 

@@ -245,7 +245,7 @@ func (h *Hub) RegistryView() *RegistryView {
 	for _, r := range k.registry.Rejected() {
 		rejected[r.Source] = append(rejected[r.Source], RejectedView{r.Object, r.Name, r.Reason})
 	}
-	v.Unreadable = rejected["storage"]
+	v.Unreadable = rejected[registry.SourceStorage]
 	k.working.Lock()
 	defer k.working.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(k.finding)) {

@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -287,5 +290,41 @@ func TestParamsOfRequestsMakeServicesOfTheirOwn(t *testing.T) {
 	}
 	if r := at(c, "three.example.net", "/env"); r.Status != 200 || variable(r, "SIZE") != "small" {
 		t.Fatalf("%d %s", r.Status, r.UsherError())
+	}
+}
+
+// A storage that does not work is an operator's business: its owner learns that the
+// change was not made, and the log why. What cannot be read is named.
+func TestAStorageThatFailsIsNamedToOperators(t *testing.T) {
+	c := harness.New(t)
+	c.Start(registrySite(c))
+	services := filepath.Join(c.Dir, "data", "caddy", "usher", "registry", "services")
+	m := mustCall(t, c, http.StatusCreated, "PUT", "hello", `{"template":"web","params":{"WHO":"a"},"hosts":["hello.example.net"]}`, "")
+	if err := errors.Join(os.Rename(services, services+".away"), os.WriteFile(services, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	header := http.Header{}
+	(&http.Request{Header: header}).SetBasicAuth("ann", "secret")
+	r := c.Do(harness.Request{Method: "PUT", Path: "/manage/services/mine", Header: header, Body: strings.NewReader(`{"template":"web","params":{"WHO":"a"}}`)})
+	if r.Status != http.StatusServiceUnavailable || strings.Contains(r.Body, c.Dir) || !strings.Contains(c.RawLog(), "a service could not be changed at run time") {
+		t.Errorf("%d %s", r.Status, r.Body)
+	}
+	if status, _, text := registryCall(c, "PATCH", "hello", `{"params":{"WHO":"b"}}`, m.ETag); status != http.StatusServiceUnavailable || !strings.Contains(text, c.Dir) {
+		t.Errorf("%d %s", status, text)
+	}
+	if r := at(c, "hello.example.net", "/env"); r.Status != 200 || variable(r, "WHO") != "a" {
+		t.Errorf("%d %q", r.Status, r.Body)
+	}
+	if err := errors.Join(os.Remove(services), os.Rename(services+".away", services), os.WriteFile(filepath.Join(services, "torn.json"), []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, soon, func() bool {
+		status, _, _ := registryCall(c, "PATCH", "hello", `{"params":{"WHO":"b"}}`, m.ETag)
+		return status == http.StatusOK
+	}, "changes are made again")
+	c.Kill()
+	c.Start(registrySite(c))
+	if log := c.RawLog(); !strings.Contains(log, "mend its record in the storage") || !strings.Contains(log, `"service":"torn"`) {
+		t.Error("the log does not name what cannot be read")
 	}
 }
