@@ -80,6 +80,11 @@ handle {
 			}
 		}
 	}
+	for line := range c.Metrics("caddy_usher_") {
+		if strings.Contains(line, `service=""`) || strings.Contains(line, "env.HOME") || strings.Contains(line, "passwd") {
+			t.Errorf("a name that a client has sent is in the metrics: %s", line)
+		}
+	}
 	// That which is for them is found.
 	if r := c.Do(harness.Request{Path: "/header", Header: http.Header{"X-Service": {"early"}}}); r.Status != http.StatusNotFound && r.Status != http.StatusOK {
 		t.Errorf("early: %d", r.Status)

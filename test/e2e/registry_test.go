@@ -328,3 +328,15 @@ func TestAStorageThatFailsIsNamedToOperators(t *testing.T) {
 		t.Error("the log does not name what cannot be read")
 	}
 }
+
+// The error routes of a site answer for a service that there is not, as for all other
+// errors of Usher's own.
+func TestErrorRoutesAnswerForAnUnknownService(t *testing.T) {
+	c := harness.New(t)
+	cfg := registrySite(c)
+	cfg.Site += "\nhandle_errors {\n\trespond \"sorry: {http.usher.error}\" {err.status_code}\n}"
+	c.Start(cfg)
+	if r := at(c, "nothing.example.net", "/"); r.Status != http.StatusNotFound || r.Body != "sorry: unknown_service" || r.UsherError() != "unknown_service" {
+		t.Errorf("%d %s %q", r.Status, r.UsherError(), r.Body)
+	}
+}
