@@ -75,6 +75,7 @@ type store struct {
 	mu      sync.Mutex
 	held    *changes  // what the lock's holder knows; nil: not known, or not locked
 	locked  bool      // this store has the lock
+	had     string    // identity of the storage in which changes were seen last
 	last    int64     // the number of the last change that was seen
 	seen    time.Time // when it was first seen
 	refused time.Time // since when the lock is refused without any change; zero: it is not
@@ -99,6 +100,8 @@ type changes struct {
 
 	// The last ones, oldest first: the writer, a space, the name of the service.
 	Recent []string `json:"recent"`
+
+	missing bool // the storage has none
 }
 
 func (c *changes) position(number int64) registry.Position {
@@ -125,7 +128,7 @@ func (c *changes) writer() string {
 func readChanges(ctx context.Context, storage certmagic.Storage) (*changes, error) {
 	b, err := storage.Load(ctx, changesKey)
 	if errors.Is(err, fs.ErrNotExist) {
-		return &changes{Version: changesVersion}, nil
+		return &changes{Version: changesVersion, missing: true}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -233,6 +236,9 @@ func (s *store) write(ctx context.Context, name string, do func(ctx context.Cont
 	if err := storage.Store(ctx, changesKey, b); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.had = identity(storage)
+	s.mu.Unlock()
 	if err := do(ctx, storage, key); err != nil {
 		return err
 	}
@@ -258,6 +264,9 @@ func (s *store) Changes(ctx context.Context, since registry.Position) (registry.
 	if err != nil {
 		return registry.Changes{}, err
 	}
+	if s.lost(storage, c) {
+		return registry.Changes{}, errLost
+	}
 	s.hold(c)
 	found := registry.Changes{Next: c.position(s.followed(c))}
 	from, ok := c.since(since)
@@ -272,6 +281,29 @@ func (s *store) Changes(ctx context.Context, since registry.Position) (registry.
 		}
 	}
 	return found, nil
+}
+
+// errLost says that a storage has nothing any more of what it had.
+var errLost = fmt.Errorf("%s is gone from the storage, and with it maybe all services that were made at run time: see that the storage is there, mounted for instance; those that are known are served on. If it was emptied on purpose, restart Caddy", changesKey)
+
+// lost says whether a storage that had changes has none any more: a directory that is
+// not mounted is empty, and that says of no service that it was deleted.
+func (s *store) lost(storage certmagic.Storage, c *changes) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.missing {
+		return s.had != "" && s.had == identity(storage)
+	}
+	s.had = identity(storage)
+	return false
+}
+
+// identity tells storages apart. A reload makes a new value for the same one.
+func identity(storage certmagic.Storage) string {
+	if named, ok := storage.(fmt.Stringer); ok {
+		return named.String()
+	}
+	return fmt.Sprintf("%T %p", storage, storage)
 }
 
 // followed returns up to which change a reader knows all: without the last one while its

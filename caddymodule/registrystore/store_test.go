@@ -232,3 +232,50 @@ func TestAStorageThatIsNotThereIsAnError(t *testing.T) {
 		t.Errorf("the second time the lock gives %v", err)
 	}
 }
+
+// A directory that is not mounted is empty. That says of no service that it was
+// deleted, and nothing is written there.
+func TestAStorageThatHasLostAllIsAnError(t *testing.T) {
+	place := t.TempDir()
+	storage := files(filepath.Join(place, "mounted"))
+	store := newStore(func() (certmagic.Storage, error) { return storage, nil }, quick)
+	put(t, store, "web")
+	before, err := store.Changes(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := filepath.Join(place, "away")
+	if err := os.Rename(filepath.Join(place, "mounted"), away); err != nil {
+		t.Fatal(err)
+	}
+	storage = files(filepath.Join(place, "mounted")) // as after a reload
+	for _, since := range []registry.Position{before.Next, ""} {
+		if c, err := store.Changes(t.Context(), since); !errors.Is(err, errLost) {
+			t.Errorf("since %q: %+v, %v", since, c, err)
+		}
+	}
+	if err := errors.Join(os.RemoveAll(filepath.Join(place, "mounted")), os.Rename(away, filepath.Join(place, "mounted"))); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := store.Changes(t.Context(), before.Next); err != nil || c.All || len(c.Names) > 0 {
+		t.Errorf("it is back: %+v, %v", c, err)
+	}
+	// Another storage is another matter.
+	storage = files(filepath.Join(place, "other"))
+	if c, err := store.Changes(t.Context(), before.Next); err != nil || !c.All {
+		t.Errorf("another storage: %+v, %v", c, err)
+	}
+}
+
+// put writes a record under the lock.
+func put(t *testing.T, s registry.Store, name string) {
+	t.Helper()
+	unlock, err := s.Lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	if err := s.Put(t.Context(), name, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -329,6 +329,29 @@ func TestAStorageThatFailsIsNamedToOperators(t *testing.T) {
 	}
 }
 
+// A storage that is not there any more, because its directory is not mounted, takes no
+// service away.
+func TestAStorageThatVanishesTakesNoServiceAway(t *testing.T) {
+	c := harness.New(t)
+	c.Start(registrySite(c))
+	m := mustCall(t, c, http.StatusCreated, "PUT", "hello", `{"template":"web","params":{"WHO":"a"},"hosts":["hello.example.net"]}`, "")
+	stored := filepath.Join(c.Dir, "data", "caddy", "usher", "registry")
+	if err := os.Rename(stored, stored+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if status, _, text := registryCall(c, "PATCH", "hello", `{"params":{"WHO":"b"}}`, m.ETag); status != http.StatusServiceUnavailable || !strings.Contains(text, "is gone from the storage") {
+		t.Errorf("%d %s", status, text)
+	}
+	c.MustReload(registrySite(c, "keep_revisions 5"))
+	if r := at(c, "hello.example.net", "/env"); r.Status != 200 || variable(r, "WHO") != "a" {
+		t.Errorf("%d %q", r.Status, r.Body)
+	}
+	if err := errors.Join(os.RemoveAll(stored), os.Rename(stored+".away", stored)); err != nil {
+		t.Fatal(err)
+	}
+	mustCall(t, c, http.StatusOK, "PATCH", "hello", `{"params":{"WHO":"b"}}`, m.ETag)
+}
+
 // The error routes of a site answer for a service that there is not, as for all other
 // errors of Usher's own.
 func TestErrorRoutesAnswerForAnUnknownService(t *testing.T) {
