@@ -60,18 +60,20 @@ func (a *app) plan(r *runner, o scaler.Order) (step, *scaler.Failure) {
 	number := a.state.instances
 	s := step{before: number}
 	victims := a.victims(r, o.Stop)
-	running, others, unnamed := 0, 0, 0
+	running, listed, others, unnamed := 0, 0, 0, 0
 	for id, t := range a.tasks {
-		switch {
-		case !t.counted():
-		default:
-			running++
-			if t.owner != r && !t.extra {
-				others++
-			}
-			if t.owner == r && !t.extra && !slices.Contains(victims, id) {
-				unnamed++
-			}
+		if !t.counted() {
+			continue
+		}
+		running++
+		if t.absent.IsZero() {
+			listed++
+		}
+		if t.owner != r && !t.extra {
+			others++
+		}
+		if t.owner == r && !t.extra && !slices.Contains(victims, id) {
+			unnamed++
 		}
 	}
 	// The number is the app's, and the order is the revision's. An earlier
@@ -82,12 +84,14 @@ func (a *app) plan(r *runner, o scaler.Order) (step, *scaler.Failure) {
 	}
 	target = max(0, target)
 
-	if running > number && len(victims) > 0 && !a.state.locked() {
+	if listed > number && len(victims) > 0 && !a.state.locked() {
 		// A task that was lost has come back after it was replaced. Naming one
 		// now would lower the number below what is wanted, and of those left
 		// over Marathon would choose the next to stop. What runs becomes the
-		// number first, which starts nothing.
-		s.kind, s.number = setNumber, running
+		// number first, which starts nothing. A task that is not on the list
+		// may have ended: with it, the number would start one, and the next
+		// order would find one more of them, and so on.
+		s.kind, s.number = setNumber, listed
 		return s, nil
 	}
 	fewer := min(len(victims), max(0, number-target))

@@ -49,7 +49,10 @@ func (a *app) tell(stopping func(*task) bool) {
 			}
 			i := scaler.Instance{
 				ID: t.name, Phase: t.phase, Since: t.since, Failure: t.failure,
-				Unhealthy: t.unhealthy, Extra: t.extra,
+				Unhealthy: t.unhealthy,
+				// One that is not on the list may have been replaced already: to
+				// count it would be to stop the one that has its place.
+				Extra: t.extra || !t.absent.IsZero(),
 			}
 			if t.address != "" {
 				i.Network, i.Address = "tcp", t.address

@@ -327,6 +327,28 @@ func TestAnUpgradeCountsTheNewAndServesWithTheOld(t *testing.T) {
 	}
 }
 
+// A task that an upgrade has replaced is off the list at once, and believed to be
+// gone only later. Until then it must not cost its successor the place, nor the app
+// one more task.
+func TestATaskOffTheListIsNotCountedBesideItsSuccessor(t *testing.T) {
+	t.Parallel()
+	m := newMasters(t, 1)
+	m.instances, m.tasks = 1, []string{running("a", 31001)}
+	b := at(t, m)
+	m.awaitStream(1)
+	next := strings.ReplaceAll(running("b", 31002), `"version":"`+stamp(0), `"version":"`+stamp(3))
+	m.set(func() { m.config, m.version, m.tasks = 3, 3, []string{next} })
+	m.event("/web")
+	r := b.await("the successor", func(r scaler.Report) bool { _, ok := instance(r, "b"); return ok })
+	old, ok := instance(r, "a")
+	if n, _ := instance(r, "b"); !ok || !old.Extra || !old.Unhealthy || n.Extra {
+		t.Errorf("old %+v, new %+v", old, n)
+	}
+	// An order that was given before that was known stops one, and starts none.
+	b.scale(1, id("b"))
+	wantChanges(t, m, `POST /v2/tasks/delete {"ids":["`+id("b")+`"]}`)
+}
+
 func TestMarathonsChecksCountOnlyAgainstATask(t *testing.T) {
 	t.Parallel()
 	result := func(s string) string { return `,"healthCheckResults":[` + s + `]` }
