@@ -40,6 +40,10 @@ type app struct {
 	expect  expectation
 	takenAt time.Time // when the last read was believed
 
+	// surplusFrom is since when more tasks are listed than are wanted, without a
+	// deployment that sees to it.
+	surplusFrom time.Time
+
 	known     bool            // read at least once
 	missing   time.Time       // since when the app does not exist
 	outage    *scaler.Failure // it cannot be read

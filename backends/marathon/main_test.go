@@ -3,6 +3,7 @@ package marathon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -407,6 +408,18 @@ func (b *bench) scale(n int, stop ...string) {
 
 func (b *bench) order(n int, stop ...string) error {
 	return b.r.Scale(b.t.Context(), scaler.Order{Instances: n, Stop: stop, StopTimeout: time.Second})
+}
+
+// scaleInTime gives an order until the backend carries it out.
+func (b *bench) scaleInTime(n int, stop ...string) {
+	b.t.Helper()
+	eventually(b.t, func() bool {
+		err := b.order(n, stop...)
+		if err != nil && !errors.Is(err, scaler.ErrLater) {
+			b.t.Fatal(err)
+		}
+		return err == nil
+	}, "the order for %d is carried out", n)
 }
 
 func instance(r scaler.Report, name string) (scaler.Instance, bool) {

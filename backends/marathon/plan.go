@@ -60,15 +60,12 @@ func (a *app) plan(r *runner, o scaler.Order) (step, *scaler.Failure) {
 	number := a.state.instances
 	s := step{before: number}
 	victims := a.victims(r, o.Stop)
-	running, listed, others, unnamed := 0, 0, 0, 0
+	running, others, unnamed := 0, 0, 0
 	for id, t := range a.tasks {
 		if !t.counted() {
 			continue
 		}
 		running++
-		if t.absent.IsZero() {
-			listed++
-		}
 		if t.owner != r && !t.extra {
 			others++
 		}
@@ -84,7 +81,15 @@ func (a *app) plan(r *runner, o scaler.Order) (step, *scaler.Failure) {
 	}
 	target = max(0, target)
 
-	if listed > number && len(victims) > 0 && !a.state.locked() {
+	if listed := a.listed(); listed > number && len(victims) > 0 && !a.state.locked() {
+		if a.unsettled(time.Now()) {
+			// Which of them are left when the list is right is not known.
+			return s, &scaler.Failure{
+				Reason: scaler.ReasonConflict, Short: "more tasks are listed than the app is to have",
+				Detail: fmt.Sprintf("app %s is to have %d instances, and %d are listed, maybe because the list is behind; the order is given again in a moment", a.id, number, listed),
+				Err:    scaler.ErrLater,
+			}
+		}
 		// A task that was lost has come back after it was replaced. Naming one
 		// now would lower the number below what is wanted, and of those left
 		// over Marathon would choose the next to stop. What runs becomes the

@@ -147,7 +147,7 @@ func (a *app) gone(now time.Time) {
 		}
 	}
 	a.known, a.calm = true, now.Sub(a.missing) > closeLook
-	a.state = state{}
+	a.state, a.surplusFrom = state{}, time.Time{}
 }
 
 // forgetMissing is how long the tasks of a deleted app are still taken for
@@ -282,7 +282,7 @@ func (a *app) takeTasks(doc *appJSON, fewer bool, now time.Time) {
 		}
 		t.end(f)
 	}
-	a.markExtra(doc)
+	a.markExtra(doc, now)
 }
 
 // vanishAfter is how long a task has to be missing from the list to be taken
@@ -366,28 +366,48 @@ func (t *task) end(f *scaler.Failure) {
 	t.phase, t.failure = scaler.PhaseEnded, f
 }
 
-// markExtra marks the tasks that are about to be replaced: while a deployment
-// is at work and more run than are wanted, those of earlier versions of the
-// app first. They serve as long as they run, but are not counted on.
-func (a *app) markExtra(doc *appJSON) {
-	if !a.state.locked() {
-		return
+// markExtra marks the tasks that are about to be replaced, or were a moment ago: while a
+// deployment is at work and more run than are wanted, those of earlier versions of the
+// app first. They serve as long as they run, but are not counted on. The list can be
+// behind the end of the deployment, so for a while it makes no difference.
+func (a *app) markExtra(doc *appJSON, now time.Time) {
+	surplus := a.listed() - doc.Instances
+	switch {
+	case surplus <= 0 || a.state.locked():
+		a.surplusFrom = time.Time{}
+	case a.surplusFrom.IsZero():
+		a.surplusFrom = now
 	}
-	n := 0
-	for _, t := range a.tasks {
-		if t.counted() {
-			n++
-		}
+	if !a.state.locked() && !a.unsettled(now) {
+		return
 	}
 	var changed time.Time
 	if doc.VersionInfo != nil {
 		changed = when(doc.VersionInfo.LastConfigChangeAt)
 	}
-	surplus := n - doc.Instances
 	for _, id := range slices.Sorted(maps.Keys(a.tasks)) {
-		if t := a.tasks[id]; surplus > 0 && t.counted() && t.config.Before(changed) {
+		t := a.tasks[id]
+		if surplus > 0 && t.counted() && t.absent.IsZero() && !t.config.IsZero() && t.config.Before(changed) {
 			t.extra = true
 			surplus--
 		}
 	}
+}
+
+// listed counts the tasks that the last read has listed and that Marathon counts. The
+// lock is held.
+func (a *app) listed() int {
+	n := 0
+	for _, t := range a.tasks {
+		if t.counted() && t.absent.IsZero() {
+			n++
+		}
+	}
+	return n
+}
+
+// unsettled says whether more tasks are listed than are wanted, and that can still be
+// because the list is behind. The lock is held.
+func (a *app) unsettled(now time.Time) bool {
+	return !a.surplusFrom.IsZero() && now.Sub(a.surplusFrom) < vanishAfter
 }

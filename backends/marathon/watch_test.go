@@ -282,7 +282,7 @@ func TestATaskOutOfSightServesButIsNotCounted(t *testing.T) {
 		a, _ := instance(r, "a")
 		return len(r.Instances) == 2 && !a.Extra && r.Desired == 1
 	})
-	b.scale(1, id("a"))
+	b.scaleInTime(1, id("a"))
 	wantChanges(t, m, `PATCH /v2/apps/web {"instances":2}`, `POST /v2/tasks/delete?scale=true {"ids":["`+id("a")+`"]}`)
 	if m.instances != 1 {
 		t.Errorf("%d instances are wanted", m.instances)
@@ -303,7 +303,7 @@ func TestATaskThatWasLetGoAndComesBackIsAnotherInstance(t *testing.T) {
 	b.await("its return", func(r scaler.Report) bool {
 		return phase(id("a")+"~1", scaler.PhaseReady)(r) && gone("a")(r)
 	})
-	b.scale(1, id("a")+"~1")
+	b.scaleInTime(1, id("a")+"~1")
 	wantChanges(t, m, `PATCH /v2/apps/web {"instances":2}`, `POST /v2/tasks/delete?scale=true {"ids":["`+id("a")+`"]}`)
 }
 
@@ -347,6 +347,37 @@ func TestATaskOffTheListIsNotCountedBesideItsSuccessor(t *testing.T) {
 	// An order that was given before that was known stops one, and starts none.
 	b.scale(1, id("b"))
 	wantChanges(t, m, `POST /v2/tasks/delete {"ids":["`+id("b")+`"]}`)
+}
+
+// The list can be behind the end of an upgrade, and show both tasks when nothing is at
+// work any more. The old one is not counted then either, and what an order says of them
+// waits until the list is right.
+func TestAListThatIsBehindTheEndOfAnUpgradeCostsTheNewTaskNothing(t *testing.T) {
+	t.Parallel()
+	m := newMasters(t, 1)
+	m.instances, m.tasks = 1, []string{running("a", 31001)}
+	b := at(t, m)
+	m.awaitStream(1)
+	next := strings.ReplaceAll(running("b", 31002), `"version":"`+stamp(0), `"version":"`+stamp(3))
+	m.set(func() { m.config, m.version, m.tasks = 3, 3, []string{running("a", 31001), next} })
+	m.event("/web")
+	r := b.await("both", func(r scaler.Report) bool { return len(r.Instances) == 2 })
+	a, _ := instance(r, "a")
+	n, _ := instance(r, "b")
+	if !a.Extra || n.Extra {
+		t.Errorf("old %+v, new %+v", a, n)
+	}
+	if err := b.order(1, id("b")); !errors.Is(err, scaler.ErrLater) {
+		t.Errorf("the order for the new one is not postponed: %v", err)
+	}
+	wantChanges(t, m)
+	// Both run on: now the old one is one too many.
+	b.await("the old one, counted", func(r scaler.Report) bool {
+		a, _ := instance(r, "a")
+		return len(r.Instances) == 2 && !a.Extra
+	})
+	b.scale(1, id("a"))
+	wantChanges(t, m, `PATCH /v2/apps/web {"instances":2}`, `POST /v2/tasks/delete?scale=true {"ids":["`+id("a")+`"]}`)
 }
 
 func TestMarathonsChecksCountOnlyAgainstATask(t *testing.T) {
