@@ -17,6 +17,7 @@ import (
 	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/reserver"
 	"github.com/caddy-usher/usher/scaler/control"
+	"github.com/caddy-usher/usher/test/addr"
 )
 
 // host is a process that listens and answers with its name.
@@ -50,7 +51,7 @@ var kinds = map[string]struct {
 func newHost(t *testing.T, name, address, kind string) *host {
 	t.Helper()
 	if address == "" {
-		address = "127.0.0.1:0"
+		address = addr.Free(t).String()
 	}
 	var ln net.Listener
 	eventually(t, "the address", func() (ok bool) {

@@ -71,14 +71,8 @@ func TestAnAnswerOfAFallbackIsNoErrorOfUshers(t *testing.T) {
 
 func TestAFallbackThatCannotBeReachedLeavesTheAnswerToUsher(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
 	f := failing(t)
-	c := start(t, site("handle_errors {\nreverse_proxy "+address+"\n}\n"+f.usher()))
+	c := start(t, site("handle_errors {\nreverse_proxy "+deaf(t)+"\n}\n"+f.usher()))
 	if r := c.get("/"); r.status != 503 || r.header.Get("Usher-Error") != "start_failed" || !strings.Contains(r.body, "start_failed") {
 		t.Errorf("%+v", r)
 	}

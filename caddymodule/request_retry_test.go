@@ -18,19 +18,11 @@ import (
 
 	"github.com/caddy-usher/usher/caddymodule/hub"
 	"github.com/caddy-usher/usher/scaler/control"
+	"github.com/caddy-usher/usher/test/addr"
 )
 
-// deaf returns an address that was free a moment ago: a connection to it is
-// refused.
-func deaf(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
+// deaf returns an address that refuses connections.
+func deaf(t *testing.T) string { return addr.Refusing(t).String() }
 
 // byHand is a service whose instances the test adds, ready by their word.
 func byHand(t *testing.T, instances string, options ...string) (*fleet, func(before ...string) *config) {

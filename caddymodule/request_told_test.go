@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"encoding/json"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -13,17 +12,6 @@ import (
 	"github.com/caddy-usher/usher/scaler/control"
 )
 
-// refusing is an address without a listener.
-func refusing(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 func TestARequestThatTimesOutBecauseAStartDoesNotBecomeReadyIsToldWhy(t *testing.T) {
 	t.Parallel()
 	for _, detail := range []string{"short", "full"} {
@@ -32,7 +20,7 @@ func TestARequestThatTimesOutBecauseAStartDoesNotBecomeReadyIsToldWhy(t *testing
 		c := start(t, site(f.usher("wait_timeout 1500ms", "error_detail "+detail)))
 		wait := c.begin("GET", "/", "")
 		f.ordered(1)
-		address := refusing(t)
+		address := deaf(t)
 		f.at("tcp", address, func() {})
 		r := wait()
 		if r.status != 503 || r.header.Get("Usher-Error") != "start_failed" || r.header.Get("Retry-After") == "" ||
@@ -93,7 +81,7 @@ func TestTheWaitingPageTellsOfFailedAttemptsWhileTheNextRuns(t *testing.T) {
 	}
 	status := func() control.StartStatus { return serving(t, f.name).Loop.Status().Start }
 	f.ordered(1)
-	id := f.at("tcp", refusing(t), func() {})
+	id := f.at("tcp", deaf(t), func() {})
 	for n, what := range []string{"", "1 attempt failed: exit status 1", "2 attempts failed: exit status 1"} {
 		if n == 0 {
 			continue
@@ -107,7 +95,7 @@ func TestTheWaitingPageTellsOfFailedAttemptsWhileTheNextRuns(t *testing.T) {
 			t.Fatalf("after %d: %s", n, r.body)
 		}
 		eventually(t, "the end of the pause", func() bool { return status().Next.IsZero() })
-		id = f.at("tcp", refusing(t), func() {})
+		id = f.at("tcp", deaf(t), func() {})
 		eventually(t, "the next start", func() bool { return !status().Since.IsZero() })
 		if r := c.get("/x", person...); !strings.Contains(r.body, what) || strings.Contains(r.body, "tried again") {
 			t.Fatalf("while the next runs: %s", r.body)
@@ -145,7 +133,7 @@ func TestAListeningPageIsToldOfEachFailedAttemptAtOnce(t *testing.T) {
 	events := statesOf(t, resp)
 	f.ordered(1)
 	failed := time.Now()
-	f.die(f.at("tcp", refusing(t), func() {}))
+	f.die(f.at("tcp", deaf(t), func() {}))
 	for end := time.After(patience); ; {
 		select {
 		case e := <-events:
@@ -203,7 +191,7 @@ func TestTheAdminAPITellsHowStartsGo(t *testing.T) {
 	}
 	wait := c.begin("GET", "/", "")
 	f.ordered(1)
-	id := f.at("tcp", refusing(t), func() {})
+	id := f.at("tcp", deaf(t), func() {})
 	if st := s.Summary().Start; st == nil || st.Since == nil || st.Failed != 0 || st.Attempts != 3 {
 		t.Errorf("starting: %+v", st)
 	}

@@ -20,6 +20,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/caddy-usher/usher/test/addr"
 )
 
 // An object is what the API server holds.
@@ -102,15 +104,13 @@ func newAPIServer(t *testing.T) *apiServer {
 // start begins to listen, at the same address as before.
 func (s *apiServer) start() {
 	s.t.Helper()
-	address := s.address
-	if address == "" {
-		address = "127.0.0.1:0"
+	if s.address == "" {
+		s.address = addr.Free(s.t).String()
 	}
-	l, err := net.Listen("tcp", address)
+	l, err := net.Listen("tcp", s.address)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.address = l.Addr().String()
 	server := &http.Server{
 		Handler: http.HandlerFunc(s.serve), ErrorLog: log.New(io.Discard, "", 0),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{s.cert}, NextProtos: []string{"h2", "http/1.1"}},

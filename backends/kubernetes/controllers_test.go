@@ -19,6 +19,8 @@ import (
 // them pending.
 func (s *apiServer) controllers(kubelet func(o object)) {
 	serial := 0
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.reconcile = func(s *apiServer) {
 		for range 3 {
 			for _, name := range s.names("pods") {

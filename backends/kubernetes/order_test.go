@@ -454,12 +454,14 @@ func withSpec(o object) object {
 
 func TestAMarkThatMayNotBeWrittenIsSaidOnceAndNotFatal(t *testing.T) {
 	s, b, _ := threeReady(t)
-	s.refuse = func(c call) (int, string) {
-		if c.String() == "patch deployments/web" {
-			return http.StatusForbidden, `deployments.apps "web" is forbidden: User "u" cannot patch resource "deployments"`
+	s.do(func() {
+		s.refuse = func(c call) (int, string) {
+			if c.String() == "patch deployments/web" {
+				return http.StatusForbidden, `deployments.apps "web" is forbidden: User "u" cannot patch resource "deployments"`
+			}
+			return 0, ""
 		}
-		return 0, ""
-	}
+	})
 	b.scale(4)
 	b.scale(5)
 	b.has(5, 5)

@@ -19,17 +19,6 @@ import (
 	"github.com/caddy-usher/usher/scaler"
 )
 
-// freePort is a port without a listener.
-func freePort(t *testing.T) int {
-	t.Helper()
-	ln, err := net.Listen("tcp", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
-}
-
 // perlListens is a command that listens on addresses, says so, and waits.
 func perlListens(addresses ...string) string {
 	script := `perl -MIO::Socket::IP -e '$| = 1; for (@ARGV) { /(.*):(.*)/; push @s, IO::Socket::IP->new(LocalHost => $1, LocalPort => $2, Listen => 5, V6Only => 1) or die "$_: $@" } print "listening\n"; sleep 100'`
@@ -71,7 +60,7 @@ func portOf(t *testing.T, in scaler.Instance) string {
 }
 
 func TestAnInstanceThatListensElsewhereIsToldWhere(t *testing.T) {
-	one, two := freePort(t), freePort(t)
+	one, two := fixedPort(t), fixedPort(t)
 	for how, wrap := range map[string]string{"itself": "exec %s", "a child": "%s & wait", "a session": "setsid %s & wait"} {
 		b := open(t, shell(fmt.Sprintf(wrap, perlListens(fmt.Sprintf("0.0.0.0:%d", one), fmt.Sprintf("::1:%d", two)))))
 		in := b.one()
@@ -116,7 +105,7 @@ func TestWhatDoesNotListenYetIsToldWithItsOutput(t *testing.T) {
 }
 
 func TestAPortThatTheConfigurationOverridesIsNamed(t *testing.T) {
-	port := freePort(t)
+	port := fixedPort(t)
 	script := shell("exec " + perlListens("127.0.0.1:$PORT"))
 	script.Env = map[string]string{"PORT": strconv.Itoa(port)}
 	b := open(t, script)
@@ -138,7 +127,7 @@ func TestASocketThatIsElsewhereIsToldWithoutItsPathToClients(t *testing.T) {
 		return d.Short == "listens on another socket than it was told" && d.Mistake && strings.Contains(d.Detail, path)
 	})
 
-	tcp := shell("exec " + perlListens(fmt.Sprintf("127.0.0.1:%d", freePort(t))))
+	tcp := shell("exec " + perlListens(fmt.Sprintf("127.0.0.1:%d", fixedPort(t))))
 	tcp.Listen = "unix"
 	b = open(t, tcp)
 	in = b.one()
@@ -219,7 +208,7 @@ func TestAShellVariableThatNoShellReplacesIsToldAtLoad(t *testing.T) {
 }
 
 func TestAWrongFixedAddressIsToldAsTheConfigurations(t *testing.T) {
-	told, port := freePort(t), freePort(t)
+	told, port := fixedPort(t), fixedPort(t)
 	b := shell("exec " + perlListens(fmt.Sprintf("127.0.0.1:%d", port)))
 	b.Listen, b.Address = "tcp", fmt.Sprintf("127.0.0.1:%d", told)
 	bn := open(t, b)

@@ -14,17 +14,13 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-usher/usher/scaler"
+	"github.com/caddy-usher/usher/test/addr"
 )
 
 // fixedPort returns a port that is free, and that no pool of other tests has.
 func fixedPort(t *testing.T) int {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
+	return int(addr.Free(t).Port())
 }
 
 func TestTheAddressOfAProgramWithAFixedPortIsALoopbackAddress(t *testing.T) {

@@ -3,7 +3,6 @@ package hub
 import (
 	"context"
 	"errors"
-	"net"
 	"testing"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/caddy-usher/usher/cluster/coordinator"
 	"github.com/caddy-usher/usher/cluster/link"
 	"github.com/caddy-usher/usher/reserver"
+	"github.com/caddy-usher/usher/test/addr"
 )
 
 // away is a coordinator that cannot be reached, so its cluster never has a view.
@@ -37,12 +37,7 @@ func joined(t *testing.T) (*Hub, *membership) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	listener.Close()
+	address := addr.Free(t).String()
 	h := newHub()
 	c := &Cluster{config: ClusterConfig{Name: "test", Listen: address, Advertise: address, Lease: caddy.Duration(time.Second)}, opener: away{}, identity: identity}
 	m, err := h.join(c, nil)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/caddy-usher/usher/cluster"
+	"github.com/caddy-usher/usher/test/addr"
 	"github.com/caddy-usher/usher/test/etcdserver"
 	"github.com/caddy-usher/usher/test/harness"
 )
@@ -72,12 +73,7 @@ func wantWords(t testing.TB, err error, words ...string) {
 // refusing returns the URL of an address where nothing listens.
 func refusing(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return "http://" + l.Addr().String()
+	return "http://" + addr.Refusing(t).String()
 }
 
 // silent returns the URL of a listener that takes connections and says nothing.

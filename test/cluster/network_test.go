@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/caddy-usher/usher/test/addr"
 	"github.com/caddy-usher/usher/test/harness"
 )
 
@@ -175,9 +176,8 @@ func (n *network) toPeer(k int, address, target string) *door {
 
 // toEtcd makes the door through which a Caddy reaches etcd, which is open.
 func (n *network) toEtcd(t *testing.T, k int, target string) *door {
-	d := &door{n: n, address: "127.0.0.1:0", target: target, owner: func(net.Conn) (way, bool) { return way{k, theEtcd}, true }}
+	d := &door{n: n, address: addr.Free(t).String(), target: target, owner: func(net.Conn) (way, bool) { return way{k, theEtcd}, true }}
 	d.unlock(t)
-	d.address = d.open.Addr().String()
 	return d
 }
 

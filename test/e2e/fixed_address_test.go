@@ -3,26 +3,17 @@ package e2e
 import (
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/caddy-usher/usher/test/addr"
 	"github.com/caddy-usher/usher/test/harness"
 )
 
-// freeAddress is a loopback address on which nothing listens.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 func TestAProgramWithAFixedPortWakesServesAndSleeps(t *testing.T) {
 	c := newCaddy(t)
-	address := freeAddress(t)
+	address := addr.Free(t).String()
 	web := harness.Usher("web", c.BackendWith("listen tcp "+address, "-addr", address), "instances 0 1", "idle_timeout 1s", "scale queue")
 	c.Start(harness.Config{Site: web})
 	for range 2 {
@@ -42,8 +33,8 @@ func TestAProgramThatListensOnIPv6OnlyWakesServesAndSleeps(t *testing.T) {
 	if err != nil {
 		t.Skip("this machine has no IPv6: ", err)
 	}
-	address := ln.Addr().String()
 	ln.Close()
+	address := netip.AddrPortFrom(netip.IPv6Loopback(), addr.Free(t).Port()).String()
 	c := newCaddy(t)
 	web := harness.Usher("web", c.BackendWith("listen tcp "+address, "-addr", address), "instances 0 1", "idle_timeout 1s", "scale queue", "ready http /")
 	c.Start(harness.Config{Site: web})

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -10,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-usher/usher/test/addr"
 	"github.com/caddy-usher/usher/test/harness"
 )
 
@@ -22,12 +22,7 @@ func TestMistakeInTheTransportIsAnsweredAsByPlainReverseProxy(t *testing.T) {
 	plain, secure := httptest.NewServer(serve), httptest.NewTLSServer(serve)
 	t.Cleanup(plain.Close)
 	t.Cleanup(secure.Close)
-	dead, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := dead.Addr().String()
-	_ = dead.Close()
+	closed := addr.Refusing(t).String()
 
 	mistakes := []struct {
 		name, transport string

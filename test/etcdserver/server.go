@@ -13,8 +13,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-usher/usher/test/addr"
 	"github.com/caddy-usher/usher/test/harness"
 )
 
@@ -123,24 +122,15 @@ func StartCluster(t testing.TB, n int, o Options) []*Server {
 	return all
 }
 
-// claim returns so many addresses that nothing uses, below the ports that the
-// kernel takes for outgoing connections and above those of the harness: a
-// server that is started again finds its own free.
+// claim returns so many addresses that nothing uses: a server that is started again
+// finds its own free.
 func claim(t testing.TB, n int) []string {
 	t.Helper()
 	var all []string
-	for range 1000 {
-		l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(31200+rand.IntN(1500)))
-		if err != nil {
-			continue
-		}
-		defer l.Close() // at the end: no address is found twice
-		if all = append(all, l.Addr().String()); len(all) == n {
-			return all
-		}
+	for range n {
+		all = append(all, addr.Free(t).String())
 	}
-	t.Fatal("too few ports are free")
-	return nil
+	return all
 }
 
 // Start starts the server again, with the data that it had, and returns when

@@ -19,6 +19,7 @@ import (
 
 	backend "github.com/caddy-usher/usher/backends/kubernetes"
 	"github.com/caddy-usher/usher/scaler/discoverytest"
+	"github.com/caddy-usher/usher/test/addr"
 	"github.com/caddy-usher/usher/test/harness"
 	"github.com/caddy-usher/usher/test/kubernetes/kube"
 )
@@ -177,7 +178,7 @@ func newLine(t *testing.T, kubeconfig string) *line {
 	if !ok || !closed {
 		t.Fatalf("%s names no server", kubeconfig)
 	}
-	l := &line{address: "127.0.0.1:0", to: host, conns: make(map[net.Conn]bool), kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
+	l := &line{address: addr.Free(t).String(), to: host, conns: make(map[net.Conn]bool), kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
 	if _, _, err := net.SplitHostPort(host); err != nil {
 		l.to = net.JoinHostPort(host, "443")
 	}
@@ -212,7 +213,7 @@ func (l *line) restore() {
 		panic(err)
 	}
 	l.mu.Lock()
-	l.address, l.ln = ln.Addr().String(), ln
+	l.ln = ln
 	l.mu.Unlock()
 	l.done.Go(func() {
 		for {

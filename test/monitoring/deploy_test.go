@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -14,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-usher/usher/test/addr"
 	"github.com/caddy-usher/usher/test/harness"
 )
 
@@ -38,12 +38,7 @@ func without(rules string) string {
 // nowhere is a kubeconfig of a cluster that refuses connections.
 func nowhere(t *testing.T, c *harness.Caddy) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := addr.Refusing(t)
 	path := c.Path("kubeconfig")
 	text := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Config", "current-context": "c",
 		"clusters": [{"name": "c", "cluster": {"server": "http://%s"}}], "users": [{"name": "u", "user": {"token": "t"}}],
@@ -179,12 +174,7 @@ func TestTheAlertOfACaddyThatIsCutOffFires(t *testing.T) {
 	t.Parallel()
 	program(t, "prometheus")
 	c := harness.New(t)
-	nowhere, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	url := "http://" + nowhere.Addr().String()
-	nowhere.Close()
+	url := "http://" + addr.Refusing(t).String()
 	c.Start(harness.Config{
 		Global: "metrics", Site: "respond ok",
 		Usher: "cluster {\n\tcoordinator etcd " + url + "\n\tlisten 127.0.0.1:0\n\tadvertise 127.0.0.1:1\n\tsecret \"what all of them know\"\n}",

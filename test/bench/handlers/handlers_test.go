@@ -14,7 +14,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -31,6 +30,7 @@ import (
 
 	_ "github.com/caddy-usher/usher"
 	"github.com/caddy-usher/usher/caddymodule"
+	"github.com/caddy-usher/usher/test/addr"
 	_ "github.com/caddy-usher/usher/test/bench/standin"
 )
 
@@ -74,7 +74,7 @@ func stock(n int, policy string) string {
 // serve puts a site in force and returns its server.
 func serve(b *testing.B, site string) *caddyhttp.Server {
 	b.Helper()
-	admin, front := freeAddress(b), freeAddress(b)
+	admin, front := addr.Free(b).String(), addr.Free(b).String()
 	text := fmt.Sprintf("{\nadmin %s\nauto_https off\nlog default {\noutput discard\n}\n}\nhttp://%s {\n%s\n}\n", admin, front, site)
 	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
 	if err != nil {
@@ -132,16 +132,6 @@ func (echo) RoundTrip(r *http.Request) (*http.Response, error) {
 		Body:          io.NopCloser(strings.NewReader("hello\n")),
 		ContentLength: int64(len("hello\n")), Request: r,
 	}, nil
-}
-
-func freeAddress(b *testing.B) string {
-	b.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 // awaitReady waits until all instances have slots.

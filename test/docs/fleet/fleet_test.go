@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	_ "github.com/caddy-usher/usher"
+	"github.com/caddy-usher/usher/test/addr"
 	_ "github.com/caddy-usher/usher/test/docs/fleet"
 	_ "github.com/caddy-usher/usher/test/docs/spare"
 )
@@ -53,7 +53,7 @@ func TestTheExamplesWork(t *testing.T) {
 		t.Cleanup(s.Close)
 		return s.Listener.Addr().String()
 	}
-	site, admin := freeAddress(t), freeAddress(t)
+	site, admin := addr.Free(t).String(), addr.Free(t).String()
 	storage, err := os.MkdirTemp("", "usher-fleet")
 	if err != nil {
 		t.Fatal(err)
@@ -140,14 +140,4 @@ func get(t *testing.T, url string) string {
 		t.Fatal(err)
 	}
 	return string(b)
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
