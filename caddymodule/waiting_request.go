@@ -79,7 +79,7 @@ func (q *request) comeBack(v *hub.Visitor) (has bool, err error) {
 	}
 	defer visitors.End(v)
 	if v.Reason() != nil {
-		// It was sent away, and comes as anybody else.
+		// It was sent away, and comes as any other request.
 		return q.service.Reserver.Reserve(&q.reservation, q.asks())
 	}
 	q.pageLate = true

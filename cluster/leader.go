@@ -252,7 +252,7 @@ func (n *Node) adopt() {
 	}
 	for _, p := range n.view.Members {
 		if l.row(p.Boot) == nil {
-			// It could get no slots from anybody before it was in the view.
+			// It could get no slots from other members before it was in the view.
 			l.rows = append(l.rows, row{peer: p, heard: n.now.Mono, until: n.now.Mono})
 		}
 	}

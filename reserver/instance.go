@@ -90,7 +90,7 @@ func (s *Service) Add(id, revision, network, address string, slots int) *Instanc
 }
 
 // AddUnbound is Add for an instance whose address can be given to something
-// else before anybody knows that it has ended.
+// else before it is known that it has ended.
 func (s *Service) AddUnbound(id, revision, network, address string, slots int) *Instance {
 	i := &Instance{ID: id, Revision: revision, Network: network, Address: address, slots: slots}
 	i.reusable.Store(true)

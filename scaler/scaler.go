@@ -487,7 +487,7 @@ const (
 	// PhaseReady: it exists, and the platform's own check has passed. Only
 	// services with `ready platform` make use of the difference.
 	PhaseReady
-	// PhaseStopping: it was asked to stop, by whomever. It gets no request.
+	// PhaseStopping: it was asked to stop, by Usher or another client. It gets no request.
 	PhaseStopping
 	// PhaseEnded: it is gone.
 	PhaseEnded

@@ -148,7 +148,7 @@ func (j *jobs) report() {
 		case scaler.PhaseEnded:
 			ended[one.uid] = true
 			if j.ended[one.uid] || !j.full {
-				continue // it was told, or ended before anybody looked
+				continue // it was told, or ended before it was looked at
 			}
 		case scaler.PhaseStopping:
 			if j.stopping[one.uid] {

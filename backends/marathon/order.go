@@ -34,9 +34,9 @@ type order struct {
 	known bool // that Marathon cannot be asked was known before
 }
 
-// Scale carries out an order. It reads first, because the number of an app is
-// anybody's; it makes one change after the other; and after each it knows what
-// Marathon works towards.
+// Scale carries out an order. It reads first, because other clients
+// can change the number of an app; it makes one change after the other; and after
+// each it knows what Marathon works towards.
 func (r *runner) Scale(ctx context.Context, o scaler.Order) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		var cancel context.CancelFunc

@@ -328,7 +328,7 @@ func (t *task) take(doc *appJSON, j *gomarathon.Task) {
 	case over(j.State):
 		f := taskFailure(doc.LastTaskFailure, t.id)
 		if f == nil && j.State == taskKilled {
-			t.phase = scaler.PhaseStopping // by whomever
+			t.phase = scaler.PhaseStopping // by some client
 		}
 		if f == nil && j.State != taskKilled {
 			f = &scaler.Failure{Reason: scaler.ReasonExit, Short: "the task ended", Detail: "task " + t.id + " is in state " + j.State}

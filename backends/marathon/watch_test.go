@@ -307,23 +307,34 @@ func TestATaskThatWasLetGoAndComesBackIsAnotherInstance(t *testing.T) {
 	wantChanges(t, m, `PATCH /v2/apps/web {"instances":2}`, `POST /v2/tasks/delete?scale=true {"ids":["`+id("a")+`"]}`)
 }
 
+// upgraded is an app whose task a was followed by b, of a later version of the app. The
+// list that is read has the tasks. It returns both as they are reported then.
+func upgraded(t *testing.T, deployments, tasks []string) (m *masters, b *bench, older, newer scaler.Instance) {
+	t.Helper()
+	m = newMasters(t, 1)
+	m.instances, m.tasks = 1, []string{running("a", 31001)}
+	b = at(t, m)
+	m.awaitStream(1)
+	m.set(func() { m.config, m.version, m.deployments, m.tasks = 3, 3, deployments, tasks })
+	m.event("/web")
+	b.await("both", func(r scaler.Report) bool {
+		older, _ = instance(r, "a")
+		newer, _ = instance(r, "b")
+		return len(r.Instances) == 2
+	})
+	return m, b, older, newer
+}
+
+// later is the task b of a later version of the app.
+func later() string {
+	return strings.ReplaceAll(running("b", 31002), `"version":"`+stamp(0), `"version":"`+stamp(3))
+}
+
 func TestAnUpgradeCountsTheNewAndServesWithTheOld(t *testing.T) {
 	t.Parallel()
-	m := newMasters(t, 1)
-	m.instances, m.tasks = 1, []string{running("a", 31001)}
-	b := at(t, m)
-	m.awaitStream(1)
-	next := strings.ReplaceAll(running("b", 31002), `"version":"`+stamp(0), `"version":"`+stamp(3))
-	m.set(func() {
-		m.config, m.version, m.deployments = 3, 3, []string{"upgrade"}
-		m.tasks = []string{running("a", 31001), next}
-	})
-	m.event("/web")
-	r := b.await("both", func(r scaler.Report) bool { return len(r.Instances) == 2 })
-	a, _ := instance(r, "a")
-	n, _ := instance(r, "b")
-	if !a.Extra || n.Extra || a.Phase != scaler.PhaseReady {
-		t.Errorf("old %+v, new %+v", a, n)
+	_, _, older, newer := upgraded(t, []string{"upgrade"}, []string{running("a", 31001), later()})
+	if !older.Extra || newer.Extra || older.Phase != scaler.PhaseReady {
+		t.Errorf("old %+v, new %+v", older, newer)
 	}
 }
 
@@ -332,17 +343,9 @@ func TestAnUpgradeCountsTheNewAndServesWithTheOld(t *testing.T) {
 // one more task.
 func TestATaskOffTheListIsNotCountedBesideItsSuccessor(t *testing.T) {
 	t.Parallel()
-	m := newMasters(t, 1)
-	m.instances, m.tasks = 1, []string{running("a", 31001)}
-	b := at(t, m)
-	m.awaitStream(1)
-	next := strings.ReplaceAll(running("b", 31002), `"version":"`+stamp(0), `"version":"`+stamp(3))
-	m.set(func() { m.config, m.version, m.tasks = 3, 3, []string{next} })
-	m.event("/web")
-	r := b.await("the successor", func(r scaler.Report) bool { _, ok := instance(r, "b"); return ok })
-	old, ok := instance(r, "a")
-	if n, _ := instance(r, "b"); !ok || !old.Extra || !old.Unhealthy || n.Extra {
-		t.Errorf("old %+v, new %+v", old, n)
+	m, b, older, newer := upgraded(t, nil, []string{later()})
+	if !older.Extra || !older.Unhealthy || newer.Extra {
+		t.Errorf("old %+v, new %+v", older, newer)
 	}
 	// An order that was given before that was known stops one, and starts none.
 	b.scale(1, id("b"))
@@ -354,18 +357,9 @@ func TestATaskOffTheListIsNotCountedBesideItsSuccessor(t *testing.T) {
 // waits until the list is right.
 func TestAListThatIsBehindTheEndOfAnUpgradeCostsTheNewTaskNothing(t *testing.T) {
 	t.Parallel()
-	m := newMasters(t, 1)
-	m.instances, m.tasks = 1, []string{running("a", 31001)}
-	b := at(t, m)
-	m.awaitStream(1)
-	next := strings.ReplaceAll(running("b", 31002), `"version":"`+stamp(0), `"version":"`+stamp(3))
-	m.set(func() { m.config, m.version, m.tasks = 3, 3, []string{running("a", 31001), next} })
-	m.event("/web")
-	r := b.await("both", func(r scaler.Report) bool { return len(r.Instances) == 2 })
-	a, _ := instance(r, "a")
-	n, _ := instance(r, "b")
-	if !a.Extra || n.Extra {
-		t.Errorf("old %+v, new %+v", a, n)
+	m, b, older, newer := upgraded(t, nil, []string{running("a", 31001), later()})
+	if !older.Extra || newer.Extra {
+		t.Errorf("old %+v, new %+v", older, newer)
 	}
 	if err := b.order(1, id("b")); !errors.Is(err, scaler.ErrLater) {
 		t.Errorf("the order for the new one is not postponed: %v", err)

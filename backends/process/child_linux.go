@@ -14,7 +14,7 @@ import (
 // child is the main process of an instance. It leads a session of its own, so
 // that it does not have Caddy's controlling terminal, and with it a process
 // group. Of one that this Caddy forked neither the pid nor the id of the group
-// can be given to anybody else until it is reaped; that is what makes signals to
+// can be given to another process until it is reaped; that is what makes signals to
 // the group safe. One that an earlier Caddy forked is init's to reap, and gets
 // its signals process by process, through pidfds.
 type child struct {

@@ -109,7 +109,7 @@ func makeSocketDir(path string, a *account) *scaler.Failure {
 }
 
 // makeSocketBase makes the directory under the temporary one, or makes sure
-// that the one which is there is Caddy's own: anybody may create names there.
+// that the one which is there is Caddy's own: any user may create names there.
 func makeSocketBase(base string) error {
 	err := os.Mkdir(base, 0o711)
 	switch {

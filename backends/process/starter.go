@@ -23,9 +23,9 @@ type launch struct {
 // signal mask of that thread.
 //
 // The goroutine begins with the first start, so that a configuration that is
-// only loaded does not have one, and lasts for as long as anybody holds the
-// starter: every Scaler that has started something, until it is closed, and
-// every instance, until it is reaped. So it never ends under a child.
+// only loaded does not have one, and lasts for as long as the starter is
+// held: by every Scaler that has started something, until it is closed, and
+// by every instance, until it is reaped. So it never ends under a child.
 type starter struct {
 	mu      sync.Mutex
 	holders int
